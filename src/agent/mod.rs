@@ -1,0 +1,84 @@
+//! Agents: the nouns, and the trait that answers mail. A [`Handler`] is a pure step; the dispatcher stores what it returns
+//! together with the block that brought the message.
+
+use crate::chain::{Address, Hash, Height, Payload, Time};
+
+/// A message on the chain, addressed to an agent's wallet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Message {
+    /// The transaction's hash.
+    pub id: Hash,
+    /// Who sent it.
+    pub from: Address,
+    /// What it says.
+    pub payload: Payload,
+    /// The block that brought it.
+    pub height: Height,
+    /// That block's time.
+    pub time: Time,
+}
+
+/// Where the agent stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Context {
+    /// The agent's name.
+    pub agent: String,
+    /// Its wallet.
+    pub wallet: Address,
+    /// The time of the block at hand.
+    pub now: Time,
+    /// The height of the block at hand.
+    pub height: Height,
+    /// What the wallet has.
+    pub balance: u64,
+    /// What one message costs.
+    pub message_fee: u64,
+    /// What may still be spent on fees within this hour.
+    pub fee_left: u64,
+}
+
+/// What a handler is called for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A message came.
+    Message(Message),
+    /// A timer with this tag has run out.
+    Timer(String),
+}
+
+/// What a handler wants done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Answer the sender.
+    Reply(Payload),
+    /// Write to anybody.
+    Send {
+        /// To whom.
+        to: Address,
+        /// What.
+        payload: Payload,
+    },
+    /// Remind me.
+    StartTimer {
+        /// Comes back in the event; replaces a timer of the same tag.
+        tag: String,
+        /// With the first block at or after this moment.
+        at: Time,
+    },
+    /// Tell the operator.
+    Emit {
+        /// A short name.
+        topic: String,
+        /// Text.
+        text: String,
+    },
+}
+
+/// What came of one event: what to do and the new memory, or why the event is set aside.
+pub type Outcome = Result<(Vec<Effect>, Vec<u8>), String>;
+
+/// Who answers. Cannot fail: a handler that does is answered for by the built-in, which parks the message.
+pub trait Handler: Send + Sync {
+    /// Handles one event. `memory` is what this agent returned last time, empty at first.
+    fn handle(&self, context: &Context, event: &Event, memory: &[u8]) -> Outcome;
+}
