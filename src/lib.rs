@@ -2,5 +2,9 @@
 
 pub mod agent;
 pub mod chain;
+pub mod ledger;
+pub mod mempool;
+pub mod producer;
 pub mod rate_limit;
+pub mod storage;
 pub mod sync;

@@ -30,7 +30,7 @@ pub use keys::{KeyError, PublicKey, SecretKey, Signature};
 pub use rules::BlockError;
 pub use state::State;
 pub use time::{Time, TimeError};
-pub use transaction::{Kind, Payload, Submission, SubmissionError, Transaction};
+pub use transaction::{Kind, PAYLOAD_MAX_BYTES, Payload, Submission, SubmissionError, Transaction};
 
 /// How many blocks lie below a block; genesis has 0.
 pub type Height = u64;

@@ -1,7 +1,7 @@
 //! From [`Block`] to [`VerifiedBlock`]: all that can be checked of a block without its parent, off the ordered path and
 //! on every core. Signatures of many blocks are checked in one batch, which costs a third of checking them singly.
 
-use super::{Block, BlockError, Genesis, Hash, VerifiedBlock, format, merkle, rules};
+use super::{Block, BlockError, Genesis, Hash, Transaction, VerifiedBlock, format, merkle, rules};
 use ed25519_zebra::batch;
 
 /// Signatures in one batch; larger ones gain nothing more.
@@ -45,7 +45,7 @@ fn check_form(block: Block, genesis: &Genesis) -> Result<Form, BlockError> {
     if block.header.tx_count as usize != block.transactions.len() {
         return Err(BlockError::TxCount { expected: block.transactions.len(), got: block.header.tx_count });
     }
-    let bytes: usize = block.transactions.iter().map(|transaction| 160 + transaction.payload.len()).sum();
+    let bytes: usize = block.transactions.iter().map(block_share).sum();
     if bytes > genesis.block_bytes_max as usize {
         return Err(BlockError::TooLarge { field: "block", got: bytes, max: genesis.block_bytes_max });
     }
@@ -127,8 +127,13 @@ impl Batch {
     }
 }
 
+/// What a transaction counts against a block's `block_bytes_max`: a little more than its encoding takes.
+pub fn block_share(transaction: &Transaction) -> usize {
+    160 + transaction.payload.len()
+}
+
 /// Whether `signature` over a transaction with `text` holds: for a transaction on its way into the mempool.
-pub fn verify_transaction(transaction: &super::Transaction, text: &str) -> Result<(), &'static str> {
+pub fn verify_transaction(transaction: &Transaction, text: &str) -> Result<(), &'static str> {
     transaction.public_key.check_order().map_err(|_| "the key has low order")?;
     if transaction.public_key.verifies(text.as_bytes(), &transaction.signature) {
         Ok(())

@@ -1,0 +1,470 @@
+//! Transactions that wait for a block. One that was accepted is kept on disk until it is in a block or is dropped, and a
+//! dropped one keeps its reason for a while.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap, HashMap, VecDeque};
+use std::ops::Bound;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use tokio::sync::watch;
+
+use crate::chain::{
+    Address, Hash, Height, NonceRule, PAYLOAD_MAX_BYTES, State, Submission, SubmissionError, Time, Transaction,
+    TransactionError, VerifiedBlock, format, verify,
+};
+use crate::ledger::{BlockHook, Ledger};
+use crate::storage::{KeptTransaction, StorageError, StoredAccount, Writer};
+
+/// The waiting transactions; cheap to clone.
+#[derive(Clone)]
+pub struct Mempool {
+    ledger: Ledger,
+    shared: Arc<Shared>,
+    config: MempoolConfig,
+}
+
+/// How much may wait, and how long.
+#[derive(Clone, Debug)]
+pub struct MempoolConfig {
+    /// Transactions at most.
+    pub transactions_max: usize,
+    /// Of one sender at most.
+    pub per_sender_max: usize,
+    /// How long one waits before it is dropped, in milliseconds.
+    pub expire_ms: u64,
+    /// Reasons of dropped ones that are kept at most.
+    pub dropped_max: usize,
+}
+
+/// A waiting transaction.
+pub type Pending = KeptTransaction;
+
+/// What became of a transaction that is in no block.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TransactionStatus {
+    /// It waits.
+    Pending(Pending),
+    /// It will not enter the chain.
+    Dropped {
+        /// Why.
+        reason: String,
+        /// Since when.
+        at: Time,
+    },
+}
+
+/// Why a transaction was not accepted.
+#[derive(Debug, thiserror::Error)]
+pub enum SubmitError {
+    /// It is not well formed.
+    #[error(transparent)]
+    Invalid(#[from] SubmissionError),
+    /// It is for another chain.
+    #[error("field `chain_id`: expected `{expected}`, got `{got}`")]
+    WrongChain {
+        /// Ours.
+        expected: String,
+        /// Its.
+        got: String,
+    },
+    /// It is not its sender's.
+    #[error("field `signature`: not the sender's over this transaction ({0})")]
+    Signature(&'static str),
+    /// It cannot happen.
+    #[error("{field}: {error}", field = field_of(.0), error = .0)]
+    Transaction(#[from] TransactionError),
+    /// Its payload is too long.
+    #[error("field `payload`: {got} bytes, at most {max} are allowed")]
+    Payload {
+        /// Its length.
+        got: usize,
+        /// How long it may be.
+        max: usize,
+    },
+    /// It is on the chain already.
+    #[error("transaction {hash} is confirmed already, in block {height}")]
+    Confirmed {
+        /// Its hash.
+        hash: Hash,
+        /// Its block.
+        height: Height,
+    },
+    /// Another one of this sender waits with this nonce.
+    #[error(
+        "field `nonce`: transaction {pending} of the same sender waits with nonce {nonce}; a higher fee replaces it"
+    )]
+    NonceTaken {
+        /// Whose.
+        pending: Hash,
+        /// Which.
+        nonce: u64,
+    },
+    /// Nothing more of this sender may wait.
+    #[error("field `from`: {max} transactions of this sender wait already")]
+    SenderFull {
+        /// How many may.
+        max: usize,
+    },
+    /// Nothing more may wait.
+    #[error("{max} transactions wait already and none pays less than this one")]
+    Full {
+        /// How many may.
+        max: usize,
+    },
+    /// The database failed.
+    #[error("{0}")]
+    Storage(#[from] StorageError),
+}
+
+fn field_of(error: &TransactionError) -> &'static str {
+    match error {
+        TransactionError::NonceTooLow { .. }
+        | TransactionError::NonceNotNext { .. }
+        | TransactionError::NonceExhausted(_) => "field `nonce`",
+        TransactionError::FeeTooLow { .. } => "field `fee`",
+        TransactionError::MessageAmount(_) | TransactionError::Insufficient { .. } | TransactionError::Overflow(_) => {
+            "field `amount`"
+        }
+    }
+}
+
+/// The part that the ledger calls and the pool share.
+#[derive(Default)]
+struct Shared {
+    pool: Mutex<Pool>,
+    added: watch::Sender<u64>,
+}
+
+#[derive(Default)]
+struct Pool {
+    by_hash: HashMap<Hash, Pending>,
+    by_sender: HashMap<Address, BTreeMap<u64, Hash>>,
+    dropped: HashMap<Hash, (String, Time)>,
+    dropped_order: VecDeque<Hash>,
+}
+
+/// The mempool's eye on the chain: what a block holds waits no more. Goes into [`Ledger::open`] before the mempool itself.
+pub struct MempoolHook {
+    shared: Arc<Shared>,
+    /// Seen in blocks that are not committed yet, with the sender's lowest nonce from then on.
+    included: Vec<Hash>,
+    stale: Vec<(Hash, String)>,
+}
+
+impl Default for MempoolConfig {
+    fn default() -> Self {
+        Self { transactions_max: 10_000, per_sender_max: 1_000, expire_ms: 3_600_000, dropped_max: 10_000 }
+    }
+}
+
+impl Shared {
+    fn pool(&self) -> MutexGuard<'_, Pool> {
+        self.pool.lock().expect("nobody panics while holding the pool")
+    }
+}
+
+impl MempoolHook {
+    /// A hook for a ledger about to be opened.
+    #[expect(clippy::new_without_default, reason = "a hook that no ledger knows would be a mistake worth seeing")]
+    pub fn new() -> Self {
+        Self { shared: Arc::default(), included: Vec::new(), stale: Vec::new() }
+    }
+
+    /// What [`Mempool::open`] needs of it, once the ledger has it.
+    pub fn handle(&self) -> MempoolHandle {
+        MempoolHandle(Arc::clone(&self.shared))
+    }
+}
+
+/// Connects a mempool with the hook that the ledger calls.
+pub struct MempoolHandle(Arc<Shared>);
+
+impl BlockHook for MempoolHook {
+    fn on_block(&mut self, writer: &Writer<'_>, block: &VerifiedBlock, state: &State) -> Result<(), StorageError> {
+        let pool = self.shared.pool();
+        if pool.by_hash.is_empty() {
+            return Ok(());
+        }
+        for (hash, transaction) in block.transaction_hashes().iter().zip(&block.block().transactions) {
+            if pool.by_hash.contains_key(hash) {
+                self.included.push(*hash);
+                writer.forget_transaction(hash)?;
+            }
+            let from = transaction.from();
+            let Some(waiting) = pool.by_sender.get(&from) else { continue };
+            let lowest = state.account(&from).unwrap_or_default().nonce;
+            for (&nonce, other) in waiting.range(..lowest).filter(|(_, other)| !self.included.contains(other)) {
+                let reason = TransactionError::NonceTooLow { from, got: nonce, lowest };
+                self.stale.push((*other, reason.to_string()));
+                writer.forget_transaction(other)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn committed(&mut self) {
+        if self.included.is_empty() && self.stale.is_empty() {
+            return;
+        }
+        let mut pool = self.shared.pool();
+        for hash in self.included.drain(..) {
+            pool.remove(&hash);
+        }
+        for (hash, reason) in self.stale.drain(..) {
+            pool.drop_with(&hash, reason, Time::now());
+        }
+    }
+
+    fn rolled_back(&mut self) {
+        self.included.clear();
+        self.stale.clear();
+    }
+}
+
+impl Pool {
+    fn insert(&mut self, pending: Pending) {
+        let sender = pending.transaction.from();
+        self.by_sender.entry(sender).or_default().insert(pending.transaction.nonce, pending.hash);
+        self.dropped.remove(&pending.hash);
+        self.by_hash.insert(pending.hash, pending);
+    }
+
+    fn remove(&mut self, hash: &Hash) -> Option<Pending> {
+        let pending = self.by_hash.remove(hash)?;
+        let sender = pending.transaction.from();
+        if let Some(waiting) = self.by_sender.get_mut(&sender) {
+            if waiting.get(&pending.transaction.nonce) == Some(hash) {
+                waiting.remove(&pending.transaction.nonce);
+            }
+            if waiting.is_empty() {
+                self.by_sender.remove(&sender);
+            }
+        }
+        Some(pending)
+    }
+
+    fn drop_with(&mut self, hash: &Hash, reason: String, at: Time) {
+        if self.remove(hash).is_some() && self.dropped.insert(*hash, (reason, at)).is_none() {
+            self.dropped_order.push_back(*hash);
+        }
+    }
+
+    fn trim_dropped(&mut self, max: usize) {
+        while self.dropped_order.len() > max {
+            let oldest = self.dropped_order.pop_front().expect("longer than max");
+            self.dropped.remove(&oldest);
+        }
+    }
+
+    /// All by fee, highest first, then age; but of one sender in the order of nonces, or the later would void the earlier.
+    fn ordered(&self, limit: usize) -> Vec<Pending> {
+        let entry = |sender: Address, above: Bound<u64>| {
+            let (nonce, hash) = self.by_sender[&sender].range((above, Bound::Unbounded)).next()?;
+            let pending = &self.by_hash[hash];
+            Some((pending.transaction.fee, Reverse((pending.received, *hash)), sender, *nonce))
+        };
+        let mut heads: BinaryHeap<_> =
+            self.by_sender.keys().filter_map(|sender| entry(*sender, Bound::Unbounded)).collect();
+        let mut ordered = Vec::new();
+        while ordered.len() < limit
+            && let Some((_, Reverse((_, hash)), sender, nonce)) = heads.pop()
+        {
+            ordered.push(self.by_hash[&hash].clone());
+            heads.extend(entry(sender, Bound::Excluded(nonce)));
+        }
+        ordered
+    }
+}
+
+impl Mempool {
+    /// Opens the mempool of `ledger`, which has the hook of `handle`, with what was kept.
+    pub fn open(ledger: Ledger, handle: MempoolHandle, config: MempoolConfig) -> Result<Self, StorageError> {
+        let shared = handle.0;
+        for kept in ledger.storage().read(|reader| reader.kept_transactions())? {
+            shared.pool().insert(kept);
+        }
+        Ok(Self { ledger, shared, config })
+    }
+
+    /// Checks a transaction against the head and what waits, and keeps it; answers its hash. One that waits already is
+    /// accepted again, to the same effect.
+    pub async fn submit(&self, submission: Submission) -> Result<Hash, SubmitError> {
+        let expected = &self.ledger.genesis().chain_id;
+        if submission.chain_id != *expected {
+            return Err(SubmitError::WrongChain { expected: expected.clone(), got: submission.chain_id });
+        }
+        let known = match submission.public_key {
+            Some(_) => None,
+            None => {
+                let from = submission.from;
+                let account = self.ledger.storage().read_async(move |reader| reader.account(&from)).await?;
+                account.and_then(|account| account.public_key)
+            }
+        };
+        self.submit_transaction(submission.into_transaction(known)?).await
+    }
+
+    /// As [`Mempool::submit`], for a transaction whose chain is this one.
+    pub async fn submit_transaction(&self, transaction: Transaction) -> Result<Hash, SubmitError> {
+        if transaction.payload.len() > PAYLOAD_MAX_BYTES {
+            return Err(SubmitError::Payload { got: transaction.payload.len(), max: PAYLOAD_MAX_BYTES });
+        }
+        let text = format::signing_text(&self.ledger.genesis().chain_id, &transaction);
+        let hash = format::transaction_hash(&text);
+        if self.shared.pool().by_hash.contains_key(&hash) {
+            return Ok(hash);
+        }
+        verify::verify_transaction(&transaction, &text).map_err(SubmitError::Signature)?;
+        let from = transaction.from();
+        let (confirmed, account) = self
+            .ledger
+            .storage()
+            .read_async(move |reader| Ok((reader.transaction(&hash)?, reader.account(&from)?)))
+            .await?;
+        if let Some(stored) = confirmed {
+            return Err(SubmitError::Confirmed { hash, height: stored.height });
+        }
+        let pending = Pending { transaction, hash, received: Time::now() };
+        let gone = self.admit(&pending, account)?;
+        let kept = pending.clone();
+        let written = self
+            .ledger
+            .write(move |writer| {
+                gone.iter().try_for_each(|hash| writer.forget_transaction(hash))?;
+                writer.keep_transaction(&kept)
+            })
+            .await;
+        if let Err(error) = written {
+            self.shared.pool().remove(&hash);
+            return Err(error.into());
+        }
+        self.shared.added.send_modify(|count| *count += 1);
+        Ok(hash)
+    }
+
+    /// Puts a transaction into the pool if it can happen after those of its sender that wait; answers those that it
+    /// displaces.
+    fn admit(&self, pending: &Pending, account: Option<StoredAccount>) -> Result<Vec<Hash>, SubmitError> {
+        let genesis = self.ledger.genesis();
+        let transaction = &pending.transaction;
+        let (from, nonce, fee) = (transaction.from(), transaction.nonce, transaction.fee);
+        let (balance, lowest) = account.map_or((0, 0), |account| (account.balance, account.nonce));
+        if fee < genesis.min_fee {
+            return Err(TransactionError::FeeTooLow { got: fee, min: genesis.min_fee }.into());
+        }
+        if transaction.kind == crate::chain::Kind::Message && transaction.amount != 0 {
+            return Err(TransactionError::MessageAmount(transaction.amount).into());
+        }
+        if nonce < lowest {
+            return Err(TransactionError::NonceTooLow { from, got: nonce, lowest }.into());
+        }
+        if nonce == u64::MAX {
+            return Err(TransactionError::NonceExhausted(nonce).into());
+        }
+        let mut pool = self.shared.pool();
+        let mut gone = Vec::new();
+        // What this one's sender has promised already, and whether one waits in its place.
+        let mut promised = 0_u64;
+        if let Some(waiting) = pool.by_sender.get(&from) {
+            for (other_nonce, hash) in waiting {
+                let other = &pool.by_hash[hash].transaction;
+                if *other_nonce != nonce {
+                    promised = promised.saturating_add(other.amount).saturating_add(other.fee);
+                } else if other.fee >= fee {
+                    return Err(SubmitError::NonceTaken { pending: *hash, nonce });
+                } else {
+                    gone.push((*hash, format!("replaced by {} with a higher fee", pending.hash)));
+                }
+            }
+            if waiting.len() >= self.config.per_sender_max && gone.is_empty() {
+                return Err(SubmitError::SenderFull { max: self.config.per_sender_max });
+            }
+        }
+        if genesis.nonce_rule == NonceRule::Sequential {
+            let waiting = pool.by_sender.get(&from).map_or(0, |waiting| waiting.range(lowest..nonce).count() as u64);
+            if nonce - lowest != waiting {
+                return Err(TransactionError::NonceNotNext { from, got: nonce, next: lowest + waiting }.into());
+            }
+        }
+        let needed = transaction.amount.checked_add(fee).and_then(|cost| cost.checked_add(promised));
+        if needed.is_none_or(|needed| needed > balance) {
+            let needed = needed.unwrap_or(u64::MAX);
+            return Err(TransactionError::Insufficient { from, balance, needed }.into());
+        }
+        if pool.by_hash.len() >= self.config.transactions_max && gone.is_empty() {
+            // The newest of those that pay least makes room, if this one pays more.
+            let least = pool.by_hash.values().min_by_key(|other| (other.transaction.fee, Reverse(other.received)));
+            match least {
+                Some(least) if least.transaction.fee < fee => {
+                    gone.push((least.hash, "the mempool was full and this paid the least".into()));
+                }
+                _ => return Err(SubmitError::Full { max: self.config.transactions_max }),
+            }
+        }
+        let now = pending.received;
+        let expired = |other: &&Pending| now.ms_since(other.received) > self.config.expire_ms;
+        let old: Vec<Hash> = pool.by_hash.values().filter(expired).map(|other| other.hash).collect();
+        gone.extend(
+            old.into_iter().map(|hash| (hash, format!("no block took it within {} ms", self.config.expire_ms))),
+        );
+        for (hash, reason) in &gone {
+            pool.drop_with(hash, reason.clone(), now);
+        }
+        pool.trim_dropped(self.config.dropped_max);
+        pool.insert(pending.clone());
+        Ok(gone.into_iter().map(|(hash, _)| hash).collect())
+    }
+
+    /// Gives up on a transaction that cannot happen.
+    pub async fn drop_transactions(&self, dropped: Vec<(Hash, String)>) -> Result<(), StorageError> {
+        if dropped.is_empty() {
+            return Ok(());
+        }
+        {
+            let mut pool = self.shared.pool();
+            for (hash, reason) in &dropped {
+                tracing::info!(%hash, reason, "transaction dropped");
+                pool.drop_with(hash, reason.clone(), Time::now());
+            }
+            pool.trim_dropped(self.config.dropped_max);
+        }
+        self.ledger.write(move |writer| dropped.iter().try_for_each(|(hash, _)| writer.forget_transaction(hash))).await
+    }
+
+    /// Those that wait, in the order in which a block would take them; at most `limit`.
+    pub fn pending(&self, limit: usize) -> Vec<Pending> {
+        self.shared.pool().ordered(limit)
+    }
+
+    /// Those of `address` that wait, by nonce.
+    pub fn pending_of(&self, address: &Address) -> Vec<Pending> {
+        let pool = self.shared.pool();
+        let hashes = pool.by_sender.get(address).into_iter().flat_map(|waiting| waiting.values());
+        hashes.map(|hash| pool.by_hash[hash].clone()).collect()
+    }
+
+    /// What became of a transaction that is in no block; none if it never came, or was dropped long ago.
+    pub fn get(&self, hash: &Hash) -> Option<TransactionStatus> {
+        let pool = self.shared.pool();
+        let dropped = || {
+            let (reason, at) = pool.dropped.get(hash)?;
+            Some(TransactionStatus::Dropped { reason: reason.clone(), at: *at })
+        };
+        pool.by_hash.get(hash).map(|pending| TransactionStatus::Pending(pending.clone())).or_else(dropped)
+    }
+
+    /// How many wait.
+    pub fn len(&self) -> usize {
+        self.shared.pool().by_hash.len()
+    }
+
+    /// Whether none waits.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Changes whenever one was added.
+    pub fn watch(&self) -> watch::Receiver<u64> {
+        self.shared.added.subscribe()
+    }
+}

@@ -1,0 +1,215 @@
+//! Blocks: one canonical blob each, found by height or by the first bytes of their hash; and what undoes them.
+
+use rusqlite::{OptionalExtension, params};
+
+use super::{Reader, Result, StorageError, Writer, from_sql, to_sql, transactions};
+use crate::chain::{Account, Address, Block, Change, DecodeError, Hash, Head, Header, Height, VerifiedBlock};
+
+/// How many blocks below the head can be undone.
+const UNDO_DEPTH: u64 = 1_024;
+
+/// Index rows of many blocks, collected so that they go into each B-tree in its own order.
+#[derive(Default)]
+pub struct BlockRows {
+    blocks: Vec<(i64, i64)>,
+    pub(super) transactions: Vec<(i64, i64)>,
+    pub(super) accounts: Vec<(i64, i64)>,
+    pub(super) messages: Vec<(i64, i64)>,
+    undo: Vec<(Height, Vec<u8>)>,
+    buffer: Vec<u8>,
+}
+
+fn damaged(height: Height) -> impl Fn(DecodeError) -> StorageError {
+    move |error| StorageError::Damaged { what: format!("block {height}"), error }
+}
+
+impl Reader<'_> {
+    /// The head; none before the genesis block is stored.
+    pub fn head(&self) -> Result<Option<Head>> {
+        let mut statement =
+            self.connection().prepare_cached("SELECT height, body FROM block ORDER BY height DESC LIMIT 1")?;
+        let row: Option<(i64, Vec<u8>)> = statement.query_row([], |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
+        row.map(|(height, body)| {
+            let (header, _) = Header::decode_start(&body).map_err(damaged(from_sql(height)))?;
+            Ok(Head::from(&header))
+        })
+        .transpose()
+    }
+
+    /// The block at `height`.
+    pub fn block(&self, height: Height) -> Result<Option<Block>> {
+        let mut statement = self.connection().prepare_cached("SELECT body FROM block WHERE height = ?")?;
+        let body: Option<Vec<u8>> = statement.query_row([to_sql(height)], |row| row.get(0)).optional()?;
+        body.map(|body| Block::decode(&body).map_err(damaged(height))).transpose()
+    }
+
+    /// The header at `height`, without reading its transactions.
+    pub fn header(&self, height: Height) -> Result<Option<Header>> {
+        let mut statement =
+            self.connection().prepare_cached("SELECT substr(body, 1, 512) FROM block WHERE height = ?")?;
+        let start: Option<Vec<u8>> = statement.query_row([to_sql(height)], |row| row.get(0)).optional()?;
+        start.map(|start| Ok(Header::decode_start(&start).map_err(damaged(height))?.0)).transpose()
+    }
+
+    /// The hash of the block at `height`.
+    pub fn hash_at(&self, height: Height) -> Result<Option<Hash>> {
+        Ok(self.header(height)?.map(|header| header.hash()))
+    }
+
+    /// Where the block with this hash stands.
+    pub fn block_height(&self, hash: &Hash) -> Result<Option<Height>> {
+        let mut statement = self.connection().prepare_cached("SELECT height FROM block_index WHERE prefix = ?")?;
+        let heights = statement.query_map([hash.prefix()], |row| row.get(0))?.collect::<Result<Vec<i64>, _>>()?;
+        for height in heights.into_iter().map(from_sql) {
+            if self.hash_at(height)?.as_ref() == Some(hash) {
+                return Ok(Some(height));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The stored bytes of the blocks `first..=last`, ascending, without gaps; ends before their sum passes `bytes_max`,
+    /// but has at least one if there is one.
+    pub fn encoded_blocks(&self, first: Height, last: Height, bytes_max: usize) -> Result<Vec<Vec<u8>>> {
+        let mut bodies = Vec::new();
+        let mut bytes = 0;
+        self.each_encoded_block(first, last, |body| {
+            bytes += body.len();
+            if bytes > bytes_max && !bodies.is_empty() {
+                return false;
+            }
+            bodies.push(body.to_vec());
+            true
+        })?;
+        Ok(bodies)
+    }
+
+    /// Shows `each` the stored bytes of the blocks `first..=last`, ascending, until it answers false. No copies.
+    pub fn each_encoded_block(&self, first: Height, last: Height, mut each: impl FnMut(&[u8]) -> bool) -> Result<()> {
+        let mut statement =
+            self.connection().prepare_cached("SELECT body FROM block WHERE height BETWEEN ? AND ? ORDER BY height")?;
+        let mut rows = statement.query([to_sql(first), to_sql(last)])?;
+        while let Some(row) = rows.next()? {
+            let body = row.get_ref(0)?.as_blob().map_err(rusqlite::Error::from)?;
+            if !each(body) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// What the block at `height` changed; none when it lies too deep to be undone.
+    pub fn changes(&self, height: Height) -> Result<Option<Vec<Change>>> {
+        let mut statement = self.connection().prepare_cached("SELECT changes FROM undo WHERE height = ?")?;
+        let bytes: Option<Vec<u8>> = statement.query_row([to_sql(height)], |row| row.get(0)).optional()?;
+        bytes
+            .map(|bytes| {
+                decode_changes(&bytes)
+                    .ok_or_else(|| StorageError::Inconsistent(format!("the undo record of block {height} is damaged")))
+            })
+            .transpose()
+    }
+}
+
+impl Writer<'_> {
+    /// Stores a block; its index rows go to `rows`, for [`Writer::put_rows`].
+    pub fn put_block(&self, verified: &VerifiedBlock, changes: &[Change], rows: &mut BlockRows) -> Result<()> {
+        let height = verified.height();
+        rows.buffer.clear();
+        verified.block().encode(&mut rows.buffer);
+        self.connection()
+            .prepare_cached("INSERT INTO block (height, body) VALUES (?, ?)")?
+            .execute(params![to_sql(height), rows.buffer])?;
+        rows.blocks.push((verified.hash().prefix(), to_sql(height)));
+        rows.undo.push((height, encode_changes(changes)));
+        transactions::collect_rows(verified, rows);
+        Ok(())
+    }
+
+    /// Stores the collected index rows, each table's in its order, and the undo records that are not too deep already.
+    pub fn put_rows(&self, rows: &mut BlockRows) -> Result<()> {
+        let tables = [
+            ("INSERT INTO block_index (prefix, height) VALUES (?, ?)", &mut rows.blocks),
+            ("INSERT INTO transaction_index (prefix, place) VALUES (?, ?)", &mut rows.transactions),
+            ("INSERT OR IGNORE INTO account_transaction (prefix, place) VALUES (?, ?)", &mut rows.accounts),
+            ("INSERT OR IGNORE INTO account_message (prefix, place) VALUES (?, ?)", &mut rows.messages),
+        ];
+        for (sql, rows) in tables {
+            rows.sort_unstable();
+            let mut statement = self.connection().prepare_cached(sql)?;
+            for row in rows.drain(..) {
+                statement.execute([row.0, row.1])?;
+            }
+        }
+        let Some(head) = rows.undo.last().map(|(height, _)| *height) else { return Ok(()) };
+        let deepest = to_sql(head.saturating_sub(UNDO_DEPTH));
+        self.connection().prepare_cached("DELETE FROM undo WHERE height <= ?")?.execute([deepest])?;
+        let mut statement = self.connection().prepare_cached("INSERT INTO undo (height, changes) VALUES (?, ?)")?;
+        for (height, changes) in rows.undo.drain(..).filter(|(height, _)| to_sql(*height) > deepest) {
+            statement.execute(params![to_sql(height), changes])?;
+        }
+        Ok(())
+    }
+
+    /// Takes the block at `height`, which must be the head, out of the database again: block, index rows, accounts.
+    /// Answers what it had changed. Errors: no undo record so deep.
+    pub fn take_block(&self, height: Height) -> Result<Vec<Change>> {
+        let missing = |what: &str| StorageError::Inconsistent(format!("{what} of block {height} is not there"));
+        let block = self.reader().block(height)?.ok_or_else(|| missing("the body"))?;
+        let changes = self.reader().changes(height)?.ok_or_else(|| missing("the undo record"))?;
+        let connection = self.connection();
+        connection.prepare_cached("DELETE FROM block WHERE height = ?")?.execute([to_sql(height)])?;
+        connection.prepare_cached("DELETE FROM undo WHERE height = ?")?.execute([to_sql(height)])?;
+        connection
+            .prepare_cached("DELETE FROM block_index WHERE prefix = ? AND height = ?")?
+            .execute([block.hash().prefix(), to_sql(height)])?;
+        self.take_transactions(&block)?;
+        for change in &changes {
+            match change.before {
+                Some(account) => self.put_account(&change.address, &account, None)?,
+                None => self.take_account(&change.address)?,
+            }
+        }
+        Ok(changes)
+    }
+}
+
+/// 20 bytes address, a flag, 16 bytes before (if it was there), 16 bytes after.
+fn encode_changes(changes: &[Change]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(changes.len() * 53);
+    let push = |bytes: &mut Vec<u8>, account: &Account| {
+        bytes.extend_from_slice(&account.balance.to_be_bytes());
+        bytes.extend_from_slice(&account.nonce.to_be_bytes());
+    };
+    for change in changes {
+        bytes.extend_from_slice(&change.address.0);
+        bytes.push(u8::from(change.before.is_some()));
+        if let Some(before) = &change.before {
+            push(&mut bytes, before);
+        }
+        push(&mut bytes, &change.after);
+    }
+    bytes
+}
+
+fn decode_changes(mut bytes: &[u8]) -> Option<Vec<Change>> {
+    fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
+        let (chunk, rest) = bytes.split_first_chunk()?;
+        *bytes = rest;
+        Some(*chunk)
+    }
+    fn account(bytes: &mut &[u8]) -> Option<Account> {
+        Some(Account { balance: u64::from_be_bytes(take(bytes)?), nonce: u64::from_be_bytes(take(bytes)?) })
+    }
+    let mut changes = Vec::new();
+    while !bytes.is_empty() {
+        let address = Address(take(&mut bytes)?);
+        let before = match take(&mut bytes)? {
+            [0] => None,
+            [1] => Some(account(&mut bytes)?),
+            _ => return None,
+        };
+        changes.push(Change { address, before, after: account(&mut bytes)? });
+    }
+    Some(changes)
+}

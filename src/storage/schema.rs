@@ -1,0 +1,49 @@
+//! The tables, as numbered migrations that only go forward. `PRAGMA user_version` says how far a file is.
+
+use std::path::Path;
+
+use rusqlite::{Connection, OptionalExtension};
+
+use super::{Result, StorageError};
+use crate::chain::Hash;
+
+/// One entry a version; never changed once released.
+const MIGRATIONS: &[&str] = &[
+    // 1: the chain. `prefix` columns hold the first 8 bytes of a hash or address as an integer: a third of the space of
+    // the whole, and two that share it are told apart by the block itself. `place` is height * 2^14 + position.
+    "CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+     CREATE TABLE block (height INTEGER PRIMARY KEY, body BLOB NOT NULL);
+     CREATE TABLE undo (height INTEGER PRIMARY KEY, changes BLOB NOT NULL);
+     CREATE TABLE block_index (prefix INTEGER, height INTEGER, PRIMARY KEY (prefix, height)) WITHOUT ROWID;
+     CREATE TABLE transaction_index (prefix INTEGER, place INTEGER, PRIMARY KEY (prefix, place)) WITHOUT ROWID;
+     CREATE TABLE account_transaction (prefix INTEGER, place INTEGER, PRIMARY KEY (prefix, place)) WITHOUT ROWID;
+     CREATE TABLE account_message (prefix INTEGER, place INTEGER, PRIMARY KEY (prefix, place)) WITHOUT ROWID;
+     CREATE TABLE account (
+         address BLOB PRIMARY KEY, balance INTEGER NOT NULL, nonce INTEGER NOT NULL, public_key BLOB
+     ) WITHOUT ROWID;
+     CREATE TABLE mempool (hash BLOB PRIMARY KEY, body BLOB NOT NULL, received INTEGER NOT NULL) WITHOUT ROWID;",
+];
+
+/// Brings the file to the newest version, each step in a transaction of its own. Errors: a file from a newer program.
+pub(super) fn migrate(connection: &Connection, path: &Path) -> Result<()> {
+    let found: u32 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    let known = u32::try_from(MIGRATIONS.len()).expect("a handful");
+    if found > known {
+        return Err(StorageError::Newer { path: path.display().to_string(), found, known });
+    }
+    for (version, sql) in (1..).zip(MIGRATIONS).skip(found as usize) {
+        connection.execute_batch(&format!("BEGIN IMMEDIATE; {sql} PRAGMA user_version = {version}; COMMIT;"))?;
+    }
+    Ok(())
+}
+
+/// The genesis that this file was made for; `genesis` if it is new.
+pub(super) fn genesis(connection: &Connection, genesis: &Hash) -> Result<Hash> {
+    let found: Option<[u8; 32]> =
+        connection.query_row("SELECT value FROM meta WHERE key = 'genesis'", [], |row| row.get(0)).optional()?;
+    if let Some(found) = found {
+        return Ok(Hash(found));
+    }
+    connection.execute("INSERT INTO meta (key, value) VALUES ('genesis', ?)", [&genesis.0[..]])?;
+    Ok(*genesis)
+}

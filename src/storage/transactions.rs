@@ -1,0 +1,281 @@
+//! Transactions inside blocks: where they stand, and who they concern. The transactions themselves are in the blocks.
+
+use std::fmt;
+use std::str::FromStr;
+
+use super::blocks::BlockRows;
+use super::{Counts, Reader, Result, Writer, from_sql, to_sql};
+use crate::chain::{Address, Block, Hash, Height, Time, Transaction, VerifiedBlock};
+
+/// Positions a block has in a `place`; more than a block can hold.
+const POSITIONS: u64 = 1 << 14;
+
+/// A transaction in a block.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredTransaction {
+    /// The transaction.
+    pub transaction: Transaction,
+    /// Its hash.
+    pub hash: Hash,
+    /// The block's height.
+    pub height: Height,
+    /// Its place among the block's transactions, from 0.
+    pub position: u32,
+    /// The block's time.
+    pub timestamp: Time,
+    /// The block's hash.
+    pub block_hash: Hash,
+}
+
+/// Where a list was left: a transaction's place in the chain. Written `height.position`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Cursor {
+    /// The block's height.
+    pub height: Height,
+    /// The place in the block.
+    pub position: u32,
+}
+
+/// Which transactions a list is of. Everything that is set must hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TransactionFilter {
+    /// Sent or received by.
+    pub address: Option<Address>,
+    /// Sent by.
+    pub sender: Option<Address>,
+    /// Received by.
+    pub recipient: Option<Address>,
+    /// Whether it is mail, see [`Transaction::is_message`].
+    pub message: Option<bool>,
+}
+
+/// How many candidates one query looks at before it answers with what it has.
+const SCAN_MAX: usize = 10_000;
+
+impl StoredTransaction {
+    /// Its place in the chain.
+    pub fn cursor(&self) -> Cursor {
+        Cursor { height: self.height, position: self.position }
+    }
+}
+
+impl Cursor {
+    fn place(self) -> i64 {
+        to_sql(self.height.saturating_mul(POSITIONS).saturating_add(u64::from(self.position)).min(i64::MAX as u64))
+    }
+
+    fn at(place: i64) -> Self {
+        let place = from_sql(place);
+        let position = u32::try_from(place % POSITIONS).expect("below 2^14");
+        Self { height: place / POSITIONS, position }
+    }
+}
+
+impl fmt::Display for Cursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.height, self.position)
+    }
+}
+
+impl FromStr for Cursor {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+        text.split_once('.')
+            .filter(|(height, position)| digits(height) && digits(position))
+            .and_then(|(height, position)| {
+                Some(Self { height: height.parse().ok()?, position: position.parse().ok()? })
+            })
+            .filter(|cursor| u64::from(cursor.position) < POSITIONS)
+            .ok_or_else(|| {
+                format!("a cursor is `height.position`, got `{}`", text.chars().take(40).collect::<String>())
+            })
+    }
+}
+
+impl TransactionFilter {
+    /// Whether `transaction` belongs into the list.
+    pub fn admits(&self, transaction: &Transaction) -> bool {
+        let from = transaction.from();
+        self.address.is_none_or(|address| address == from || address == transaction.to)
+            && self.sender.is_none_or(|sender| sender == from)
+            && self.recipient.is_none_or(|recipient| recipient == transaction.to)
+            && self.message.is_none_or(|message| message == transaction.is_message())
+    }
+}
+
+/// The first 8 bytes of an address, as the indexes have it.
+fn prefix(address: &Address) -> i64 {
+    i64::from_be_bytes(*address.0.first_chunk().expect("an address has 20 bytes"))
+}
+
+/// The index rows of a block's transactions.
+pub(super) fn collect_rows(verified: &VerifiedBlock, rows: &mut BlockRows) {
+    for (position, (transaction, hash)) in
+        (0..).zip(verified.block().transactions.iter().zip(verified.transaction_hashes()))
+    {
+        let place = Cursor { height: verified.height(), position }.place();
+        let (from, to) = (prefix(&transaction.from()), prefix(&transaction.to));
+        rows.transactions.push((hash.prefix(), place));
+        rows.accounts.push((from, place));
+        if to != from {
+            rows.accounts.push((to, place));
+        }
+        if transaction.is_message() {
+            rows.messages.push((from, place));
+            if to != from {
+                rows.messages.push((to, place));
+            }
+        }
+    }
+}
+
+impl Reader<'_> {
+    /// The transaction with this hash, if a block has it.
+    pub fn transaction(&self, hash: &Hash) -> Result<Option<StoredTransaction>> {
+        let mut statement = self.connection().prepare_cached("SELECT place FROM transaction_index WHERE prefix = ?")?;
+        let places = statement.query_map([hash.prefix()], |row| row.get(0))?.collect::<Result<Vec<i64>, _>>()?;
+        let mut blocks = LastBlock::default();
+        for place in places {
+            if let Some(found) = blocks.transaction(self, Cursor::at(place))?.filter(|found| found.hash == *hash) {
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Transactions that `filter` admits, newest first, older than `before`; at most `limit`, and fewer only when there
+    /// are no more or the query has looked at 10,000 others.
+    pub fn transactions(
+        &self,
+        filter: &TransactionFilter,
+        before: Option<Cursor>,
+        limit: usize,
+    ) -> Result<Vec<StoredTransaction>> {
+        let before = before.map_or(i64::MAX, Cursor::place);
+        let address = filter.address.or(filter.recipient).or(filter.sender);
+        let mut found = Vec::new();
+        let mut blocks = LastBlock::default();
+        let mut take = |place: i64| -> Result<bool> {
+            found
+                .extend(blocks.transaction(self, Cursor::at(place))?.filter(|found| filter.admits(&found.transaction)));
+            Ok(found.len() < limit)
+        };
+        if limit == 0 {
+            return Ok(Vec::new());
+        }
+        match address {
+            Some(address) => {
+                let table = if filter.message == Some(true) { "account_message" } else { "account_transaction" };
+                let mut statement = self.connection().prepare_cached(&format!(
+                    "SELECT place FROM {table} WHERE prefix = ? AND place < ? ORDER BY place DESC LIMIT {SCAN_MAX}"
+                ))?;
+                let mut rows = statement.query([prefix(&address), before])?;
+                while let Some(row) = rows.next()? {
+                    if !take(row.get(0)?)? {
+                        break;
+                    }
+                }
+            }
+            None => {
+                // Every transaction of the chain: block by block, from the newest.
+                let mut statement = self
+                    .connection()
+                    .prepare_cached("SELECT height FROM block WHERE height <= ? ORDER BY height DESC")?;
+                let newest = to_sql(Cursor::at(before).height);
+                let mut rows = statement.query([newest])?;
+                let mut looked = 0;
+                'blocks: while let Some(row) = rows.next()? {
+                    let height = from_sql(row.get(0)?);
+                    let count = self.header(height)?.map_or(0, |header| header.tx_count);
+                    for position in (0..count).rev() {
+                        let place = Cursor { height, position }.place();
+                        if place < before && !take(place)? {
+                            break 'blocks;
+                        }
+                    }
+                    looked += 1 + count as usize;
+                    if looked > SCAN_MAX * 10 {
+                        break;
+                    }
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Mail to or from `address`, oldest first, after `after`; at most `limit`.
+    pub fn messages(&self, address: &Address, after: Option<Cursor>, limit: usize) -> Result<Vec<StoredTransaction>> {
+        let mut statement = self
+            .connection()
+            .prepare_cached("SELECT place FROM account_message WHERE prefix = ? AND place > ? ORDER BY place")?;
+        let mut rows = statement.query([prefix(address), after.map_or(-1, Cursor::place)])?;
+        let filter = TransactionFilter { address: Some(*address), ..TransactionFilter::default() };
+        let mut found = Vec::new();
+        let mut blocks = LastBlock::default();
+        while found.len() < limit
+            && let Some(row) = rows.next()?
+        {
+            let place = Cursor::at(row.get(0)?);
+            found.extend(blocks.transaction(self, place)?.filter(|found| filter.admits(&found.transaction)));
+        }
+        Ok(found)
+    }
+
+    /// How many transactions and accounts there are. Reads both indexes through.
+    pub fn counts(&self) -> Result<Counts> {
+        let count = |table: &str| -> Result<u64> {
+            let sql = format!("SELECT count(*) FROM {table}");
+            Ok(from_sql(self.connection().prepare_cached(&sql)?.query_row([], |row| row.get(0))?))
+        };
+        Ok(Counts { transactions: count("transaction_index")?, accounts: count("account")? })
+    }
+}
+
+impl Writer<'_> {
+    /// Takes the index rows of a block's transactions away again.
+    pub(super) fn take_transactions(&self, block: &Block) -> Result<()> {
+        for (position, transaction) in (0..).zip(&block.transactions) {
+            let place = Cursor { height: block.header.height, position }.place();
+            let hash = transaction.hash(&block.header.chain_id);
+            let rows = [
+                ("transaction_index", hash.prefix()),
+                ("account_transaction", prefix(&transaction.from())),
+                ("account_transaction", prefix(&transaction.to)),
+                ("account_message", prefix(&transaction.from())),
+                ("account_message", prefix(&transaction.to)),
+            ];
+            for (table, prefix) in rows {
+                self.connection()
+                    .prepare_cached(&format!("DELETE FROM {table} WHERE prefix = ? AND place = ?"))?
+                    .execute([prefix, place])?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The block that was read last: lists often have several transactions of one block.
+#[derive(Default)]
+struct LastBlock(Option<(Block, Hash)>);
+
+impl LastBlock {
+    fn transaction(&mut self, reader: &Reader<'_>, at: Cursor) -> Result<Option<StoredTransaction>> {
+        if self.0.as_ref().is_none_or(|(block, _)| block.header.height != at.height) {
+            self.0 = reader.block(at.height)?.map(|block| {
+                let hash = block.hash();
+                (block, hash)
+            });
+        }
+        let Some((block, block_hash)) = &self.0 else { return Ok(None) };
+        Ok(block.transactions.get(at.position as usize).map(|transaction| StoredTransaction {
+            hash: transaction.hash(&block.header.chain_id),
+            transaction: transaction.clone(),
+            height: at.height,
+            position: at.position,
+            timestamp: block.header.timestamp,
+            block_hash: *block_hash,
+        }))
+    }
+}
