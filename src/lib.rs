@@ -6,5 +6,6 @@ pub mod ledger;
 pub mod mempool;
 pub mod producer;
 pub mod rate_limit;
+pub mod sample;
 pub mod storage;
 pub mod sync;

@@ -24,7 +24,7 @@ pub use address::{Address, AddressError};
 pub use block::{Block, Header, VerifiedBlock};
 pub use codec::DecodeError;
 pub use execute::{Account, Change, TransactionError};
-pub use genesis::{Authority, Genesis, GenesisError, NonceRule};
+pub use genesis::{Allocation, Authority, Genesis, GenesisError, NonceRule};
 pub use hash::{Hash, HashError};
 pub use keys::{KeyError, PublicKey, SecretKey, Signature};
 pub use rules::BlockError;
