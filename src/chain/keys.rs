@@ -95,12 +95,12 @@ impl SecretKey {
 
     /// The key with this seed.
     pub fn from_seed(seed: [u8; 32]) -> Self {
-        Self(SigningKey::from_bytes(&seed.into()))
+        Self(SigningKey::from_bytes(&seed))
     }
 
     /// Its seed; keep it secret.
     pub fn seed(&self) -> [u8; 32] {
-        self.0.to_bytes().into()
+        self.0.to_bytes()
     }
 
     /// Its public key.

@@ -8,7 +8,7 @@ pub fn root(leaves: &[[u8; 128]]) -> Hash {
     if leaves.is_empty() {
         return Hash::of(&[]);
     }
-    let mut level: Vec<Hash> = leaves.iter().map(|leaf| leaf_hash(leaf)).collect();
+    let mut level: Vec<Hash> = leaves.iter().map(leaf_hash).collect();
     // Pairing from the left and carrying an odd last node up gives the same tree as the recursive definition.
     while level.len() > 1 {
         level = level
@@ -26,7 +26,7 @@ pub fn root(leaves: &[[u8; 128]]) -> Hash {
 /// The nodes beside the path from leaf `index` up to the root, lowest first. Panics when `index` is not a leaf.
 pub fn path(leaves: &[[u8; 128]], mut index: usize) -> Vec<Hash> {
     assert!(index < leaves.len(), "leaf {index} of {}", leaves.len());
-    let mut level: Vec<Hash> = leaves.iter().map(|leaf| leaf_hash(leaf)).collect();
+    let mut level: Vec<Hash> = leaves.iter().map(leaf_hash).collect();
     let mut path = Vec::new();
     while level.len() > 1 {
         path.extend(level.get(index ^ 1));
@@ -43,7 +43,7 @@ pub fn root_from_path(leaf: &[u8; 128], mut index: usize, mut count: usize, path
     while count > 1 {
         if index ^ 1 < count {
             let other = path.next()?;
-            node = if index % 2 == 0 { node_hash(&node, other) } else { node_hash(other, &node) };
+            node = if index.is_multiple_of(2) { node_hash(&node, other) } else { node_hash(other, &node) };
         }
         (index, count) = (index / 2, count.div_ceil(2));
     }
