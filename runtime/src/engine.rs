@@ -1,0 +1,243 @@
+//! The wasmtime engine: its settings, the clock that stops runaway calls, and the compiled-code cache.
+//!
+//! Used by `host` (one engine a host) and `load` (compiles). What a single call may use is in `limits`.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+        mpsc,
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use sha2::{Digest as _, Sha256};
+use wasmtime::{
+    Config, InstanceAllocationStrategy, PoolingAllocationConfig, component::Component,
+};
+
+use crate::{HostConfig, digest::Digest, store};
+
+/// One tick of the epoch clock. Deadlines are rounded up to whole ticks, and one more is added, so no call gets less
+/// than its deadline; a finer clock would only wake an idle node more often.
+pub(crate) const TICK: Duration = Duration::from_millis(10);
+
+/// The engine with everything that belongs to it. Dropping it ends the clock.
+pub(crate) struct Engine {
+    wasm: wasmtime::Engine,
+    ticker: Ticker,
+    compilers: rayon::ThreadPool,
+    compiled: PathBuf,
+    /// Differs between wasmtime versions, settings and processor features: code compiled under another is of no use.
+    compatibility: String,
+    alive: Arc<AtomicUsize>,
+}
+
+impl Engine {
+    pub(crate) fn new(config: &HostConfig) -> anyhow::Result<Engine> {
+        let wasm = wasmtime::Engine::new(&settings(config)).map_err(anyhow::Error::from)?;
+        let compilers = rayon::ThreadPoolBuilder::new()
+            .num_threads(config.compile_threads)
+            .thread_name(|number| format!("tenon-compile-{number}"))
+            .build()
+            .context("starting the threads that compile")?;
+        let compiled = config.state_dir.join("compiled");
+        store::private_dir(&compiled)?;
+        let alive = Arc::default();
+        Ok(Engine {
+            ticker: Ticker::start(&wasm, Arc::clone(&alive))?,
+            compilers,
+            compiled,
+            compatibility: compatibility(&wasm),
+            wasm,
+            alive,
+        })
+    }
+
+    pub(crate) fn wasm(&self) -> &wasmtime::Engine {
+        &self.wasm
+    }
+
+    /// Live instances of all slots.
+    pub(crate) fn instances(&self) -> usize {
+        self.alive.load(Ordering::Relaxed)
+    }
+
+    /// Counts one instance for as long as the guard lives.
+    pub(crate) fn count_instance(&self) -> Alive {
+        self.alive.fetch_add(1, Ordering::Relaxed);
+        Alive(Arc::clone(&self.alive))
+    }
+
+    /// Ends the clock once no instance is left to be stopped by it.
+    pub(crate) fn wind_down(&self) {
+        self.ticker.winding_down.store(true, Ordering::Relaxed);
+    }
+
+    #[cfg(test)]
+    pub(crate) fn clock_runs(&self) -> bool {
+        self.ticker
+            .thread
+            .as_ref()
+            .is_some_and(|thread| !thread.is_finished())
+    }
+
+    /// Compiles `bytes`, whose SHA-256 is `digest`, or takes the compiled code from the cache.
+    pub(crate) fn component(&self, bytes: &[u8], digest: Digest) -> wasmtime::Result<Component> {
+        let path = self
+            .compiled
+            .join(format!("{digest}-{}.cwasm", &self.compatibility[..16]));
+        if let Some(code) = self.read_cached(&path, digest) {
+            // SAFETY: the code was written by this program: it stands in a directory that only this user can write,
+            // and its checksum covers the code, the component's digest and the engine's compatibility hash.
+            match unsafe { Component::deserialize(&self.wasm, code) } {
+                Ok(component) => return Ok(component),
+                Err(error) => tracing::debug!(path = %path.display(), %error, "recompiling"),
+            }
+        }
+        let component = self
+            .compilers
+            .install(|| Component::from_binary(&self.wasm, bytes))?;
+        let code = component.serialize()?;
+        let sum = self.checksum(digest, &code);
+        if let Err(error) = store::write_atomically(&path, &[&sum, &code]) {
+            // A full disk costs the next start time, nothing else.
+            tracing::warn!(path = %path.display(), %error, "cannot keep compiled code");
+        }
+        Ok(component)
+    }
+
+    /// Drops compiled code of components other than `wanted`.
+    pub(crate) fn forget_compiled(&self, wanted: impl Fn(&str) -> bool) {
+        store::remove_files(&self.compiled, |name| {
+            !wanted(name.split('-').next().unwrap_or_default())
+        });
+    }
+
+    fn read_cached(&self, path: &Path, digest: Digest) -> Option<Vec<u8>> {
+        let mut bytes = std::fs::read(path).ok()?;
+        if bytes.len() < SUM_BYTES {
+            return None;
+        }
+        let code = bytes.split_off(SUM_BYTES);
+        (bytes[..] == self.checksum(digest, &code)).then_some(code)
+    }
+
+    fn checksum(&self, digest: Digest, code: &[u8]) -> [u8; SUM_BYTES] {
+        let mut sum = Sha256::new();
+        sum.update(b"tenon compiled code 1\n");
+        sum.update(digest.as_bytes());
+        sum.update(self.compatibility.as_bytes());
+        sum.update(code);
+        sum.finalize().into()
+    }
+}
+
+const SUM_BYTES: usize = 32;
+
+/// One live instance, while it exists.
+pub(crate) struct Alive(Arc<AtomicUsize>);
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Raises the epoch every [`TICK`]. A thread of its own: a busy async runtime must not stop the clock that stops others.
+struct Ticker {
+    /// Dropping it wakes and ends the thread.
+    stop: Option<mpsc::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+    winding_down: Arc<AtomicBool>,
+}
+
+impl Ticker {
+    fn start(engine: &wasmtime::Engine, alive: Arc<AtomicUsize>) -> anyhow::Result<Ticker> {
+        let (stop, stopped) = mpsc::channel::<()>();
+        let winding_down = Arc::new(AtomicBool::new(false));
+        let (engine, ending) = (engine.weak(), Arc::clone(&winding_down));
+        let thread = std::thread::Builder::new()
+            .name("tenon-epoch".into())
+            .spawn(move || {
+                while let Err(mpsc::RecvTimeoutError::Timeout) = stopped.recv_timeout(TICK) {
+                    let Some(engine) = engine.upgrade() else {
+                        return;
+                    };
+                    engine.increment_epoch();
+                    if ending.load(Ordering::Relaxed) && alive.load(Ordering::Relaxed) == 0 {
+                        return;
+                    }
+                }
+            })
+            .context("starting the epoch clock")?;
+        Ok(Ticker {
+            stop: Some(stop),
+            thread: Some(thread),
+            winding_down,
+        })
+    }
+}
+
+impl Drop for Ticker {
+    fn drop(&mut self) {
+        self.stop = None;
+        if let Some(thread) = self.thread.take() {
+            // The thread never panics: it only counts. Joining keeps "ends with its owner" exact.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Ticks after which a call that may take `deadline` is stopped.
+pub(crate) fn ticks(deadline: Duration) -> u64 {
+    let ticks = deadline.as_nanos().div_ceil(TICK.as_nanos());
+    u64::try_from(ticks).unwrap_or(u64::MAX / 2).saturating_add(1)
+}
+
+fn settings(host: &HostConfig) -> Config {
+    let instances = host.instances_max;
+    let mut pool = PoolingAllocationConfig::default();
+    // A component is often three core instances (its module, a shim, a fix-up), an interpreter up to forty.
+    pool.total_component_instances(instances)
+        .total_core_instances(instances.saturating_mul(4))
+        .max_core_instances_per_component(64)
+        .total_memories(instances.saturating_add(instances / 4))
+        .max_memories_per_component(4)
+        .total_tables(instances.saturating_mul(4))
+        .max_tables_per_component(16)
+        .max_memory_size(usize::try_from(host.instance_memory_max_bytes).unwrap_or(usize::MAX))
+        .table_elements(20_000)
+        // Clearing what a small guest touched is cheaper than giving the pages back and faulting them in again.
+        .linear_memory_keep_resident(256 << 10)
+        .table_keep_resident(16 << 10);
+    let mut config = Config::new();
+    config
+        .allocation_strategy(InstanceAllocationStrategy::Pooling(pool))
+        .memory_init_cow(true)
+        .epoch_interruption(true)
+        // Reserving 4 GiB an instance, the default, runs into address-space limits long before it runs out of memory.
+        .memory_reservation(host.instance_memory_max_bytes)
+        .parallel_compilation(host.compile_threads > 1)
+        .wasm_backtrace_max_frames(None);
+    config
+}
+
+fn compatibility(engine: &wasmtime::Engine) -> String {
+    /// Feeds what wasmtime hashes into SHA-256, whose result is the same in every process.
+    struct Sink(Sha256);
+    impl std::hash::Hasher for Sink {
+        fn write(&mut self, bytes: &[u8]) {
+            self.0.update(bytes);
+        }
+        fn finish(&self) -> u64 {
+            0
+        }
+    }
+    let mut sink = Sink(Sha256::new());
+    std::hash::Hash::hash(&engine.precompile_compatibility_hash(), &mut sink);
+    const_hex::encode(sink.0.finalize())
+}

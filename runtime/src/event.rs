@@ -1,0 +1,148 @@
+//! What happens to plugins, for operators: each event says slot, plugin, generation and digest.
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+use tokio::sync::broadcast;
+
+use crate::{digest::Digest, limits::Failure, load::Stage};
+
+/// Something that happened to a plugin.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Event {
+    /// The slot; none where it concerns a file and no slot.
+    pub slot: Option<String>,
+    /// The plugin's name; none where a file gave none.
+    pub plugin: Option<String>,
+    /// The generation that it concerns; 0: none, or the built-in.
+    pub generation: u64,
+    /// The component; none for the built-in and unreadable files.
+    pub digest: Option<Digest>,
+    /// What happened.
+    #[serde(flatten)]
+    pub change: Change,
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum Change {
+    /// This generation answers now.
+    Live {
+        /// The kind.
+        kind: &'static str,
+        /// The plugin's version.
+        version: String,
+        /// The generation it took over from; 0: the built-in.
+        previous: u64,
+    },
+    /// A component, or a configuration, was not taken; what served before still does.
+    Rejected {
+        /// The file; none where the bytes came from the host's own copy.
+        path: Option<PathBuf>,
+        /// Where in loading it ended.
+        stage: Stage,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The built-in answers now.
+    Retired {
+        /// Why.
+        reason: String,
+    },
+    /// A call failed and was answered otherwise. At most one event a second a slot; the others are counted.
+    Failed {
+        /// What went wrong.
+        failure: Failure,
+        /// Failures since the last such event that had none.
+        unreported: u64,
+    },
+    /// The generation failed too often in a row and is not asked for a while.
+    Quarantined {
+        /// For how long, in milliseconds.
+        pause_ms: u64,
+    },
+    /// A trial call after a quarantine went well.
+    Recovered,
+    /// The new generation's memory has another form: every key starts anew.
+    MemoryReset {
+        /// Whose memory it was: plugin and memory-version.
+        from: String,
+        /// Whose it is now.
+        to: String,
+    },
+    /// A plugin's file is gone.
+    Removed {
+        /// Where it was.
+        path: PathBuf,
+    },
+    /// Two files hold plugins of one name; the newer one serves.
+    Duplicate {
+        /// The file that serves.
+        serves: PathBuf,
+        /// The one that does not.
+        ignored: PathBuf,
+    },
+}
+
+/// Sends events to whoever listens; never waits.
+#[derive(Clone)]
+pub(crate) struct Events(broadcast::Sender<Event>);
+
+/// Events that a slow listener may lag behind before it loses the oldest.
+const BACKLOG: usize = 1_024;
+
+impl Events {
+    pub(crate) fn new() -> Events {
+        Events(broadcast::Sender::new(BACKLOG))
+    }
+
+    pub(crate) fn subscribe(&self) -> broadcast::Receiver<Event> {
+        self.0.subscribe()
+    }
+
+    /// Sends the event and writes it to the log.
+    pub(crate) fn send(&self, event: Event) {
+        log(&event);
+        // An error only says that nobody listens.
+        let _ = self.0.send(event);
+    }
+}
+
+fn log(event: &Event) {
+    let slot = event.slot.as_deref().unwrap_or("-");
+    let plugin = event.plugin.as_deref().unwrap_or("-");
+    let generation = event.generation;
+    match &event.change {
+        Change::Live { version, .. } => {
+            tracing::info!(slot, plugin, generation, version, "plugin live");
+        }
+        Change::Rejected {
+            path,
+            stage,
+            reason,
+        } => {
+            tracing::warn!(slot, plugin, ?path, %stage, "plugin rejected: {reason}");
+        }
+        Change::Retired { reason } => {
+            tracing::info!(slot, plugin, generation, "built-in serves: {reason}");
+        }
+        Change::Failed { failure, .. } => {
+            tracing::warn!(slot, plugin, generation, "plugin failed: {failure}");
+        }
+        Change::Quarantined { pause_ms } => {
+            tracing::error!(slot, plugin, generation, pause_ms, "plugin quarantined");
+        }
+        Change::Recovered => tracing::info!(slot, plugin, generation, "plugin recovered"),
+        Change::MemoryReset { from, to } => {
+            tracing::warn!(slot, plugin, generation, from, to, "memory reset");
+        }
+        Change::Removed { path } => {
+            tracing::info!(plugin, path = %path.display(), "plugin file removed");
+        }
+        Change::Duplicate { serves, ignored } => {
+            let (serves, ignored) = (serves.display(), ignored.display());
+            tracing::warn!(plugin, %serves, %ignored, "two files of one name");
+        }
+    }
+}

@@ -1,0 +1,758 @@
+//! The front door: owns the engine, the slots and the catalogue, and takes changes one at a time, in order.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant, SystemTime},
+};
+
+use anyhow::Context as _;
+use arc_swap::ArcSwap;
+use serde::Serialize;
+use serde_json::Value;
+use tokio::sync::broadcast;
+
+pub use crate::log::bindings::tenon::host::log;
+use crate::{
+    catalog::{self, Catalog, Duplicate, File, PluginFile},
+    digest::Digest,
+    engine::Engine,
+    event::{Change, Event, Events},
+    inspect::KindInfo,
+    kind::Kind,
+    limits::PluginConfig,
+    load::{self, Plugin, Rejection, Stage},
+    slot::{Receiver, Slot, Status},
+    store::{self, Good, Store},
+    watcher::{self, Debounce, Look, Wake, Watch},
+};
+
+/// Hosts plugins. A cheap handle; everything ends with the last of it and of its slots.
+#[derive(Clone)]
+pub struct Host(Arc<Inner>);
+
+/// Where a host works, and what it may use.
+#[derive(Clone, Debug)]
+pub struct HostConfig {
+    /// Where operators put `*.wasm`, in any sub-folder; created when missing, never written to.
+    pub plugin_dir: PathBuf,
+    /// The host's own directory: components by digest, compiled code, what last worked. Made private to this user.
+    pub state_dir: PathBuf,
+    /// How long a file that was not renamed into place must have been left alone. Default 200 ms.
+    pub quiet: Duration,
+    /// How often everything is read and hashed, whatever the watch says. Default 5 s.
+    pub scan_interval: Duration,
+    /// Bytes of a component at most. Default 64 MiB.
+    pub file_max_bytes: u64,
+    /// Threads that compile. Default: half of the processors, at least 1.
+    pub compile_threads: usize,
+    /// Instances of all slots together; a swap needs those of both generations. Default 512.
+    pub instances_max: u32,
+    /// Linear memory that is reserved (not used) for each instance: the most that any slot's limit can allow. Default 64 MiB.
+    pub instance_memory_max_bytes: u64,
+    /// Shards of a slot: calls that can run at a time, each on its own instance. Default: twice the processors, 2 to 64.
+    pub shards: usize,
+}
+
+impl HostConfig {
+    /// The defaults, with the two directories.
+    pub fn new(plugin_dir: impl Into<PathBuf>, state_dir: impl Into<PathBuf>) -> HostConfig {
+        let processors = std::thread::available_parallelism().map_or(2, usize::from);
+        HostConfig {
+            plugin_dir: plugin_dir.into(),
+            state_dir: state_dir.into(),
+            quiet: Duration::from_millis(200),
+            scan_interval: Duration::from_secs(5),
+            file_max_bytes: 64 << 20,
+            compile_threads: (processors / 2).max(1),
+            instances_max: 512,
+            instance_memory_max_bytes: 64 << 20,
+            shards: (processors * 2).clamp(2, 64),
+        }
+    }
+
+    fn check(&self) -> anyhow::Result<()> {
+        anyhow::ensure!(self.compile_threads >= 1, "compile_threads is 0, expected 1 or more");
+        anyhow::ensure!(self.shards >= 1, "shards is 0, expected 1 or more");
+        anyhow::ensure!(self.instances_max >= 1, "instances_max is 0, expected 1 or more");
+        anyhow::ensure!(
+            self.instance_memory_max_bytes >= 64 << 10,
+            "instance_memory_max_bytes is {}, expected 65536 or more",
+            self.instance_memory_max_bytes
+        );
+        anyhow::ensure!(!self.scan_interval.is_zero(), "scan_interval is 0");
+        Ok(())
+    }
+}
+
+/// What a scan of the plugin directory came to.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ScanReport {
+    /// The files.
+    pub plugins: Vec<PluginFile>,
+    /// The slots.
+    pub slots: Vec<Status>,
+    /// What was not taken in this scan, and why.
+    pub rejected: Vec<Rejection>,
+}
+
+/// What is known of some bytes: every step of loading with its outcome.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Report {
+    /// SHA-256 of the bytes.
+    pub digest: Digest,
+    /// How many there are.
+    pub bytes: usize,
+    /// The kind, when all is well.
+    pub kind: Option<&'static str>,
+    /// What the plugin says of itself, when all is well.
+    pub description: Option<load::Description>,
+    /// The steps that went well, in order, each with its outcome.
+    pub passed: Vec<(Stage, String)>,
+    /// The step that did not; names each missing, extra and mistyped item.
+    pub rejection: Option<Rejection>,
+}
+
+/// Why something that an operator asked for was not done.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum ControlError {
+    /// No slot of that name.
+    #[error("unknown slot {slot:?}, known: {}", known.join(", "))]
+    UnknownSlot {
+        /// What was asked for.
+        slot: String,
+        /// The slots there are.
+        known: Vec<String>,
+    },
+    /// No plugin of that name and the slot's kind.
+    #[error("unknown {kind} plugin {plugin:?}, known: {}", known.join(", "))]
+    UnknownPlugin {
+        /// What was asked for.
+        plugin: String,
+        /// The slot's kind.
+        kind: &'static str,
+        /// The plugins of that kind.
+        known: Vec<String>,
+    },
+    /// The slot is served by its built-in, which takes no such order.
+    #[error("slot {slot:?} is served by its built-in")]
+    Builtin {
+        /// The slot.
+        slot: String,
+    },
+    /// It was tried and did not pass; what served before still does.
+    #[error("rejected: {0}")]
+    Rejected(Rejection),
+    /// The host has been stopped.
+    #[error("the plugin host has been stopped")]
+    Stopped,
+}
+
+struct Inner {
+    config: HostConfig,
+    engine: Arc<Engine>,
+    events: Events,
+    slots: RwLock<BTreeMap<String, Arc<dyn Receiver>>>,
+    /// The one lock under which anything changes: whoever holds it is the control thread for that long.
+    control: Mutex<Control>,
+    /// A copy to read while a change is under way.
+    plugins: ArcSwap<Vec<PluginFile>>,
+    watching: Mutex<Option<Watching>>,
+    stopped: AtomicBool,
+}
+
+struct Control {
+    kinds: Vec<Arc<KindInfo>>,
+    catalog: Catalog,
+    duplicates: BTreeSet<Duplicate>,
+    store: Store,
+    wanted: BTreeMap<String, Wanted>,
+    opened: bool,
+}
+
+/// What an operator wants of a slot.
+struct Wanted {
+    plugin: Option<String>,
+    /// By plugin: each keeps its own settings while others serve.
+    settings: BTreeMap<String, Value>,
+    /// The last offer, whatever came of it: it is not made twice.
+    offered: Option<(Digest, Value)>,
+    /// The offer that serves.
+    live: Option<(Digest, Value)>,
+}
+
+struct Watching {
+    wakes: mpsc::Sender<Wake>,
+    thread: JoinHandle<()>,
+}
+
+impl Host {
+    /// A host without slots. Starts the clock of the engine; reads nothing yet.
+    pub fn new(config: HostConfig) -> anyhow::Result<Host> {
+        config.check()?;
+        store::private_dir(&config.state_dir)?;
+        std::fs::create_dir_all(&config.plugin_dir)
+            .with_context(|| format!("creating {}", config.plugin_dir.display()))?;
+        let engine = Arc::new(Engine::new(&config)?);
+        let store = Store::open(&config.state_dir)?;
+        Ok(Host(Arc::new(Inner {
+            engine,
+            events: Events::new(),
+            slots: RwLock::default(),
+            control: Mutex::new(Control {
+                kinds: Vec::new(),
+                catalog: Catalog::default(),
+                duplicates: BTreeSet::new(),
+                store,
+                wanted: BTreeMap::new(),
+                opened: false,
+            }),
+            plugins: ArcSwap::default(),
+            watching: Mutex::new(None),
+            stopped: AtomicBool::new(false),
+            config,
+        })))
+    }
+
+    /// Makes a kind known, so that its plugins are recognised though no slot of it exists (yet).
+    pub fn kind<K: Kind>(&self) -> anyhow::Result<()> {
+        self.0.control().add_kind::<K>()
+    }
+
+    /// A slot of kind `K`. `builtin` answers while no plugin does. Before [`open`](Self::open) it is served by the
+    /// built-in; added later, its plugin is taken at once.
+    ///
+    /// Errors: the name is taken, a limit is out of range, or the kind's WIT is wrong.
+    pub fn slot<K: Kind>(
+        &self,
+        name: &str,
+        plugin: PluginConfig,
+        builtin: impl Fn(&K::Request, &K::Memory) -> (K::Answer, K::Memory) + Send + Sync + 'static,
+    ) -> anyhow::Result<Slot<K>> {
+        let inner = &*self.0;
+        plugin
+            .limits
+            .check()
+            .map_err(|reason| anyhow::anyhow!("slot {name}: {reason}"))?;
+        anyhow::ensure!(
+            plugin.limits.memory_max_bytes <= inner.config.instance_memory_max_bytes,
+            "slot {name}: memory_max_bytes is {}, the host reserves {}",
+            plugin.limits.memory_max_bytes,
+            inner.config.instance_memory_max_bytes
+        );
+        let mut control = inner.control();
+        control.add_kind::<K>()?;
+        let slot = Slot::<K>::new(
+            name,
+            Arc::clone(&inner.engine),
+            inner.events.clone(),
+            plugin.on_failure,
+            plugin.limits,
+            inner.config.shards,
+            Box::new(builtin),
+        );
+        {
+            let mut slots = inner.slots.write().unwrap_or_else(PoisonError::into_inner);
+            anyhow::ensure!(!slots.contains_key(name), "slot {name} exists already");
+            slots.insert(name.to_owned(), slot.receiver());
+        }
+        let mut settings = BTreeMap::new();
+        if let Some(name) = &plugin.plugin {
+            settings.insert(name.clone(), plugin.settings);
+        }
+        control.wanted.insert(
+            name.to_owned(),
+            Wanted {
+                plugin: plugin.plugin,
+                settings,
+                offered: None,
+                live: None,
+            },
+        );
+        if control.opened {
+            let mut rejected = Vec::new();
+            inner.settle(&mut control, &mut rejected);
+        }
+        Ok(slot)
+    }
+
+    /// Looks at the plugin directory for the first time and serves what is wanted and sound. A plugin that is not is
+    /// reported, and what last worked in its place serves, else the built-in.
+    pub fn open(&self) -> ScanReport {
+        let look = Look {
+            thorough: true,
+            ..Look::default()
+        };
+        let rejected = self.0.look(&look, true).rejected;
+        ScanReport {
+            plugins: self.plugins(),
+            slots: self.status(),
+            rejected,
+        }
+    }
+
+    /// Follows the plugin directory from now on, on a thread of its own. Calling it again does nothing.
+    ///
+    /// Errors: the thread cannot be started. A platform that cannot watch is no error: the periodic scan remains.
+    pub fn watch(&self) -> anyhow::Result<()> {
+        let inner = &*self.0;
+        let mut watching = inner.watching();
+        if watching.is_some() || inner.stopped.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let (wakes, woken) = mpsc::channel();
+        let mut watch = match Watch::start(&inner.config.plugin_dir, wakes.clone()) {
+            Ok(watch) => Some(watch),
+            Err(error) => {
+                let dir = inner.config.plugin_dir.display();
+                tracing::warn!(%dir, %error, "cannot watch, only scanning now and then");
+                None
+            }
+        };
+        let debounce = Debounce::new(inner.config.quiet, inner.config.scan_interval, Instant::now());
+        // What changed between the first scan and the watch.
+        let _ = wakes.send(Wake::Changed);
+        let host: Weak<Inner> = Arc::downgrade(&self.0);
+        let thread = std::thread::Builder::new()
+            .name("tenon-plugins".into())
+            .spawn(move || {
+                watcher::run(&woken, debounce, |look| {
+                    if look.thorough
+                        && let Some(watch) = &mut watch
+                    {
+                        watch.renew();
+                    }
+                    Some(host.upgrade()?.look(&look, false).too_young)
+                });
+            })
+            .context("starting the thread that follows the plugin directory")?;
+        *watching = Some(Watching { wakes, thread });
+        Ok(())
+    }
+
+    /// Ends the watch and lets the built-ins serve. The clock goes on until the last instance is gone, so that a call
+    /// under way is still stopped at its deadline. Calling it again does nothing.
+    pub fn stop(&self) {
+        let inner = &*self.0;
+        inner.stopped.store(true, Ordering::Release);
+        let watching = inner.watching().take();
+        if let Some(Watching { wakes, thread }) = watching {
+            let _ = wakes.send(Wake::Stop);
+            if thread.thread().id() != std::thread::current().id() {
+                // It has no panics of its own to report: those are in the log.
+                let _ = thread.join();
+            }
+        }
+        let control = inner.control();
+        for slot in inner.receivers() {
+            slot.retire("the plugin host has stopped");
+        }
+        drop(control);
+        inner.engine.wind_down();
+    }
+
+    /// Every slot as it is now, by name.
+    pub fn status(&self) -> Vec<Status> {
+        let slots = self.0.receivers();
+        slots.iter().map(|slot| slot.status()).collect()
+    }
+
+    /// Every file of the plugin directory, as the last scan found it.
+    pub fn plugins(&self) -> Vec<PluginFile> {
+        self.0.plugins.load().as_ref().clone()
+    }
+
+    /// What happens from now on.
+    pub fn events(&self) -> broadcast::Receiver<Event> {
+        self.0.events.subscribe()
+    }
+
+    /// Instances alive in all slots, those of generations on their way out included.
+    pub fn instances(&self) -> usize {
+        self.0.engine.instances()
+    }
+
+    /// Reads the plugin directory anew and makes a new generation of the slot's plugin, even from the same bytes.
+    pub fn reload(&self, slot: &str) -> Result<Status, ControlError> {
+        let inner = &*self.0;
+        let look = Look {
+            thorough: true,
+            ..Look::default()
+        };
+        inner.look(&look, false);
+        let (mut control, receiver) = inner.change(slot)?;
+        let wanted = &control.wanted[slot];
+        let Some(name) = wanted.plugin.clone() else {
+            return Err(ControlError::Builtin { slot: slot.into() });
+        };
+        let settings = wanted.settings_of(&name);
+        inner.put(&mut control, &*receiver, &name, settings)?;
+        Ok(receiver.status())
+    }
+
+    /// Lets another plugin serve, with the settings that it last had in this slot (`{}` at first); none: the built-in.
+    pub fn use_plugin(&self, slot: &str, plugin: Option<&str>) -> Result<Status, ControlError> {
+        let inner = &*self.0;
+        let (mut control, receiver) = inner.change(slot)?;
+        match plugin {
+            Some(name) => {
+                let settings = control.wanted[slot].settings_of(name);
+                inner.put(&mut control, &*receiver, name, settings)?;
+            }
+            None => {
+                receiver.retire("asked to");
+                control.of(slot).plugin = None;
+                control.of(slot).live = None;
+            }
+        }
+        Ok(receiver.status())
+    }
+
+    /// Gives the slot's plugin new settings: a new generation of the same component.
+    pub fn configure(&self, slot: &str, settings: Value) -> Result<Status, ControlError> {
+        let inner = &*self.0;
+        let (mut control, receiver) = inner.change(slot)?;
+        let Some(name) = control.wanted[slot].plugin.clone() else {
+            return Err(ControlError::Builtin { slot: slot.into() });
+        };
+        inner.put(&mut control, &*receiver, &name, settings)?;
+        Ok(receiver.status())
+    }
+
+    /// Takes `bytes` through every step that needs no slot, and changes nothing.
+    pub fn inspect(&self, bytes: &[u8]) -> Report {
+        let kinds = self.0.control().kinds.clone();
+        let mut passed = Vec::new();
+        let loaded = load::load(&self.0.engine, &kinds, bytes, &mut |stage, outcome| {
+            passed.push((stage, outcome.to_owned()));
+        });
+        let (plugin, rejection) = match loaded {
+            Ok(plugin) => (Some(plugin), None),
+            Err(rejection) => (None, Some(rejection)),
+        };
+        Report {
+            digest: Digest::of(bytes),
+            bytes: bytes.len(),
+            kind: plugin.as_ref().map(|plugin| plugin.kind),
+            description: plugin.map(|plugin| plugin.description),
+            passed,
+            rejection,
+        }
+    }
+}
+
+/// What a look came to.
+#[derive(Default)]
+struct Looked {
+    rejected: Vec<Rejection>,
+    /// A file was too young to be taken; look again.
+    too_young: bool,
+}
+
+impl Inner {
+    fn control(&self) -> MutexGuard<'_, Control> {
+        // Each change is made when everything that can fail is over, so a panic leaves the state before it.
+        self.control.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn watching(&self) -> MutexGuard<'_, Option<Watching>> {
+        self.watching.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn receivers(&self) -> Vec<Arc<dyn Receiver>> {
+        let slots = self.slots.read().unwrap_or_else(PoisonError::into_inner);
+        slots.values().cloned().collect()
+    }
+
+    /// The lock under which `slot` may be changed, and the slot.
+    fn change(
+        &self,
+        slot: &str,
+    ) -> Result<(MutexGuard<'_, Control>, Arc<dyn Receiver>), ControlError> {
+        let control = self.control();
+        if self.stopped.load(Ordering::Acquire) {
+            return Err(ControlError::Stopped);
+        }
+        let slots = self.slots.read().unwrap_or_else(PoisonError::into_inner);
+        match slots.get(slot) {
+            Some(receiver) => Ok((control, Arc::clone(receiver))),
+            None => Err(ControlError::UnknownSlot {
+                slot: slot.to_owned(),
+                known: slots.keys().cloned().collect(),
+            }),
+        }
+    }
+
+    /// Lets `name` serve with `settings`, and only then remembers both: they switch together or not at all.
+    fn put(
+        &self,
+        control: &mut Control,
+        receiver: &dyn Receiver,
+        name: &str,
+        settings: Value,
+    ) -> Result<(), ControlError> {
+        let Some(plugin) = control.catalog.plugin(receiver.kind(), name) else {
+            let known = control.catalog.names(receiver.kind());
+            return Err(ControlError::UnknownPlugin {
+                plugin: name.to_owned(),
+                kind: receiver.kind(),
+                known: known.into_iter().collect(),
+            });
+        };
+        let plugin = Arc::clone(plugin);
+        if let Err(rejection) = receiver.offer(&plugin, &settings) {
+            self.rejected(Some(receiver), Some(&plugin.name), &rejection);
+            return Err(ControlError::Rejected(rejection));
+        }
+        control.serves(receiver, &plugin, settings);
+        Ok(())
+    }
+
+    /// Brings the catalogue up to what the directory holds, and the slots up to the catalogue.
+    fn look(&self, look: &Look, first: bool) -> Looked {
+        let mut control = self.control();
+        let mut looked = Looked::default();
+        if self.stopped.load(Ordering::Acquire) {
+            return looked;
+        }
+        match catalog::scan(&self.config.plugin_dir) {
+            Ok(found) => self.take_files(&mut control, found, look, first, &mut looked),
+            // A directory that is gone for a moment (a remount, a deployment) is no reason to stop serving.
+            Err(error) => {
+                let dir = self.config.plugin_dir.display();
+                tracing::warn!(%dir, %error, "cannot read the plugin directory");
+            }
+        }
+        control.opened |= first;
+        self.settle(&mut control, &mut looked.rejected);
+        let duplicates = control.catalog.duplicates();
+        for duplicate in duplicates.difference(&control.duplicates) {
+            self.events.send(Event {
+                slot: None,
+                plugin: Some(duplicate.name.to_string()),
+                generation: 0,
+                digest: None,
+                change: Change::Duplicate {
+                    serves: duplicate.serves.clone(),
+                    ignored: duplicate.ignored.clone(),
+                },
+            });
+        }
+        control.duplicates = duplicates;
+        if first {
+            control.store.forget_others();
+            self.engine.forget_compiled(|digest| control.store.names(digest));
+        }
+        self.plugins.store(Arc::new(control.catalog.list()));
+        looked
+    }
+
+    fn take_files(
+        &self,
+        control: &mut Control,
+        found: BTreeMap<PathBuf, catalog::Stamp>,
+        look: &Look,
+        first: bool,
+        looked: &mut Looked,
+    ) {
+        let now = SystemTime::now();
+        let seen: BTreeSet<PathBuf> = found.keys().cloned().collect();
+        for (path, stamp) in found {
+            let full = self.config.plugin_dir.join(&path);
+            let complete = look.complete.contains(&full);
+            let is_same = control.catalog.file(&path).is_some_and(|file| file.stamp == stamp);
+            if look.restless.contains(&full) || (is_same && !look.thorough && !complete) {
+                continue;
+            }
+            let is_young = stamp.age(now).is_some_and(|age| age < self.config.quiet);
+            if is_young && !is_same && !complete && !first {
+                looked.too_young = true;
+                continue;
+            }
+            self.take_file(control, path, stamp, first, looked);
+        }
+        for (path, file) in control.catalog.retain(&seen) {
+            control.store.file_gone(&path.to_string_lossy());
+            self.events.send(Event {
+                slot: None,
+                plugin: file.good.map(|plugin| plugin.name.to_string()),
+                generation: 0,
+                digest: file.digest,
+                change: Change::Removed { path },
+            });
+        }
+    }
+
+    fn take_file(
+        &self,
+        control: &mut Control,
+        path: PathBuf,
+        stamp: catalog::Stamp,
+        first: bool,
+        looked: &mut Looked,
+    ) {
+        let name = path.to_string_lossy().into_owned();
+        let read = load::read(&self.config.plugin_dir.join(&path), self.config.file_max_bytes);
+        let (digest, now) = match read {
+            Ok(bytes) => {
+                let digest = Digest::of(&bytes);
+                let known = control.catalog.file(&path);
+                if known.is_some_and(|file| file.digest == Some(digest)) {
+                    control.catalog.touch(&path, stamp);
+                    return;
+                }
+                let loaded = load::load(&self.engine, &control.kinds, &bytes, &mut |_, _| {});
+                if loaded.is_ok() {
+                    control.store.keep(&bytes, digest);
+                    control.store.file_worked(&name, digest);
+                }
+                (Some(digest), loaded.map(Arc::new))
+            }
+            Err(rejection) => (None, Err(rejection)),
+        };
+        let now = now.map_err(|rejection| rejection.at(&path));
+        let known = control.catalog.file(&path);
+        let good = match &now {
+            Ok(plugin) => Some(Arc::clone(plugin)),
+            Err(_) => known
+                .and_then(|file| file.good.clone())
+                .or_else(|| self.kept(control, control.store.last_good_of_file(&name)?))
+                .filter(|_| known.is_some() || first),
+        };
+        if let Err(rejection) = &now {
+            // An unreadable file is the same news at every scan.
+            let is_news = known.is_none_or(|file| file.now.as_ref().err() != Some(rejection));
+            if is_news {
+                let plugin = good.as_ref().map(|plugin| &plugin.name);
+                let receivers = self.receivers();
+                let concerned = receivers.iter().find(|receiver| {
+                    let wanted = control.wanted.get(&**receiver.name());
+                    let wanted = wanted.and_then(|wanted| wanted.plugin.as_deref());
+                    wanted.is_some() && wanted == plugin.map(|name| &**name)
+                });
+                if let Some(receiver) = concerned {
+                    receiver.reject(rejection.clone());
+                }
+                self.rejected(concerned.map(|receiver| &**receiver), plugin, rejection);
+                looked.rejected.push(rejection.clone());
+            }
+        }
+        let file = File {
+            digest,
+            stamp,
+            now,
+            good,
+        };
+        control.catalog.set(path, file);
+    }
+
+    /// A component from the host's own copy.
+    fn kept(&self, control: &Control, digest: Digest) -> Option<Arc<Plugin>> {
+        let bytes = control.store.bytes(digest)?;
+        let plugin = load::load(&self.engine, &control.kinds, &bytes, &mut |_, _| {}).ok()?;
+        Some(Arc::new(plugin))
+    }
+
+    /// Offers each slot the plugin that it wants, unless that was done already.
+    fn settle(&self, control: &mut Control, rejected: &mut Vec<Rejection>) {
+        for receiver in self.receivers() {
+            let name = &**receiver.name();
+            let wanted = &control.wanted[name];
+            let Some(plugin_name) = wanted.plugin.clone() else {
+                continue;
+            };
+            let Some(plugin) = control.catalog.plugin(receiver.kind(), &plugin_name) else {
+                receiver.retire("no file holds the plugin any more");
+                let wanted = control.of(name);
+                (wanted.offered, wanted.live) = (None, None);
+                continue;
+            };
+            let plugin = Arc::clone(plugin);
+            let offer = (plugin.digest, wanted.settings_of(&plugin_name));
+            if wanted.live.as_ref() == Some(&offer) || wanted.offered.as_ref() == Some(&offer) {
+                continue;
+            }
+            control.of(name).offered = Some(offer.clone());
+            let Err(rejection) = receiver.offer(&plugin, &offer.1) else {
+                control.serves(&*receiver, &plugin, offer.1);
+                continue;
+            };
+            self.rejected(Some(&*receiver), Some(&plugin.name), &rejection);
+            rejected.push(rejection.clone());
+            // Nothing serves yet: what did before the restart may still do.
+            let good = control.store.last_good_of_slot(name).cloned();
+            if let Some(good) = good
+                && receiver.digest().is_none()
+                && good.plugin == plugin_name
+                && good.digest != plugin.digest
+                && let Some(plugin) = self.kept(control, good.digest)
+                && receiver.offer(&plugin, &offer.1).is_ok()
+            {
+                receiver.reject(rejection);
+                control.serves(&*receiver, &plugin, offer.1);
+            }
+        }
+    }
+
+    fn rejected(
+        &self,
+        receiver: Option<&dyn Receiver>,
+        plugin: Option<&Arc<str>>,
+        rejection: &Rejection,
+    ) {
+        self.events.send(Event {
+            slot: receiver.map(|receiver| receiver.name().to_string()),
+            plugin: plugin.map(ToString::to_string),
+            generation: receiver.map_or(0, |receiver| receiver.status().generation),
+            digest: rejection.digest,
+            change: Change::Rejected {
+                path: rejection.path.clone(),
+                stage: rejection.stage,
+                reason: rejection.reason.clone(),
+            },
+        });
+    }
+}
+
+impl Control {
+    fn add_kind<K: Kind>(&mut self) -> anyhow::Result<()> {
+        if self.kinds.iter().all(|kind| kind.name != K::NAME) {
+            let kind = KindInfo::of::<K>().with_context(|| format!("the WIT of kind {}", K::NAME))?;
+            self.kinds.push(Arc::new(kind));
+        }
+        Ok(())
+    }
+
+    fn of(&mut self, slot: &str) -> &mut Wanted {
+        self.wanted
+            .get_mut(slot)
+            .expect("every slot has its entry from the moment it exists")
+    }
+
+    /// Notes that `plugin` serves with `settings`.
+    fn serves(&mut self, receiver: &dyn Receiver, plugin: &Plugin, settings: Value) {
+        let good = Good {
+            plugin: plugin.name.to_string(),
+            digest: plugin.digest,
+        };
+        self.store.slot_works(receiver.name(), good);
+        let wanted = self.of(receiver.name());
+        wanted.plugin = Some(plugin.name.to_string());
+        wanted.settings.insert(plugin.name.to_string(), settings.clone());
+        wanted.live = Some((plugin.digest, settings));
+        wanted.offered = wanted.live.clone();
+    }
+}
+
+impl Wanted {
+    fn settings_of(&self, plugin: &str) -> Value {
+        let empty = || Value::Object(serde_json::Map::new());
+        self.settings.get(plugin).cloned().unwrap_or_else(empty)
+    }
+}

@@ -1,0 +1,171 @@
+//! What the host keeps on disk, in its own directory: components by digest, and what last worked.
+//!
+//! The plugin directory belongs to the operator and is only read.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context as _;
+use serde::{Deserialize, Serialize};
+
+use crate::digest::Digest;
+
+/// Components by digest and the record of what last worked.
+pub(crate) struct Store {
+    components: PathBuf,
+    record_path: PathBuf,
+    record: Record,
+}
+
+/// What last worked; survives restarts.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+struct Record {
+    /// By path within the plugin directory: the component that was last taken from there.
+    files: BTreeMap<String, Digest>,
+    /// By slot: what last served.
+    slots: BTreeMap<String, Good>,
+}
+
+/// A component that served in a slot.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Good {
+    pub(crate) plugin: String,
+    pub(crate) digest: Digest,
+}
+
+impl Store {
+    pub(crate) fn open(state_dir: &Path) -> anyhow::Result<Store> {
+        let components = state_dir.join("components");
+        private_dir(&components)?;
+        let record_path = state_dir.join("last-good.json");
+        let record = match fs::read(&record_path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
+                // Losing it only means that nothing is known to have worked.
+                tracing::warn!(path = %record_path.display(), %error, "starting without last-known-good");
+                Record::default()
+            }),
+            Err(_) => Record::default(),
+        };
+        Ok(Store {
+            components,
+            record_path,
+            record,
+        })
+    }
+
+    /// Keeps `bytes` under their digest.
+    pub(crate) fn keep(&self, bytes: &[u8], digest: Digest) {
+        let path = self.path(digest);
+        if path.exists() {
+            return;
+        }
+        if let Err(error) = write_atomically(&path, &[bytes]) {
+            tracing::warn!(path = %path.display(), %error, "cannot keep a component");
+        }
+    }
+
+    /// The kept bytes of `digest`, if they are there and whole.
+    pub(crate) fn bytes(&self, digest: Digest) -> Option<Vec<u8>> {
+        let bytes = fs::read(self.path(digest)).ok()?;
+        (Digest::of(&bytes) == digest).then_some(bytes)
+    }
+
+    pub(crate) fn last_good_of_file(&self, path: &str) -> Option<Digest> {
+        self.record.files.get(path).copied()
+    }
+
+    pub(crate) fn last_good_of_slot(&self, slot: &str) -> Option<&Good> {
+        self.record.slots.get(slot)
+    }
+
+    pub(crate) fn file_worked(&mut self, path: &str, digest: Digest) {
+        if self.record.files.insert(path.to_owned(), digest) != Some(digest) {
+            self.save();
+        }
+    }
+
+    pub(crate) fn file_gone(&mut self, path: &str) {
+        if self.record.files.remove(path).is_some() {
+            self.save();
+        }
+    }
+
+    pub(crate) fn slot_works(&mut self, slot: &str, good: Good) {
+        if self.record.slots.get(slot) != Some(&good) {
+            self.record.slots.insert(slot.to_owned(), good);
+            self.save();
+        }
+    }
+
+    /// Whether the record names `digest` (as text).
+    pub(crate) fn names(&self, digest: &str) -> bool {
+        let record = &self.record;
+        let mut digests = record
+            .files
+            .values()
+            .chain(record.slots.values().map(|good| &good.digest));
+        digests.any(|known| known.to_string() == digest)
+    }
+
+    /// Drops components that the record does not name.
+    pub(crate) fn forget_others(&self) {
+        remove_files(&self.components, |name| {
+            !self.names(name.strip_suffix(".wasm").unwrap_or(name))
+        });
+    }
+
+    fn save(&self) {
+        let text = serde_json::to_vec_pretty(&self.record).expect("maps with text keys are JSON");
+        if let Err(error) = write_atomically(&self.record_path, &[&text]) {
+            tracing::warn!(path = %self.record_path.display(), %error, "cannot save last-known-good");
+        }
+    }
+
+    fn path(&self, digest: Digest) -> PathBuf {
+        self.components.join(format!("{digest}.wasm"))
+    }
+}
+
+/// Makes a directory that only this user can read and write: compiled code is loaded from it.
+pub(crate) fn private_dir(path: &Path) -> anyhow::Result<()> {
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder
+        .create(path)
+        .with_context(|| format!("creating {}", path.display()))
+}
+
+/// Writes `parts` one after the other to a file that is either there completely or not at all.
+pub(crate) fn write_atomically(path: &Path, parts: &[&[u8]]) -> io::Result<()> {
+    let part = path.with_extension(format!("{}.part", std::process::id()));
+    let written = (|| {
+        let mut file = fs::File::create(&part)?;
+        for bytes in parts {
+            file.write_all(bytes)?;
+        }
+        file.sync_all()?;
+        fs::rename(&part, path)
+    })();
+    if written.is_err() {
+        let _ = fs::remove_file(&part);
+    }
+    written
+}
+
+/// Removes the files of `dir` whose name is unwanted. What cannot be removed stays.
+pub(crate) fn remove_files(dir: &Path, unwanted: impl Fn(&str) -> bool) {
+    let Ok(entries) = fs::read_dir(dir) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        if entry.file_name().to_str().is_none_or(&unwanted) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
