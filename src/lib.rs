@@ -1,6 +1,41 @@
 //! Tenon: a chain node whose policies are WebAssembly components.
+//!
+//! The host keeps the chain: storage, RPC, sync, agents' mail. What an operator may want to decide differently (who may
+//! call how often, from whom and how to sync, how an agent answers a message) is a component in a directory, typed by
+//! WIT, swapped while the node runs.
+//!
+//! # The one rule
+//! A plugin is a pure step, `(request, memory) -> (answer, memory)`. All that it needs comes in, the time too; all that
+//! it wants and remembers comes out, and the host keeps it. So any instance can serve any call, and a trap, a reload or
+//! a restart loses nothing.
+//!
+//! # The parts, in reading order
+//! | module | what it is |
+//! |---|---|
+//! | [`chain`] | blocks, transactions, accounts, and when they are valid: pure |
+//! | [`storage`] | the SQLite database; all SQL |
+//! | [`ledger`] | the one thread that adds blocks: rules and storage in one transaction |
+//! | [`mempool`], [`producer`] | transactions that wait; the authority that puts them into blocks |
+//! | [`rate_limit`], [`sync`], [`agent`] | the three roles: nouns, a trait, a built-in, and the loop that asks it |
+//! | [`bindings`] | a component in each role: WIT on one side, the trait on the other |
+//! | `tenon_runtime` | hosts components: slots, generations, loading, limits, health; knows no chain |
+//!
+//! Data flows one way: configuration, node, (storage, chain), plugins, (sync, rpc, agents). The first scan of the plugin
+//! directory ends before a socket opens; a stop runs the list backwards.
+//!
+//! # Three flows
+//! **A block comes in** over HTTP: the rate limit's policy is asked, the body becomes a [`chain::Block`],
+//! [`chain::verify`] makes it a [`chain::VerifiedBlock`], and [`ledger::Ledger::import`] puts it on the chain, or says
+//! which rule it breaks. Nothing else can be imported.
+//!
+//! **A follower catches up**: the strategy says which ranges to ask of whom; the follower downloads, verifies on other
+//! cores, orders and imports them, thousands of blocks a commit, with its buffers bounded in bytes.
+//!
+//! **A message reaches an agent**: inside the transaction that stores the block, its handler is asked, and its memory
+//! and its replies are stored. So a message is handled once, whatever dies when.
 
 pub mod agent;
+pub mod bindings;
 pub mod chain;
 pub mod ledger;
 pub mod mempool;

@@ -1,0 +1,205 @@
+//! `tenon:agent` <-> [`crate::agent`].
+
+use tenon_runtime::wasmtime::{self, Store};
+use tenon_runtime::{Context as InstanceContext, Kind, Limits, MemoryId, Refusal, Slot, world};
+
+use crate::agent::{Context, Effect, Event, Handler, Outcome};
+use crate::chain::{PAYLOAD_MAX_BYTES, Payload, Time};
+
+mod wit {
+    tenon_runtime::wasmtime::component::bindgen!({
+        path: ["wit/host", "wit/chain", "wit/agent"],
+        world: "tenon:agent/agent-handler",
+        wasmtime_crate: tenon_runtime::wasmtime,
+    });
+}
+use wit::exports::tenon::agent::handler;
+
+/// The kind of plugin that answers an agent's mail.
+pub struct AgentHandler;
+
+/// What a handler is asked.
+pub struct Question {
+    /// Where the agent stands.
+    pub context: Context,
+    /// What happened.
+    pub event: Event,
+}
+
+/// What a handler answers.
+pub enum Answer {
+    /// What it wants done.
+    Handled(Vec<Effect>),
+    /// Why it cannot handle the event.
+    SetAside(String),
+    /// Something that has no meaning to the node; the reason.
+    Malformed(String),
+}
+
+/// What a handler may remember, in bytes.
+const MEMORY_MAX_BYTES: usize = 64 << 10;
+/// Effects of one event at most.
+const EFFECTS_MAX: usize = 16;
+/// Bytes of a reason that are kept.
+const REASON_MAX_BYTES: usize = 1_024;
+
+impl Kind for AgentHandler {
+    const NAME: &'static str = "agent";
+    const INTERFACE: &'static str = "tenon:agent/handler@0.1.0";
+    const WORLD: &'static str = "tenon:agent/agent-handler@0.1.0";
+    const WIT: &'static [&'static str] = &[super::CHAIN_WIT, include_str!("../../wit/agent/handler.wit")];
+
+    type Key = ();
+    type Request = Question;
+    type Answer = Answer;
+    type Memory = Vec<u8>;
+    world!(wit::AgentHandler, wit::AgentHandlerIndices);
+
+    fn step(
+        world: &Self::World,
+        store: &mut Store<InstanceContext>,
+        question: &Question,
+        memory: &Vec<u8>,
+    ) -> wasmtime::Result<(Answer, Vec<u8>)> {
+        let context = handler::Context::from(&question.context);
+        let event = handler::Event::from(&question.event);
+        Ok(match world.tenon_agent_handler().call_handle(store, &context, &event, memory)? {
+            Ok((effects, memory)) => match effects.into_iter().map(effect_of).collect() {
+                Ok(effects) => (Answer::Handled(effects), memory),
+                Err(reason) => (Answer::Malformed(reason), Vec::new()),
+            },
+            Err(mut reason) => {
+                reason.truncate(reason.floor_char_boundary(REASON_MAX_BYTES));
+                (Answer::SetAside(reason), memory.clone())
+            }
+        })
+    }
+
+    fn check(_: &Question, answer: &Answer, _: &Limits) -> Result<(), Refusal> {
+        let effects = match answer {
+            Answer::Handled(effects) => effects,
+            Answer::SetAside(_) => return Ok(()),
+            Answer::Malformed(reason) => return Err(Refusal::new(reason.clone())),
+        };
+        if effects.len() > EFFECTS_MAX {
+            return Err(Refusal::new(format!("{} effects, at most {EFFECTS_MAX} are allowed", effects.len())));
+        }
+        effects.iter().try_for_each(|effect| {
+            let (what, bytes, min, max) = match effect {
+                Effect::Reply(payload) | Effect::Send { payload, .. } => {
+                    ("payload", payload.len(), 0, PAYLOAD_MAX_BYTES)
+                }
+                Effect::StartTimer { tag, .. } => ("tag", tag.len(), 1, 64),
+                Effect::Emit { topic, .. } if !(1..=64).contains(&topic.len()) => ("topic", topic.len(), 1, 64),
+                Effect::Emit { text, .. } => ("text", text.len(), 0, 4_096),
+            };
+            if (min..=max).contains(&bytes) {
+                return Ok(());
+            }
+            Err(Refusal::new(format!("a {what} of {bytes} bytes, {min} to {max} are allowed")))
+        })
+    }
+
+    fn size_bytes(answer: &Answer, memory: &Vec<u8>) -> usize {
+        // A memory beyond its own bound counts as an answer beyond every bound.
+        if memory.len() > MEMORY_MAX_BYTES {
+            return usize::MAX;
+        }
+        let effects = match answer {
+            Answer::Handled(effects) => effects.as_slice(),
+            Answer::SetAside(_) | Answer::Malformed(_) => &[],
+        };
+        let payloads = effects.iter().map(|effect| match effect {
+            Effect::Reply(payload) | Effect::Send { payload, .. } => payload.len(),
+            Effect::StartTimer { .. } | Effect::Emit { .. } => 0,
+        });
+        memory.len() + payloads.sum::<usize>()
+    }
+
+    fn now_us(question: &Question) -> u64 {
+        question.context.now.0
+    }
+}
+
+impl Handler for Slot<AgentHandler> {
+    /// The stored memory says whose it is, so that one plugin's is never handed to another: a JSON line, then its bytes.
+    fn handle(&self, context: &Context, event: &Event, stored: &[u8]) -> Outcome {
+        let question = Question { context: context.clone(), event: event.clone() };
+        let (id, memory) = split(stored);
+        let step = self.step_from(&question, &memory, &id);
+        match step.answer {
+            Answer::Handled(effects) => Ok((effects, join(&step.memory_id, &step.memory))),
+            Answer::SetAside(reason) | Answer::Malformed(reason) => {
+                Err(step.failure.map_or(reason, |failure| failure.to_string()))
+            }
+        }
+    }
+}
+
+fn split(stored: &[u8]) -> (MemoryId, Vec<u8>) {
+    stored
+        .iter()
+        .position(|&byte| byte == b'\n')
+        .and_then(|end| Some((serde_json::from_slice(&stored[..end]).ok()?, stored[end + 1..].to_vec())))
+        .unwrap_or((MemoryId::BUILTIN, Vec::new()))
+}
+
+fn join(id: &MemoryId, memory: &[u8]) -> Vec<u8> {
+    let mut stored = serde_json::to_vec(id).expect("a name and a number");
+    stored.push(b'\n');
+    stored.extend_from_slice(memory);
+    stored
+}
+
+impl From<&Context> for handler::Context {
+    fn from(context: &Context) -> Self {
+        Self {
+            agent: context.agent.clone(),
+            wallet: context.wallet.to_string(),
+            now: context.now.0,
+            height: context.height,
+            balance: context.balance,
+            message_fee: context.message_fee,
+            fee_left: context.fee_left,
+        }
+    }
+}
+
+impl From<&Event> for handler::Event {
+    fn from(event: &Event) -> Self {
+        match event {
+            Event::Message(message) => Self::Message(handler::Message {
+                id: message.id.0.to_vec(),
+                from: message.from.to_string(),
+                payload: match &message.payload {
+                    Payload::Absent => handler::Payload::Text(String::new()),
+                    Payload::Text(text) => handler::Payload::Text(text.clone()),
+                    Payload::Object(json) => handler::Payload::Object(json.clone()),
+                },
+                height: message.height,
+                time: message.time.0,
+            }),
+            Event::Timer(tag) => Self::Timer(tag.clone()),
+        }
+    }
+}
+
+/// An effect in the node's words. Errors: an address or a JSON object that is none.
+fn effect_of(effect: handler::Effect) -> Result<Effect, String> {
+    Ok(match effect {
+        handler::Effect::Reply(payload) => Effect::Reply(payload_of(payload)?),
+        handler::Effect::Send(outgoing) => Effect::Send {
+            to: outgoing.to.parse().map_err(|error| format!("send: {error}"))?,
+            payload: payload_of(outgoing.payload)?,
+        },
+        handler::Effect::StartTimer(timer) => Effect::StartTimer { tag: timer.tag, at: Time(timer.at) },
+        handler::Effect::Emit(note) => Effect::Emit { topic: note.topic, text: note.text },
+    })
+}
+
+fn payload_of(payload: handler::Payload) -> Result<Payload, String> {
+    match payload {
+        handler::Payload::Text(text) => Ok(Payload::Text(text)),
+        handler::Payload::Object(json) => Payload::object(&json).map_err(|reason| format!("payload: {reason}")),
+    }
+}
