@@ -117,7 +117,12 @@ impl Catalog {
     /// Forgets every file that is not in `seen` and returns them.
     pub(crate) fn retain(&mut self, seen: &BTreeSet<PathBuf>) -> Vec<(PathBuf, File)> {
         let gone = |path: &PathBuf| !seen.contains(path);
-        let paths: Vec<PathBuf> = self.files.keys().filter(|path| gone(path)).cloned().collect();
+        let paths: Vec<PathBuf> = self
+            .files
+            .keys()
+            .filter(|path| gone(path))
+            .cloned()
+            .collect();
         paths
             .into_iter()
             .filter_map(|path| self.files.remove_entry(&path))
@@ -231,5 +236,6 @@ fn walk(
 
 /// Whether a path names a component.
 pub(crate) fn is_component_path(path: &Path) -> bool {
-    path.extension().is_some_and(|extension| extension == "wasm")
+    path.extension()
+        .is_some_and(|extension| extension == "wasm")
 }

@@ -16,7 +16,12 @@ pub struct Context {
 }
 
 impl Context {
-    pub(crate) fn new(limits: &Limits, log: Arc<LogGate>, uses_wasi: bool, alive: Alive) -> Context {
+    pub(crate) fn new(
+        limits: &Limits,
+        log: Arc<LogGate>,
+        uses_wasi: bool,
+        alive: Alive,
+    ) -> Context {
         Context {
             memory: MemoryLimit {
                 memory_bytes: 0,

@@ -15,9 +15,7 @@ use std::{
 
 use anyhow::Context as _;
 use sha2::{Digest as _, Sha256};
-use wasmtime::{
-    Config, InstanceAllocationStrategy, PoolingAllocationConfig, component::Component,
-};
+use wasmtime::{Config, InstanceAllocationStrategy, PoolingAllocationConfig, component::Component};
 
 use crate::{HostConfig, digest::Digest, store};
 
@@ -195,7 +193,9 @@ impl Drop for Ticker {
 /// Ticks after which a call that may take `deadline` is stopped.
 pub(crate) fn ticks(deadline: Duration) -> u64 {
     let ticks = deadline.as_nanos().div_ceil(TICK.as_nanos());
-    u64::try_from(ticks).unwrap_or(u64::MAX / 2).saturating_add(1)
+    u64::try_from(ticks)
+        .unwrap_or(u64::MAX / 2)
+        .saturating_add(1)
 }
 
 fn settings(host: &HostConfig) -> Config {

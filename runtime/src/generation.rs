@@ -34,7 +34,7 @@ pub(crate) struct Generation<K: Kind> {
     health: Mutex<Health>,
     /// True while `health` has something to remember; the only thing that a healthy call looks at.
     unwell: AtomicBool,
-    failures: [AtomicU64; Failure::CAUSES.len()],
+    failures: AtomicU64,
 }
 
 /// A place for one idle instance. Aligned so that neighbours do not share a cache line.
@@ -92,10 +92,12 @@ impl<K: Kind> Generation<K> {
                 backoff_max: Duration::from_millis(limits.backoff_max_ms),
             })),
             unwell: AtomicBool::new(false),
-            failures: Default::default(),
+            failures: AtomicU64::new(0),
             plugin,
         };
-        let mut ready = generation.start().map_err(|rejection| rejection.of(digest))?;
+        let mut ready = generation
+            .start()
+            .map_err(|rejection| rejection.of(digest))?;
         if let Some(request) = K::probe() {
             generation
                 .run(&mut ready, &request, &K::Memory::default())
@@ -122,17 +124,13 @@ impl<K: Kind> Generation<K> {
         self.benches.iter().filter(is_warm).count()
     }
 
-    pub(crate) fn limits(&self) -> &Limits {
-        &self.limits
-    }
-
     pub(crate) fn calls(&self) -> u64 {
         let calls = |bench: &Bench<K>| bench.calls.load(Ordering::Relaxed);
         self.benches.iter().map(calls).sum()
     }
 
-    pub(crate) fn failures(&self) -> [u64; Failure::CAUSES.len()] {
-        std::array::from_fn(|at| self.failures[at].load(Ordering::Relaxed))
+    pub(crate) fn failures(&self) -> u64 {
+        self.failures.load(Ordering::Relaxed)
     }
 
     pub(crate) fn state(&self) -> State {
@@ -225,8 +223,10 @@ impl<K: Kind> Generation<K> {
                 wasi.begin(now_us);
             }
         }
-        let (answer, memory) = K::step(&ready.world, &mut ready.store, request, memory)
-            .map_err(|error| classify(error, &ready.store, self.limits.deadline_ms, &self.limits))?;
+        let (answer, memory) =
+            K::step(&ready.world, &mut ready.store, request, memory).map_err(|error| {
+                classify(error, &ready.store, self.limits.deadline_ms, &self.limits)
+            })?;
         if K::size_bytes(&answer, &memory) as u64 > self.limits.answer_max_bytes {
             return Err(Failure::Oversized {
                 limit_bytes: self.limits.answer_max_bytes,
@@ -240,7 +240,7 @@ impl<K: Kind> Generation<K> {
 
     /// Counts a failure that the caller found in an answer already given.
     pub(crate) fn blame(&self, failure: Failure) -> (Failure, Turn) {
-        self.failures[failure.index()].fetch_add(1, Ordering::Relaxed);
+        self.failures.fetch_add(1, Ordering::Relaxed);
         let mut health = self.health();
         let turn = health.failed(Instant::now());
         self.unwell.store(true, Ordering::Relaxed);

@@ -24,7 +24,9 @@ pub(crate) struct Rule {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum State {
     Healthy,
-    Quarantined { until: Instant },
+    Quarantined {
+        until: Instant,
+    },
     /// One trial call is under way.
     Probing,
 }

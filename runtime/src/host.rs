@@ -78,9 +78,15 @@ impl HostConfig {
     }
 
     fn check(&self) -> anyhow::Result<()> {
-        anyhow::ensure!(self.compile_threads >= 1, "compile_threads is 0, expected 1 or more");
+        anyhow::ensure!(
+            self.compile_threads >= 1,
+            "compile_threads is 0, expected 1 or more"
+        );
         anyhow::ensure!(self.shards >= 1, "shards is 0, expected 1 or more");
-        anyhow::ensure!(self.instances_max >= 1, "instances_max is 0, expected 1 or more");
+        anyhow::ensure!(
+            self.instances_max >= 1,
+            "instances_max is 0, expected 1 or more"
+        );
         anyhow::ensure!(
             self.instance_memory_max_bytes >= 64 << 10,
             "instance_memory_max_bytes is {}, expected 65536 or more",
@@ -289,7 +295,7 @@ impl Host {
             thorough: true,
             ..Look::default()
         };
-        let rejected = self.0.look(&look, true).rejected;
+        let rejected = self.0.look(&look, Why::First).rejected;
         ScanReport {
             plugins: self.plugins(),
             slots: self.status(),
@@ -315,7 +321,11 @@ impl Host {
                 None
             }
         };
-        let debounce = Debounce::new(inner.config.quiet, inner.config.scan_interval, Instant::now());
+        let debounce = Debounce::new(
+            inner.config.quiet,
+            inner.config.scan_interval,
+            Instant::now(),
+        );
         // What changed between the first scan and the watch.
         let _ = wakes.send(Wake::Changed);
         let host: Weak<Inner> = Arc::downgrade(&self.0);
@@ -328,7 +338,7 @@ impl Host {
                     {
                         watch.renew();
                     }
-                    Some(host.upgrade()?.look(&look, false).too_young)
+                    Some(host.upgrade()?.look(&look, Why::Watch).too_young)
                 });
             })
             .context("starting the thread that follows the plugin directory")?;
@@ -385,7 +395,7 @@ impl Host {
             thorough: true,
             ..Look::default()
         };
-        inner.look(&look, false);
+        inner.look(&look, Why::Asked);
         let (mut control, receiver) = inner.change(slot)?;
         let wanted = &control.wanted[slot];
         let Some(name) = wanted.plugin.clone() else {
@@ -445,6 +455,17 @@ impl Host {
             rejection,
         }
     }
+}
+
+/// Why the plugin directory is looked at.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Why {
+    /// The host opens: what is there is taken, and what was there before its restart may stand in.
+    First,
+    /// An operator asked for it: what is there is meant to be taken.
+    Asked,
+    /// The watch, or time: files that may still be written to are left alone.
+    Watch,
 }
 
 /// What a look came to.
@@ -515,21 +536,21 @@ impl Inner {
     }
 
     /// Brings the catalogue up to what the directory holds, and the slots up to the catalogue.
-    fn look(&self, look: &Look, first: bool) -> Looked {
+    fn look(&self, look: &Look, why: Why) -> Looked {
         let mut control = self.control();
         let mut looked = Looked::default();
         if self.stopped.load(Ordering::Acquire) {
             return looked;
         }
         match catalog::scan(&self.config.plugin_dir) {
-            Ok(found) => self.take_files(&mut control, found, look, first, &mut looked),
+            Ok(found) => self.take_files(&mut control, found, look, why, &mut looked),
             // A directory that is gone for a moment (a remount, a deployment) is no reason to stop serving.
             Err(error) => {
                 let dir = self.config.plugin_dir.display();
                 tracing::warn!(%dir, %error, "cannot read the plugin directory");
             }
         }
-        control.opened |= first;
+        control.opened |= why == Why::First;
         self.settle(&mut control, &mut looked.rejected);
         let duplicates = control.catalog.duplicates();
         for duplicate in duplicates.difference(&control.duplicates) {
@@ -545,9 +566,10 @@ impl Inner {
             });
         }
         control.duplicates = duplicates;
-        if first {
+        if why == Why::First {
             control.store.forget_others();
-            self.engine.forget_compiled(|digest| control.store.names(digest));
+            self.engine
+                .forget_compiled(|digest| control.store.names(digest));
         }
         self.plugins.store(Arc::new(control.catalog.list()));
         looked
@@ -558,7 +580,7 @@ impl Inner {
         control: &mut Control,
         found: BTreeMap<PathBuf, catalog::Stamp>,
         look: &Look,
-        first: bool,
+        why: Why,
         looked: &mut Looked,
     ) {
         let now = SystemTime::now();
@@ -566,16 +588,19 @@ impl Inner {
         for (path, stamp) in found {
             let full = self.config.plugin_dir.join(&path);
             let complete = look.complete.contains(&full);
-            let is_same = control.catalog.file(&path).is_some_and(|file| file.stamp == stamp);
+            let is_same = control
+                .catalog
+                .file(&path)
+                .is_some_and(|file| file.stamp == stamp);
             if look.restless.contains(&full) || (is_same && !look.thorough && !complete) {
                 continue;
             }
             let is_young = stamp.age(now).is_some_and(|age| age < self.config.quiet);
-            if is_young && !is_same && !complete && !first {
+            if is_young && !is_same && !complete && why == Why::Watch {
                 looked.too_young = true;
                 continue;
             }
-            self.take_file(control, path, stamp, first, looked);
+            self.take_file(control, path, stamp, why, looked);
         }
         for (path, file) in control.catalog.retain(&seen) {
             control.store.file_gone(&path.to_string_lossy());
@@ -594,11 +619,14 @@ impl Inner {
         control: &mut Control,
         path: PathBuf,
         stamp: catalog::Stamp,
-        first: bool,
+        why: Why,
         looked: &mut Looked,
     ) {
         let name = path.to_string_lossy().into_owned();
-        let read = load::read(&self.config.plugin_dir.join(&path), self.config.file_max_bytes);
+        let read = load::read(
+            &self.config.plugin_dir.join(&path),
+            self.config.file_max_bytes,
+        );
         let (digest, now) = match read {
             Ok(bytes) => {
                 let digest = Digest::of(&bytes);
@@ -623,7 +651,7 @@ impl Inner {
             Err(_) => known
                 .and_then(|file| file.good.clone())
                 .or_else(|| self.kept(control, control.store.last_good_of_file(&name)?))
-                .filter(|_| known.is_some() || first),
+                .filter(|_| known.is_some() || why == Why::First),
         };
         if let Err(rejection) = &now {
             // An unreadable file is the same news at every scan.
@@ -723,7 +751,8 @@ impl Inner {
 impl Control {
     fn add_kind<K: Kind>(&mut self) -> anyhow::Result<()> {
         if self.kinds.iter().all(|kind| kind.name != K::NAME) {
-            let kind = KindInfo::of::<K>().with_context(|| format!("the WIT of kind {}", K::NAME))?;
+            let kind =
+                KindInfo::of::<K>().with_context(|| format!("the WIT of kind {}", K::NAME))?;
             self.kinds.push(Arc::new(kind));
         }
         Ok(())
@@ -744,7 +773,9 @@ impl Control {
         self.store.slot_works(receiver.name(), good);
         let wanted = self.of(receiver.name());
         wanted.plugin = Some(plugin.name.to_string());
-        wanted.settings.insert(plugin.name.to_string(), settings.clone());
+        wanted
+            .settings
+            .insert(plugin.name.to_string(), settings.clone());
         wanted.live = Some((plugin.digest, settings));
         wanted.offered = wanted.live.clone();
     }

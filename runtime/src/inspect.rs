@@ -58,10 +58,7 @@ impl KindInfo {
 }
 
 /// The kind that `bytes` is a component of. Errors: everything that is wrong, one line each.
-pub(crate) fn inspect(
-    kinds: &[Arc<KindInfo>],
-    bytes: &[u8],
-) -> Result<Arc<KindInfo>, Vec<String>> {
+pub(crate) fn inspect(kinds: &[Arc<KindInfo>], bytes: &[u8]) -> Result<Arc<KindInfo>, Vec<String>> {
     let (resolve, world) = component_of(bytes).map_err(|problem| vec![problem])?;
     let kind = kind_of(kinds, &resolve, world).map_err(|problem| vec![problem])?;
     let problems = differences(kind, &resolve, world);
@@ -138,10 +135,7 @@ fn kind_of<'a>(
 
 /// Every import and export of `world` that does not fit `kind`.
 fn differences(kind: &KindInfo, resolve: &Resolve, world: WorldId) -> Vec<String> {
-    let (actual, expected) = (
-        &resolve.worlds[world],
-        &kind.resolve.worlds[kind.world_id],
-    );
+    let (actual, expected) = (&resolve.worlds[world], &kind.resolve.worlds[kind.world_id]);
     let mut problems = Vec::new();
     for (key, item) in &expected.exports {
         let name = kind.resolve.name_world_key(key);
@@ -154,7 +148,15 @@ fn differences(kind: &KindInfo, resolve: &Resolve, world: WorldId) -> Vec<String
             (
                 WorldItem::Interface { id: expected, .. },
                 Some(WorldItem::Interface { id: actual, .. }),
-            ) => functions(&name, "lacks", &kind.resolve, *expected, resolve, *actual, &mut problems),
+            ) => functions(
+                &name,
+                "lacks",
+                &kind.resolve,
+                *expected,
+                resolve,
+                *actual,
+                &mut problems,
+            ),
             _ => problems.push(format!("export {name} is not an interface")),
         }
     }
@@ -171,7 +173,15 @@ fn differences(kind: &KindInfo, resolve: &Resolve, world: WorldId) -> Vec<String
             (
                 WorldItem::Interface { id: actual, .. },
                 Some(WorldItem::Interface { id: expected, .. }),
-            ) => functions(&name, "is not given", resolve, *actual, &kind.resolve, *expected, &mut problems),
+            ) => functions(
+                &name,
+                "is not given",
+                resolve,
+                *actual,
+                &kind.resolve,
+                *expected,
+                &mut problems,
+            ),
             (WorldItem::Type { .. }, _) => {}
             _ => problems.push(format!(
                 "imports {name}, which a {} plugin is not given (it may import {})",
@@ -230,14 +240,25 @@ fn mistyped(
             return Some(format!("parameter {}: {difference}", e.name));
         }
     }
-    let difference = unlike(actual_in, actual.result.as_ref()?, expected_in, expected.result.as_ref()?)?;
+    let difference = unlike(
+        actual_in,
+        actual.result.as_ref()?,
+        expected_in,
+        expected.result.as_ref()?,
+    )?;
     Some(format!("result: {difference}"))
 }
 
 /// The first difference of two types by structure, as wasmtime compares them.
 fn unlike(ar: &Resolve, actual: &Type, er: &Resolve, expected: &Type) -> Option<String> {
     let (actual, expected) = (plain(ar, actual), plain(er, expected));
-    let is_not = || Some(format!("is {}, expected {}", show(ar, &actual), show(er, &expected)));
+    let is_not = || {
+        Some(format!(
+            "is {}, expected {}",
+            show(ar, &actual),
+            show(er, &expected)
+        ))
+    };
     let (Type::Id(a), Type::Id(e)) = (actual, expected) else {
         return if actual == expected { None } else { is_not() };
     };
@@ -251,7 +272,11 @@ fn unlike(ar: &Resolve, actual: &Type, er: &Resolve, expected: &Type) -> Option<
     };
     let named = |what: &str, actual: Vec<&str>, expected: Vec<&str>| {
         (actual != expected).then(|| {
-            format!("has {what} {}, expected {}", actual.join(", "), expected.join(", "))
+            format!(
+                "has {what} {}, expected {}",
+                actual.join(", "),
+                expected.join(", ")
+            )
         })
     };
     match (&ar.types[a].kind, &er.types[e].kind) {
@@ -339,7 +364,11 @@ fn show(resolve: &Resolve, ty: &Type) -> String {
         TypeDefKind::List(ty) => format!("list<{}>", show(resolve, ty)),
         TypeDefKind::Option(ty) => format!("option<{}>", show(resolve, ty)),
         TypeDefKind::Result(result) => {
-            format!("result<{}, {}>", optional(&result.ok), optional(&result.err))
+            format!(
+                "result<{}, {}>",
+                optional(&result.ok),
+                optional(&result.err)
+            )
         }
         TypeDefKind::Type(ty) => show(resolve, ty),
         other => other.as_str().into(),
@@ -361,7 +390,8 @@ fn same_interface(one: &str, other: &str) -> Option<bool> {
     let ((one, a), (other, b)) = (split(one), split(other));
     (one == other).then(|| match (a, b) {
         (Some(a), Some(b)) => {
-            a.major == b.major && (a.major > 0 || (a.minor == b.minor && (a.minor > 0 || a.patch == b.patch)))
+            a.major == b.major
+                && (a.major > 0 || (a.minor == b.minor && (a.minor > 0 || a.patch == b.patch)))
         }
         (a, b) => a == b,
     })

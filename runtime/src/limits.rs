@@ -112,11 +112,26 @@ impl Limits {
             ("table_max_elements", self.table_max_elements, 1, 20_000),
             ("instances_max", self.instances_max, 1, 64),
             ("answer_max_bytes", self.answer_max_bytes, 1 << 10, 64 << 20),
-            ("log_lines_per_second", self.log_lines_per_second.into(), 0, 10_000),
-            ("memory_keys_max", self.memory_keys_max as u64, 16, 10_000_000),
+            (
+                "log_lines_per_second",
+                self.log_lines_per_second.into(),
+                0,
+                10_000,
+            ),
+            (
+                "memory_keys_max",
+                self.memory_keys_max as u64,
+                16,
+                10_000_000,
+            ),
             ("strikes_max", self.strikes_max.into(), 1, 1_000_000),
             ("backoff_min_ms", self.backoff_min_ms, 1, 3_600_000),
-            ("backoff_max_ms", self.backoff_max_ms, self.backoff_min_ms, 86_400_000),
+            (
+                "backoff_max_ms",
+                self.backoff_max_ms,
+                self.backoff_min_ms,
+                86_400_000,
+            ),
         ];
         for (name, value, low, high) in ranges {
             if !(low..=high).contains(&value) {

@@ -198,7 +198,10 @@ impl Plugin {
             self.uses_wasi,
         )?;
         let failed = |stage: Stage, store: &Store<Context>, error: wasmtime::Error| {
-            Rejection::new(stage, classify(error, store, limits.start_deadline_ms, limits))
+            Rejection::new(
+                stage,
+                classify(error, store, limits.start_deadline_ms, limits),
+            )
         };
         let lifecycle = lifecycle.tenon_host_lifecycle();
         // The contract promises every instance that it is described before it is configured.
@@ -266,7 +269,12 @@ fn load_digested(
     let lifecycle = bindings::PluginIndices::new(&component).map_err(link)?;
 
     let limits = Limits::default();
-    let log = Arc::new(LogGate::new("".into(), "".into(), 0, limits.log_lines_per_second));
+    let log = Arc::new(LogGate::new(
+        "".into(),
+        "".into(),
+        0,
+        limits.log_lines_per_second,
+    ));
     let (mut store, instance, world) =
         instantiate(engine, &component, &lifecycle, &limits, log, uses_wasi)?;
     (kind.check)(&component, &mut store, &instance).map_err(link)?;
@@ -339,7 +347,10 @@ fn describe(
         return Err(format!("version {:?}: {error}", one_line(&raw.version)));
     }
     if raw.summary.len() > 200 {
-        return Err(format!("summary of {} bytes, at most 200", raw.summary.len()));
+        return Err(format!(
+            "summary of {} bytes, at most 200",
+            raw.summary.len()
+        ));
     }
     if raw.config_schema.len() > SCHEMA_MAX_BYTES {
         return Err(format!(

@@ -158,6 +158,9 @@ mod tests {
     fn a_line_is_cut_at_a_character_within_its_bytes_and_stays_one_line() {
         assert_eq!(one_line("a\nb\u{1b}[1m"), "a b [1m");
         assert_eq!(one_line(&"é".repeat(600)).len(), LINE_MAX_BYTES);
-        assert_eq!(one_line(&format!("a{}", "é".repeat(600))).len(), LINE_MAX_BYTES - 1);
+        assert_eq!(
+            one_line(&format!("a{}", "é".repeat(600))).len(),
+            LINE_MAX_BYTES - 1
+        );
     }
 }

@@ -90,6 +90,9 @@ struct Inner<K: Kind> {
     /// Spreads callers without a key over the benches.
     turn: AtomicUsize,
     control: Mutex<Control>,
+    /// Calls of plugins with the caller's memory.
+    steps: AtomicU64,
+    failures: [AtomicU64; Failure::CAUSES.len()],
     fallbacks: AtomicU64,
     failed: Mutex<FailedEvents>,
 }
@@ -105,7 +108,11 @@ struct Serving<K: Kind> {
 
 /// Some of the keys. Aligned so that neighbours do not share a cache line.
 #[repr(align(128))]
-struct Shard<K: Kind>(Mutex<Kept<K>>);
+struct Shard<K: Kind> {
+    kept: Mutex<Kept<K>>,
+    /// Calls of plugins. Only written under the lock, so plain additions do; read by anyone.
+    calls: AtomicU64,
+}
 
 struct Kept<K: Kind> {
     memory_epoch: u64,
@@ -124,14 +131,6 @@ struct Control {
     settings: Value,
     last_error: Option<String>,
     rejected: Option<Rejection>,
-    /// Counts of generations that no longer serve.
-    past: Counts,
-}
-
-#[derive(Clone, Default)]
-struct Counts {
-    calls: u64,
-    failures: [u64; Failure::CAUSES.len()],
 }
 
 /// Keeps a storm of failures from becoming a storm of events.
@@ -165,7 +164,11 @@ pub struct Status {
     pub calls: u64,
     /// Those that failed.
     pub failures: u64,
-    /// The same by cause, where there were any.
+    /// Calls of the generation that serves.
+    pub generation_calls: u64,
+    /// Those that failed.
+    pub generation_failures: u64,
+    /// All failures by cause, where there were any.
     pub failures_by_cause: std::collections::BTreeMap<&'static str, u64>,
     /// Answers by the built-in, or by the failure policy, while a plugin was to serve.
     pub fallbacks: u64,
@@ -217,11 +220,15 @@ impl<K: Kind> Slot<K> {
             hasher: RandomState::new(),
             shards: (0..shards)
                 .map(|_| {
-                    Shard(Mutex::new(Kept {
+                    let kept = Kept {
                         memory_epoch: 0,
                         plugin: Memory::new(keys_max),
                         builtin: Memory::new(keys_max),
-                    }))
+                    };
+                    Shard {
+                        kept: Mutex::new(kept),
+                        calls: AtomicU64::new(0),
+                    }
                 })
                 .collect(),
             turn: AtomicUsize::new(0),
@@ -232,8 +239,9 @@ impl<K: Kind> Slot<K> {
                 settings: Value::Null,
                 last_error: None,
                 rejected: None,
-                past: Counts::default(),
             }),
+            steps: AtomicU64::new(0),
+            failures: Default::default(),
             fallbacks: AtomicU64::new(0),
             failed: Mutex::new(FailedEvents {
                 next: None,
@@ -269,7 +277,8 @@ impl<K: Kind> Slot<K> {
         let hash = inner.hasher.hash_one(key);
         // The table inside the shard uses the lowest and the highest bits.
         let at = (hash >> 32) as usize % inner.shards.len();
-        let mut kept = inner.shards[at].lock();
+        let shard = &inner.shards[at];
+        let mut kept = shard.lock();
         // Loaded under the shard's lock: a call that runs later on a shard never runs on an older generation.
         let serving = inner.live.load();
         let Some(generation) = &serving.generation else {
@@ -282,6 +291,9 @@ impl<K: Kind> Slot<K> {
         if !generation.admits() {
             return inner.fail(&mut kept, hash, key, request, None);
         }
+        shard
+            .calls
+            .store(shard.calls.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
         let found = kept.plugin.find(hash, key);
         let (result, turn) = match &found {
             Some(memory) => generation.call(at, request, memory),
@@ -356,6 +368,7 @@ impl<K: Kind> Slot<K> {
             return step(answer, memory, By::Builtin, None);
         };
         let failure = if generation.admits() {
+            inner.steps.fetch_add(1, Ordering::Relaxed);
             let hint = inner.turn.fetch_add(1, Ordering::Relaxed);
             let (result, turn) = generation.call_anywhere(hint, request, memory);
             if turn != Turn::None {
@@ -380,7 +393,10 @@ impl<K: Kind> Slot<K> {
         inner.fallbacks.fetch_add(1, Ordering::Relaxed);
         let (answer, by) = match inner.policy_answer(request) {
             Some(answer) => (answer, By::Policy),
-            None => ((inner.builtin)(request, &K::Memory::default()).0, By::Builtin),
+            None => (
+                (inner.builtin)(request, &K::Memory::default()).0,
+                By::Builtin,
+            ),
         };
         step(answer, memory.clone(), by, failure)
     }
@@ -408,7 +424,7 @@ impl<K: Kind> Slot<K> {
 impl<K: Kind> Shard<K> {
     fn lock(&self) -> MutexGuard<'_, Kept<K>> {
         // A panic in a kind's code leaves the tables whole: they are only changed after the call.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -489,6 +505,7 @@ impl<K: Kind> Inner<K> {
 
     #[cold]
     fn report(&self, generation: &Generation<K>, failure: &Failure) {
+        self.failures[failure.index()].fetch_add(1, Ordering::Relaxed);
         let now = Instant::now();
         let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
         if failed.next.is_some_and(|next| now < next) {
@@ -533,17 +550,6 @@ impl<K: Kind> Inner<K> {
 
     fn control(&self) -> MutexGuard<'_, Control> {
         self.control.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Makes `next` what answers. One pointer; whoever is in the middle of a call ends it where it began.
-    fn swap(&self, control: &mut Control, next: Serving<K>) {
-        let previous = self.live.swap(Arc::new(next));
-        if let Some(generation) = &previous.generation {
-            control.past.calls += generation.calls();
-            for (sum, count) in control.past.failures.iter_mut().zip(generation.failures()) {
-                *sum += count;
-            }
-        }
     }
 }
 
@@ -627,8 +633,10 @@ impl<K: Kind> Receiver for Inner<K> {
             memory_epoch: control.memory_epoch,
             memory_id,
         };
-        self.swap(&mut control, next);
+        // One pointer. Whoever is in the middle of a call ends it where it began; the last of them frees the old one.
+        let previous = self.live.swap(Arc::new(next));
         drop(control);
+        drop(previous);
         self.events.send(live);
         if let Some(reset) = reset {
             self.events.send(reset);
@@ -637,7 +645,7 @@ impl<K: Kind> Receiver for Inner<K> {
     }
 
     fn retire(&self, reason: &str) {
-        let mut control = self.control();
+        let control = self.control();
         let serving = self.live.load_full();
         let Some(generation) = &serving.generation else {
             return;
@@ -649,8 +657,10 @@ impl<K: Kind> Receiver for Inner<K> {
             memory_epoch: control.memory_epoch,
             memory_id: MemoryId::BUILTIN,
         };
-        self.swap(&mut control, next);
+        // One pointer. Whoever is in the middle of a call ends it where it began; the last of them frees the old one.
+        let previous = self.live.swap(Arc::new(next));
         drop(control);
+        drop(previous);
         self.events.send(event);
     }
 
@@ -672,14 +682,15 @@ impl<K: Kind> Receiver for Inner<K> {
         let control = self.control();
         let serving = self.live.load();
         let generation = serving.generation.as_ref();
-        let mut counts = control.past.clone();
-        if let Some(generation) = generation {
-            counts.calls += generation.calls();
-            for (sum, count) in counts.failures.iter_mut().zip(generation.failures()) {
-                *sum += count;
-            }
-        }
-        let by_cause = Failure::CAUSES.into_iter().zip(counts.failures);
+        let failures = self
+            .failures
+            .each_ref()
+            .map(|count| count.load(Ordering::Relaxed));
+        let by_cause = Failure::CAUSES.into_iter().zip(failures);
+        let calls = self
+            .shards
+            .iter()
+            .map(|shard| shard.calls.load(Ordering::Relaxed));
         Status {
             slot: self.name.to_string(),
             kind: K::NAME,
@@ -695,15 +706,17 @@ impl<K: Kind> Receiver for Inner<K> {
             },
             candidate: control.rejected.clone(),
             settings: control.settings.clone(),
-            calls: counts.calls,
-            failures: counts.failures.iter().sum(),
+            calls: calls.sum::<u64>() + self.steps.load(Ordering::Relaxed),
+            failures: failures.iter().sum(),
+            generation_calls: generation.map_or(0, Generation::calls),
+            generation_failures: generation.map_or(0, Generation::failures),
             failures_by_cause: by_cause.filter(|(_, count)| *count > 0).collect(),
             fallbacks: self.fallbacks.load(Ordering::Relaxed),
             memory_keys: self
                 .shards
                 .iter()
                 // A shard in the middle of a call is left out rather than waited for.
-                .filter_map(|shard| shard.0.try_lock().ok())
+                .filter_map(|shard| shard.kept.try_lock().ok())
                 .map(|kept| kept.plugin.len() + kept.builtin.len())
                 .sum(),
             instances: generation.map_or(0, Generation::warmth),

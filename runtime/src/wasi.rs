@@ -146,7 +146,11 @@ fn answer(
             let Some(Val::U64(count @ 0..=RANDOM_MAX_BYTES)) = params.first() else {
                 wasmtime::bail!("{function}: at most {RANDOM_MAX_BYTES} bytes at once");
             };
-            Val::List((0..*count).map(|_| Val::U8(wasi(&mut store).1 as u8)).collect())
+            Val::List(
+                (0..*count)
+                    .map(|_| Val::U8(wasi(&mut store).1 as u8))
+                    .collect(),
+            )
         }
         "wasi:random/insecure-seed#insecure-seed" => {
             let (_, low) = wasi(&mut store);

@@ -52,16 +52,17 @@ pub(crate) struct Watch {
 
 impl Watch {
     pub(crate) fn start(dir: &Path, wakes: Sender<Wake>) -> notify::Result<Watch> {
-        let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-            let Ok(event) = event else {
-                let _ = wakes.send(Wake::Changed);
-                return;
-            };
-            for wake in wakes_of(event) {
-                // Nobody listens any more: the host is stopping.
-                let _ = wakes.send(wake);
-            }
-        })?;
+        let mut watcher =
+            notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+                let Ok(event) = event else {
+                    let _ = wakes.send(Wake::Changed);
+                    return;
+                };
+                for wake in wakes_of(event) {
+                    // Nobody listens any more: the host is stopping.
+                    let _ = wakes.send(wake);
+                }
+            })?;
         watcher.watch(dir, RecursiveMode::Recursive)?;
         Ok(Watch {
             watcher,
@@ -77,7 +78,11 @@ impl Watch {
             self.identity = identity;
             // Either may fail while the directory is missing; the periodic look goes on, and the next one tries again.
             let _ = self.watcher.unwatch(&self.dir);
-            if self.watcher.watch(&self.dir, RecursiveMode::Recursive).is_err() {
+            if self
+                .watcher
+                .watch(&self.dir, RecursiveMode::Recursive)
+                .is_err()
+            {
                 self.identity = None;
             }
         }

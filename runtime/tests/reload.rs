@@ -1,0 +1,376 @@
+//! The plugin directory: what is taken when, what is kept, what survives a restart.
+
+mod support;
+
+use std::{fs, time::Duration};
+
+use support::{Answer, Bed, Counter, Text, add, await_event, builtin, drain, names, put};
+use tenon_runtime::{By, Change, Condition, Event, Limits, PluginConfig, Stage};
+
+const SUM_ONE: fn(u32) -> Answer = |build| Answer::Total { sum: 1, build };
+
+fn is_live(event: &Event) -> bool {
+    matches!(event.change, Change::Live { .. })
+}
+
+fn rejection(event: &Event) -> Option<(Stage, &str)> {
+    match &event.change {
+        Change::Rejected { stage, reason, .. } => Some((*stage, reason)),
+        _ => None,
+    }
+}
+
+#[test]
+fn a_file_renamed_into_place_goes_live_by_the_watch_alone() {
+    // Nothing but the watch can find it: no scan within the test, no quiet that ends.
+    let bed = Bed::with(|config| {
+        config.scan_interval = Duration::from_secs(86_400);
+        config.quiet = Duration::from_secs(86_400);
+    });
+    let slot = bed.serving(&Text::new("adder", 1), PluginConfig::plugin("adder"));
+    bed.host.watch().expect("watching");
+    let mut events = bed.host.events();
+    for build in 2..6 {
+        bed.put("adder.wasm", &Text::new("adder", build).counter());
+        let event = await_event(&mut events, is_live);
+        assert_eq!(event.generation, u64::from(build));
+        assert_eq!(slot.decide(&u64::from(build), &add(0, 1)), SUM_ONE(build));
+    }
+}
+
+#[test]
+fn a_file_renamed_into_a_new_sub_folder_is_found() {
+    let bed = Bed::with(|config| config.scan_interval = Duration::from_millis(100));
+    let slot = bed.counter(PluginConfig::plugin("adder"));
+    bed.host.open();
+    bed.host.watch().expect("watching");
+    let mut events = bed.host.events();
+    bed.put("team/limits/adder.wasm", &Text::new("adder", 1).counter());
+    await_event(&mut events, is_live);
+    assert_eq!(slot.decide(&1, &add(0, 1)), SUM_ONE(1));
+}
+
+#[test]
+fn a_file_written_in_place_is_taken_once_it_is_complete() {
+    let bed = Bed::with(|config| config.scan_interval = Duration::from_millis(100));
+    let slot = bed.counter(PluginConfig::plugin("adder"));
+    bed.host.open();
+    bed.host.watch().expect("watching");
+    let mut events = bed.host.events();
+    let bytes = Text::new("adder", 1).counter();
+    fs::write(bed.plugins().join("adder.wasm"), &bytes).expect("writing");
+    await_event(&mut events, is_live);
+    assert_eq!(slot.decide(&1, &add(0, 1)), SUM_ONE(1));
+}
+
+#[test]
+fn a_scan_finds_what_the_watch_did_not_tell() {
+    // Never watched: the reload's own scan, by hash, with the same size and time stamp as before.
+    let bed = Bed::new();
+    let slot = bed.serving(&Text::new("adder", 1), PluginConfig::plugin("adder"));
+    let path = bed.plugins().join("adder.wasm");
+    let modified = fs::metadata(&path)
+        .and_then(|metadata| metadata.modified())
+        .expect("a time");
+    let file = fs::File::options()
+        .write(true)
+        .open(&path)
+        .expect("the file");
+    std::io::Write::write_all(&mut &file, &Text::new("adder", 2).counter()).expect("the same size");
+    file.set_modified(modified).expect("the same time");
+    bed.host.reload("counter").expect("sound");
+    assert_eq!(slot.decide(&1, &add(0, 1)), SUM_ONE(2));
+}
+
+#[test]
+fn the_watch_survives_the_directory_being_replaced() {
+    let bed = Bed::with(|config| config.scan_interval = Duration::from_millis(50));
+    let slot = bed.serving(&Text::new("adder", 1), PluginConfig::plugin("adder"));
+    bed.host.watch().expect("watching");
+    let mut events = bed.host.events();
+    let next = bed.dirs.path().join("next");
+    put(&next, "adder.wasm", &Text::new("adder", 2).counter());
+    fs::rename(bed.plugins(), bed.dirs.path().join("former")).expect("away with the old");
+    fs::rename(&next, bed.plugins()).expect("in with the new");
+    await_event(&mut events, |event| is_live(event) && event.generation == 2);
+    bed.put("adder.wasm", &Text::new("adder", 3).counter());
+    await_event(&mut events, |event| is_live(event) && event.generation == 3);
+    assert_eq!(slot.decide(&1, &add(0, 1)), SUM_ONE(3));
+}
+
+#[test]
+fn every_truncation_of_a_component_is_rejected_and_the_live_one_serves_on() {
+    let bed = Bed::new();
+    let slot = bed.serving(&Text::new("adder", 1), PluginConfig::plugin("adder"));
+    let bytes = Text::new("adder", 2).counter();
+    for end in (0..bytes.len()).step_by(97) {
+        bed.put("adder.wasm", &bytes[..end]);
+        bed.host
+            .reload("counter")
+            .expect("what was good there is offered again");
+        let file = &bed.host.plugins()[0];
+        assert_eq!(
+            file.rejection.as_ref().map(|rejection| rejection.stage),
+            Some(Stage::Inspect)
+        );
+        assert_eq!(slot.decide(&(end as u64), &add(0, 1)), SUM_ONE(1));
+    }
+    bed.put("adder.wasm", &bytes);
+    bed.host.reload("counter").expect("whole at last");
+    assert_eq!(slot.decide(&1, &add(0, 1)), SUM_ONE(2));
+}
+
+#[test]
+fn a_bad_file_keeps_the_live_generation_and_is_reported_once() {
+    let bed = Bed::with(|config| config.scan_interval = Duration::from_millis(20));
+    let slot = bed.serving(&Text::new("adder", 1), PluginConfig::plugin("adder"));
+    let mut events = bed.host.events();
+    bed.host.watch().expect("watching");
+    bed.put("adder.wasm", b"not wasm at all");
+    let event = await_event(&mut events, |event| rejection(event).is_some());
+    assert_eq!(
+        rejection(&event),
+        Some((Stage::Inspect, "not a WebAssembly component"))
+    );
+    assert_eq!(
+        (
+            event.slot.as_deref(),
+            event.plugin.as_deref(),
+            event.generation
+        ),
+        (Some("counter"), Some("adder"), 1)
+    );
+    // A good file elsewhere comes through several scans later: the bad one is no news any more.
+    bed.put("other.wasm", &Text::new("other", 9).counter());
+    while bed.host.plugins().len() < 2 {
+        std::thread::yield_now();
+    }
+    assert_eq!(drain(&mut events), []);
+    assert_eq!(slot.decide(&1, &add(0, 1)), SUM_ONE(1));
+    assert!(bed.status().candidate.is_some());
+}
+
+#[test]
+fn removing_the_file_retires_the_plugin_and_overwriting_it_does_not() {
+    let bed = Bed::new();
+    let slot = bed.serving(&Text::new("adder", 1), PluginConfig::plugin("adder"));
+    bed.host.watch().expect("watching");
+    let mut events = bed.host.events();
+    fs::remove_file(bed.plugins().join("adder.wasm")).expect("removing");
+    await_event(&mut events, |event| {
+        matches!(event.change, Change::Removed { .. })
+            || matches!(event.change, Change::Retired { .. })
+    });
+    while slot.generation() != 0 {
+        std::thread::yield_now();
+    }
+    assert_eq!(slot.ask(&1, &add(0, 1)).by, By::Builtin);
+    bed.put("adder.wasm", &Text::new("adder", 1).counter());
+    await_event(&mut events, is_live);
+    assert_eq!(slot.generation(), 2);
+}
+
+#[test]
+fn of_two_files_with_one_name_the_newer_serves_and_the_other_is_reported() {
+    let bed = Bed::new();
+    let old = bed.put("a.wasm", &Text::new("adder", 1).counter());
+    let past = std::time::SystemTime::now() - Duration::from_secs(60);
+    fs::File::options()
+        .write(true)
+        .open(&old)
+        .and_then(|file| file.set_modified(past))
+        .expect("an older time");
+    bed.put("b.wasm", &Text::new("adder", 2).counter());
+    let slot = bed.counter(PluginConfig::plugin("adder"));
+    let mut events = bed.host.events();
+    bed.host.open();
+    assert_eq!(slot.decide(&1, &add(0, 1)), SUM_ONE(2));
+    let duplicate = Change::Duplicate {
+        serves: "b.wasm".into(),
+        ignored: "a.wasm".into(),
+    };
+    assert!(
+        drain(&mut events)
+            .iter()
+            .any(|event| event.change == duplicate)
+    );
+    assert_eq!(bed.host.plugins()[0].shadowed_by, Some("b.wasm".into()));
+    // The newer one goes: the older takes over.
+    fs::remove_file(bed.plugins().join("b.wasm")).expect("removing");
+    bed.host.reload("counter").expect("the older one");
+    assert_eq!(slot.decide(&2, &add(0, 1)), SUM_ONE(1));
+}
+
+#[test]
+fn a_bad_plugin_at_boot_never_stops_the_host() {
+    let bed = Bed::new();
+    bed.put("adder.wasm", b"\0asm\x0d\0\x01\0 and then nothing");
+    bed.put(
+        "spin.wasm",
+        &Text {
+            configure: 3,
+            ..Text::new("spin", 1)
+        }
+        .counter(),
+    );
+    let limits = Limits {
+        start_deadline_ms: 50,
+        ..Limits::default()
+    };
+    let slot = bed.counter(PluginConfig::plugin("adder"));
+    let config = PluginConfig {
+        limits,
+        ..PluginConfig::plugin("spin")
+    };
+    let spin = bed
+        .host
+        .slot::<Counter>("spin", config, builtin)
+        .expect("a slot");
+    let report = bed.host.open();
+    assert_eq!(report.rejected.len(), 2);
+    assert_eq!(
+        (report.rejected[0].stage, report.rejected[1].stage),
+        (Stage::Inspect, Stage::Configure)
+    );
+    assert_eq!(report.rejected[0].path, Some("adder.wasm".into()));
+    assert_eq!(slot.decide(&1, &add(0, 1)), SUM_ONE(0));
+    assert_eq!(spin.decide(&1, &add(0, 1)), SUM_ONE(0));
+    assert!(
+        report
+            .slots
+            .iter()
+            .all(|status| status.status == Condition::Builtin)
+    );
+}
+
+#[test]
+fn what_last_worked_serves_after_a_restart_with_a_broken_file() {
+    let bed = Bed::new();
+    bed.serving(&Text::new("adder", 1), PluginConfig::plugin("adder"));
+    let dirs = bed.shut_down();
+    put(&dirs.path().join("plugins"), "adder.wasm", b"half a fi");
+
+    let bed = Bed::again(dirs, |_| {});
+    let slot = bed.counter(PluginConfig::plugin("adder"));
+    let report = bed.host.open();
+    assert_eq!(report.rejected.len(), 1);
+    assert_eq!(slot.ask(&1, &add(0, 1)).answer, SUM_ONE(1));
+    let dirs = bed.shut_down();
+
+    // Without the file there is nothing to stand in for.
+    fs::remove_file(dirs.path().join("plugins/adder.wasm")).expect("removing");
+    let bed = Bed::again(dirs, |_| {});
+    let slot = bed.counter(PluginConfig::plugin("adder"));
+    bed.host.open();
+    assert_eq!(slot.ask(&1, &add(0, 1)).by, By::Builtin);
+}
+
+#[test]
+fn what_last_worked_serves_after_a_restart_with_a_version_that_refuses_its_settings() {
+    let bed = Bed::new();
+    bed.serving(&Text::new("adder", 1), PluginConfig::plugin("adder"));
+    let dirs = bed.shut_down();
+    let refuses = Text {
+        configure: 1,
+        ..Text::new("adder", 2)
+    };
+    put(
+        &dirs.path().join("plugins"),
+        "adder.wasm",
+        &refuses.counter(),
+    );
+
+    let bed = Bed::again(dirs, |_| {});
+    let slot = bed.counter(PluginConfig::plugin("adder"));
+    let report = bed.host.open();
+    assert_eq!(report.rejected[0].reason, "no, thank you");
+    assert_eq!(slot.decide(&1, &add(0, 1)), SUM_ONE(1));
+    assert!(bed.status().candidate.is_some());
+}
+
+#[test]
+fn a_watch_never_takes_the_same_bytes_twice() {
+    let bed = Bed::with(|config| {
+        config.scan_interval = Duration::from_millis(10);
+        config.quiet = Duration::from_millis(1);
+    });
+    let slot = bed.serving(&Text::new("adder", 1), PluginConfig::plugin("adder"));
+    bed.host.watch().expect("watching");
+    let mut events = bed.host.events();
+    for _ in 0..5 {
+        bed.put("adder.wasm", &Text::new("adder", 1).counter());
+    }
+    bed.put("other.wasm", &Text::new("other", 1).counter());
+    while bed.host.plugins().len() < 2 {
+        std::thread::yield_now();
+    }
+    assert_eq!(names(&drain(&mut events)), Vec::<&str>::new());
+    assert_eq!(slot.generation(), 1);
+}
+
+#[test]
+fn hidden_and_foreign_files_are_left_alone() {
+    let bed = Bed::new();
+    for name in [
+        ".hidden.wasm",
+        "adder.wasm.part",
+        "notes.txt",
+        ".git/adder.wasm",
+    ] {
+        let path = bed.plugins().join(name);
+        fs::create_dir_all(path.parent().expect("a folder")).expect("the folder");
+        fs::write(path, Text::new("adder", 1).counter()).expect("writing");
+    }
+    bed.counter(PluginConfig::plugin("adder"));
+    let report = bed.host.open();
+    assert_eq!((report.plugins, report.rejected), (Vec::new(), Vec::new()));
+}
+
+#[test]
+fn a_directory_that_is_gone_for_a_moment_stops_nothing() {
+    let bed = Bed::new();
+    let slot = bed.serving(&Text::new("adder", 1), PluginConfig::plugin("adder"));
+    let away = bed.dirs.path().join("away");
+    fs::rename(bed.plugins(), &away).expect("away");
+    bed.host.reload("counter").expect("from what is known");
+    assert_eq!(slot.decide(&1, &add(0, 1)), SUM_ONE(1));
+    fs::rename(&away, bed.plugins()).expect("back");
+}
+
+#[test]
+fn nothing_is_ever_written_to_the_plugin_directory() {
+    let bed = Bed::new();
+    bed.serving(&Text::new("adder", 1), PluginConfig::plugin("adder"));
+    bed.host.reload("counter").expect("a second generation");
+    let names: Vec<_> = fs::read_dir(bed.plugins())
+        .expect("the directory")
+        .map(|entry| entry.expect("an entry").file_name())
+        .collect();
+    assert_eq!(names, ["adder.wasm"]);
+}
+
+#[test]
+fn a_file_above_its_size_limit_is_not_read_to_its_end() {
+    let bed = Bed::with(|config| config.file_max_bytes = 1_000);
+    bed.put("adder.wasm", &Text::new("adder", 1).counter());
+    let report = {
+        bed.counter(PluginConfig::plugin("adder"));
+        bed.host.open()
+    };
+    assert_eq!(
+        (report.rejected[0].stage, &*report.rejected[0].reason),
+        (Stage::Read, "larger than 1000 bytes")
+    );
+}
+
+#[test]
+fn stopping_twice_is_stopping_once_and_calls_go_on() {
+    let bed = Bed::new();
+    let slot = bed.serving(&Text::new("adder", 1), PluginConfig::plugin("adder"));
+    bed.host.watch().expect("watching");
+    bed.host.watch().expect("watching already");
+    bed.host.stop();
+    bed.host.stop();
+    assert_eq!(slot.decide(&1, &add(0, 1)), SUM_ONE(0));
+    assert_eq!(bed.host.instances(), 0);
+}
