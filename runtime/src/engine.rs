@@ -241,3 +241,126 @@ fn compatibility(engine: &wasmtime::Engine) -> String {
     std::hash::Hash::hash(&engine.precompile_compatibility_hash(), &mut sink);
     const_hex::encode(sink.0.finalize())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    const BYTES: &[u8] = b"\0asm\x0d\0\x01\0";
+
+    fn engine(dir: &Path) -> Engine {
+        let mut config = HostConfig::new(dir.join("plugins"), dir.join("state"));
+        config.instances_max = 4;
+        Engine::new(&config).expect("an engine")
+    }
+
+    fn cached(dir: &Path) -> Vec<PathBuf> {
+        let entries = fs::read_dir(dir.join("state/compiled")).expect("the cache");
+        entries
+            .map(|entry| entry.expect("an entry").path())
+            .collect()
+    }
+
+    #[test]
+    fn code_is_compiled_once_and_bad_entries_are_replaced_silently() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let engine = engine(dir.path());
+        let digest = Digest::of(BYTES);
+        engine
+            .component(BYTES, digest)
+            .expect("the empty component");
+        let path = cached(dir.path()).pop().expect("one entry");
+        let good = fs::read(&path).expect("the entry");
+        // From the cache: the bytes are not even looked at.
+        engine.component(b"", digest).expect("cached");
+
+        for at in [0, SUM_BYTES, good.len() / 2, good.len() - 1] {
+            let mut bad = good.clone();
+            bad[at] ^= 1;
+            fs::write(&path, &bad).expect("damaging");
+            engine.component(BYTES, digest).expect("compiled anew");
+            assert_eq!(fs::read(&path).expect("the entry"), good);
+        }
+        fs::write(&path, &good[..SUM_BYTES - 1]).expect("truncating");
+        engine.component(BYTES, digest).expect("compiled anew");
+
+        // Good code under another component's name is not that component's.
+        let other = Digest::of(b"other");
+        let renamed = path.with_file_name(
+            path.file_name()
+                .expect("a name")
+                .to_string_lossy()
+                .replace(&digest.to_string(), &other.to_string()),
+        );
+        fs::write(&renamed, &good).expect("copying");
+        engine
+            .component(b"other", other)
+            .expect_err("not taken from the cache");
+    }
+
+    #[test]
+    fn code_compiled_under_other_settings_is_not_used() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let digest = Digest::of(BYTES);
+        engine(dir.path())
+            .component(BYTES, digest)
+            .expect("compiled");
+        let mut config = HostConfig::new(dir.path().join("plugins"), dir.path().join("state"));
+        config.instance_memory_max_bytes = 1 << 20;
+        let other = Engine::new(&config).expect("an engine");
+        other.component(BYTES, digest).expect("compiled again");
+        assert_eq!(cached(dir.path()).len(), 2);
+        other.forget_compiled(|_| false);
+        assert_eq!(cached(dir.path()).len(), 0);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn only_this_user_can_write_what_is_loaded_as_code() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().expect("a directory");
+        let _engine = engine(dir.path());
+        let mode = |path: &str| {
+            fs::metadata(dir.path().join(path))
+                .expect("there")
+                .permissions()
+                .mode()
+                & 0o777
+        };
+        assert_eq!((mode("state"), mode("state/compiled")), (0o700, 0o700));
+    }
+
+    #[test]
+    fn the_clock_ends_with_its_owner() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let engine = engine(dir.path());
+        let ending = Arc::downgrade(&engine.ticker.winding_down);
+        assert!(engine.clock_runs());
+        drop(engine);
+        // The thread held the other reference; dropping joined it.
+        assert!(ending.upgrade().is_none());
+    }
+
+    #[test]
+    fn the_clock_goes_on_while_an_instance_may_need_stopping() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut engine = engine(dir.path());
+        let instance = engine.count_instance();
+        engine.wind_down();
+        let now = engine.wasm.weak();
+        assert!(now.upgrade().is_some() && engine.clock_runs());
+        drop(instance);
+        // Ends by itself: joining without asking it to stop.
+        let thread = engine.ticker.thread.take().expect("it runs");
+        thread.join().expect("it never panics");
+    }
+
+    #[test]
+    fn no_deadline_is_shorter_than_asked_for() {
+        assert_eq!(ticks(Duration::from_millis(50)), 6);
+        assert_eq!(ticks(Duration::from_millis(51)), 7);
+        assert_eq!(ticks(Duration::ZERO), 1);
+    }
+}

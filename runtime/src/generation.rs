@@ -51,6 +51,9 @@ struct Ready<K: Kind> {
     has_clock: bool,
 }
 
+/// What a call came to.
+pub(crate) type Stepped<K> = Result<(<K as Kind>::Answer, <K as Kind>::Memory), Failure>;
+
 impl<K: Kind> Generation<K> {
     /// Makes the candidate's first instance and asks it the kind's probe.
     pub(crate) fn prepare(
@@ -149,7 +152,7 @@ impl<K: Kind> Generation<K> {
         at: usize,
         request: &K::Request,
         memory: &K::Memory,
-    ) -> (Result<(K::Answer, K::Memory), Failure>, Turn) {
+    ) -> (Stepped<K>, Turn) {
         let (calls, idle) = self.bench(at);
         self.call_on(calls, idle, request, memory)
     }
@@ -160,7 +163,7 @@ impl<K: Kind> Generation<K> {
         hint: usize,
         request: &K::Request,
         memory: &K::Memory,
-    ) -> (Result<(K::Answer, K::Memory), Failure>, Turn) {
+    ) -> (Stepped<K>, Turn) {
         // A free bench with an instance is best, then any free one: instances cost memory.
         for needs_instance in [true, false] {
             for at in 0..self.benches.len() {
@@ -182,7 +185,7 @@ impl<K: Kind> Generation<K> {
         mut idle: MutexGuard<'_, Option<Ready<K>>>,
         request: &K::Request,
         memory: &K::Memory,
-    ) -> (Result<(K::Answer, K::Memory), Failure>, Turn) {
+    ) -> (Stepped<K>, Turn) {
         calls.store(calls.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
         let ready = match &mut *idle {
             Some(ready) => ready,
@@ -214,7 +217,7 @@ impl<K: Kind> Generation<K> {
         ready: &mut Ready<K>,
         request: &K::Request,
         memory: &K::Memory,
-    ) -> Result<(K::Answer, K::Memory), Failure> {
+    ) -> Stepped<K> {
         // The deadline is absolute, so it is set for each call.
         ready.store.set_epoch_deadline(self.deadline_ticks);
         if ready.has_clock {

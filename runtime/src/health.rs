@@ -27,8 +27,10 @@ pub(crate) enum State {
     Quarantined {
         until: Instant,
     },
-    /// One trial call is under way.
-    Probing,
+    /// One trial call is under way. Should it never report back (a panic in the kind's own code), another may be made.
+    Probing {
+        until: Instant,
+    },
 }
 
 /// What became of the generation with this call.
@@ -62,10 +64,11 @@ impl Health {
     pub(crate) fn admit(&mut self, now: Instant) -> bool {
         match self.state {
             State::Healthy => true,
-            State::Probing => false,
-            State::Quarantined { until } if now < until => false,
-            State::Quarantined { .. } => {
-                self.state = State::Probing;
+            State::Probing { until } | State::Quarantined { until } if now < until => false,
+            State::Probing { .. } | State::Quarantined { .. } => {
+                self.state = State::Probing {
+                    until: now + self.backoff,
+                };
                 true
             }
         }
@@ -80,7 +83,7 @@ impl Health {
                 self.strikes = 0;
                 Turn::None
             }
-            State::Probing => {
+            State::Probing { .. } => {
                 *self = Health::new(self.rule);
                 Turn::Recovered
             }
@@ -91,7 +94,7 @@ impl Health {
     pub(crate) fn failed(&mut self, now: Instant) -> Turn {
         match self.state {
             State::Quarantined { .. } => return Turn::None,
-            State::Probing => {}
+            State::Probing { .. } => {}
             State::Healthy => {
                 self.strikes += 1;
                 if self.strikes < self.rule.strikes_max {
@@ -171,7 +174,7 @@ mod tests {
                             prop_assert!(until > now && until - now <= rule().backoff_max);
                             continue;
                         }
-                        let trial = health.state() == State::Probing;
+                        let trial = matches!(health.state(), State::Probing { .. });
                         in_a_row = if succeeds { 0 } else { in_a_row + 1 };
                         let turn = if succeeds { health.succeeded() } else { health.failed(now) };
                         match turn {

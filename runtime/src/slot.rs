@@ -702,7 +702,7 @@ impl<K: Kind> Receiver for Inner<K> {
                 None => Condition::Builtin,
                 Some(State::Healthy) => Condition::Live,
                 Some(State::Quarantined { .. }) => Condition::Quarantined,
-                Some(State::Probing) => Condition::Probing,
+                Some(State::Probing { .. }) => Condition::Probing,
             },
             candidate: control.rejected.clone(),
             settings: control.settings.clone(),

@@ -151,7 +151,11 @@ fn an_answer_larger_than_allowed_is_refused_before_it_is_copied() {
         .host
         .slot::<Echo>("echo", config, echo_builtin)
         .expect("a slot");
-    bed.put("parrot.wasm", &Text::new("parrot", 1).echo());
+    let text = Text {
+        pages: 16,
+        ..Text::new("parrot", 1)
+    };
+    bed.put("parrot.wasm", &text.echo());
     assert_eq!(bed.host.open().rejected, []);
     assert_eq!(
         slot.step(&"a word".into(), &vec![b'x'; 40 << 10]).by,
