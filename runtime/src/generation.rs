@@ -212,12 +212,7 @@ impl<K: Kind> Generation<K> {
         }
     }
 
-    fn run(
-        &self,
-        ready: &mut Ready<K>,
-        request: &K::Request,
-        memory: &K::Memory,
-    ) -> Stepped<K> {
+    fn run(&self, ready: &mut Ready<K>, request: &K::Request, memory: &K::Memory) -> Stepped<K> {
         // The deadline is absolute, so it is set for each call.
         ready.store.set_epoch_deadline(self.deadline_ticks);
         if ready.has_clock {

@@ -1,4 +1,57 @@
 //! Hosts WebAssembly components as hot-swappable pure steps.
+//!
+//! A *plugin* is a component that implements one WIT *world*, and every world is one pure *step*:
+//! `(request, memory) -> (answer, memory)`. A [`Slot`] is the place where such a step is needed. It always has a native
+//! *built-in*, so asking it cannot fail. [`Host`] follows a directory of `*.wasm` and swaps what serves the slots while
+//! calls go on. This crate knows no chain, no HTTP and no database; what it hosts, a [`Kind`] tells it.
+//!
+//! ```no_run
+//! # use tenon_runtime::*;
+//! # fn example<Policy: Kind<Key = u64>>(
+//! #     builtin: fn(&Policy::Request, &Policy::Memory) -> (Policy::Answer, Policy::Memory),
+//! #     request: Policy::Request,
+//! # ) -> anyhow::Result<()> {
+//! let host = Host::new(HostConfig::new("plugins", "state"))?;
+//! let slot = host.slot::<Policy>("rate-limit", PluginConfig::plugin("token-bucket"), builtin)?;
+//! for rejected in host.open().rejected {
+//!     eprintln!("{rejected}");
+//! }
+//! host.watch()?;
+//! let answer = slot.decide(&17, &request); // the plugin's, or the built-in's
+//! # drop(answer);
+//! host.stop();
+//! # Ok(())
+//! # }
+//! ```
+//! A whole kind, from its WIT to components in text, is in `tests/support`; `examples/decide_cost.rs` hosts the node's
+//! rate limit in one file.
+//!
+//! # Map
+//! | file | subject |
+//! |---|---|
+//! | `host` | the front door: slots, first scan, watch, orders; every change under one lock, in order |
+//! | `kind` | what a kind is: one world as one typed step, and which answers are sound |
+//! | `slot` | a call: memory, generation, failure policy; where erased meets typed |
+//! | `generation` | one version in one slot: idle instances, a single call, counts |
+//! | `memory` | what is remembered by key, bounded |
+//! | `health` | healthy, quarantined, on trial: a pure state machine |
+//! | `load`, `inspect` | from bytes to a candidate; what differs from the world, item by item |
+//! | `catalog`, `watcher`, `store` | what the directory holds; when to look; what the host keeps itself |
+//! | `engine`, `context`, `limits` | wasmtime's settings, clock and code cache; what an instance may use |
+//! | `log`, `wasi` | the two things that a component may import |
+//! | `event` | what operators are told |
+//!
+//! # A call
+//! [`Slot::decide`] locks the key's shard, loads what serves (one pointer), and runs the step on the shard's instance
+//! with a fresh deadline. The memory changes only when the answer is taken. A trap, an overrun or an unsound answer costs
+//! the instance, counts against the generation, and is answered by the built-in (or open, or closed). A healthy call takes
+//! no time stamp and allocates nothing.
+//!
+//! # A change
+//! New bytes are read once, hashed, compared with the kind's world, compiled (or found in the cache), linked, described,
+//! given their settings and probed; only then does the slot's pointer change. Whatever fails on the way is a
+//! [`Rejection`] with its stage and reason, and what served before serves on. Calls under way end on the generation where
+//! they began; the last of them frees it.
 
 mod catalog;
 mod context;
@@ -29,4 +82,5 @@ pub use limits::{Failure, Limits, OnFailure, PluginConfig, Refusal};
 pub use load::{Description, MemoryId, Rejection, Stage};
 pub use log::{LINE_MAX_BYTES, TARGET as LOG_TARGET};
 pub use slot::{By, Condition, Decision, Slot, Status, Step};
+/// The engine, in the version that a kind's `bindgen!` must be of.
 pub use wasmtime;
