@@ -17,7 +17,7 @@ use anyhow::Context as _;
 use sha2::{Digest as _, Sha256};
 use wasmtime::{Config, InstanceAllocationStrategy, PoolingAllocationConfig, component::Component};
 
-use crate::{HostConfig, digest::Digest, store};
+use crate::{HostConfig, digest::Digest, limits::Limits, store};
 
 /// One tick of the epoch clock. Deadlines are rounded up to whole ticks, and one more is added, so no call gets less
 /// than its deadline; a finer clock would only wake an idle node more often.
@@ -32,7 +32,11 @@ pub(crate) struct Engine {
     /// Differs between wasmtime versions, settings and processor features: code compiled under another is of no use.
     compatibility: String,
     alive: Arc<AtomicUsize>,
+    instance_memory_max_bytes: u64,
 }
+
+/// Elements of a table at most, whatever a slot's limit says.
+pub(crate) const TABLE_ELEMENTS_MAX: u32 = 20_000;
 
 impl Engine {
     pub(crate) fn new(config: &HostConfig) -> anyhow::Result<Engine> {
@@ -52,11 +56,21 @@ impl Engine {
             compatibility: compatibility(&wasm),
             wasm,
             alive,
+            instance_memory_max_bytes: config.instance_memory_max_bytes,
         })
     }
 
     pub(crate) fn wasm(&self) -> &wasmtime::Engine {
         &self.wasm
+    }
+
+    /// What the most generous slot could allow an instance.
+    pub(crate) fn widest_limits(&self) -> Limits {
+        Limits {
+            memory_max_bytes: self.instance_memory_max_bytes,
+            table_max_elements: TABLE_ELEMENTS_MAX.into(),
+            ..Limits::default()
+        }
     }
 
     /// Live instances of all slots.
@@ -210,7 +224,7 @@ fn settings(host: &HostConfig) -> Config {
         .total_tables(instances.saturating_mul(4))
         .max_tables_per_component(16)
         .max_memory_size(usize::try_from(host.instance_memory_max_bytes).unwrap_or(usize::MAX))
-        .table_elements(20_000)
+        .table_elements(TABLE_ELEMENTS_MAX as usize)
         // Clearing what a small guest touched is cheaper than giving the pages back and faulting them in again.
         .linear_memory_keep_resident(256 << 10)
         .table_keep_resident(16 << 10);

@@ -314,9 +314,15 @@ pub(crate) fn classify(
             message: trap.to_string(),
         },
         // wasmtime gives this error no public type, only its text.
-        None if error.root_cause().to_string().contains("fuel") => Failure::Oversized {
-            limit_bytes: limits.answer_max_bytes,
-        },
+        None if error
+            .root_cause()
+            .to_string()
+            .contains("fuel allocated for hostcalls") =>
+        {
+            Failure::Oversized {
+                limit_bytes: limits.answer_max_bytes,
+            }
+        }
         None => Failure::Trap {
             message: format!("{error:#}"),
         },

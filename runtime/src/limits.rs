@@ -109,7 +109,12 @@ impl Limits {
             ("deadline_ms", self.deadline_ms, 50, 60_000),
             ("start_deadline_ms", self.start_deadline_ms, 50, 600_000),
             ("memory_max_bytes", self.memory_max_bytes, 64 << 10, 4 << 30),
-            ("table_max_elements", self.table_max_elements, 1, 20_000),
+            (
+                "table_max_elements",
+                self.table_max_elements,
+                1,
+                engine::TABLE_ELEMENTS_MAX.into(),
+            ),
             ("instances_max", self.instances_max, 1, 64),
             ("answer_max_bytes", self.answer_max_bytes, 1 << 10, 64 << 20),
             (

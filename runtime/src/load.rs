@@ -29,6 +29,9 @@ use crate::{
 /// Bytes of a plugin's JSON Schema at most.
 const SCHEMA_MAX_BYTES: usize = 64 << 10;
 
+/// Bytes of everything that a plugin says of itself at most, checked before they are copied.
+const DESCRIPTION_MAX_BYTES: usize = 256 << 10;
+
 /// A step of loading.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -209,7 +212,12 @@ impl Plugin {
             return Err(failed(Stage::Describe, &store, error));
         }
         match lifecycle.call_configure(&mut store, settings) {
-            Ok(Ok(())) => Ok((store, instance)),
+            Ok(Ok(())) => {
+                // From now on it hands over answers with memories, and log lines.
+                let answer_max_bytes = usize::try_from(limits.answer_max_bytes);
+                store.set_hostcall_fuel(answer_max_bytes.unwrap_or(usize::MAX));
+                Ok((store, instance))
+            }
             Ok(Err(reason)) => Err(Rejection::new(Stage::Configure, one_line(&reason))),
             Err(error) => Err(failed(Stage::Configure, &store, error)),
         }
@@ -268,7 +276,8 @@ fn load_digested(
     let component = linker.instantiate_pre(&component).map_err(link)?;
     let lifecycle = bindings::PluginIndices::new(&component).map_err(link)?;
 
-    let limits = Limits::default();
+    // No slot is known yet: whatever any slot could allow.
+    let limits = engine.widest_limits();
     let log = Arc::new(LogGate::new(
         "".into(),
         "".into(),
@@ -317,8 +326,8 @@ fn instantiate(
     let mut store = Store::new(engine.wasm(), context);
     store.limiter(|context| &mut context.memory);
     store.set_epoch_deadline(limits.start_deadline_ticks());
-    // What a guest hands to the host in one call: its answer with its memory, or a log line.
-    store.set_hostcall_fuel(usize::try_from(limits.answer_max_bytes).unwrap_or(usize::MAX));
+    // What it may hand to the host while it starts: its description.
+    store.set_hostcall_fuel(DESCRIPTION_MAX_BYTES);
     let failed = |error: wasmtime::Error, store: &Store<Context>| {
         let failure = classify(error, store, limits.start_deadline_ms, limits);
         Rejection::new(Stage::Link, failure)

@@ -5,10 +5,12 @@ mod support;
 use std::time::{Duration, Instant};
 
 use support::{
-    Answer, Bed, Counter, Echo, Mode, Request, Text, add, await_event, builtin, drain,
-    echo_builtin, mode, names,
+    Answer, Bed, COUNTER_WIT, Counter, Echo, Mode, Request, Text, add, await_event, builtin,
+    component, drain, echo_builtin, mode, names,
 };
-use tenon_runtime::{By, Change, Condition, Failure, Limits, OnFailure, PluginConfig, Slot};
+use tenon_runtime::{
+    By, Change, Condition, Failure, Kind as _, Limits, OnFailure, PluginConfig, Slot,
+};
 
 fn serving(bed: &Bed, limits: Limits) -> Slot<Counter> {
     let config = PluginConfig {
@@ -207,6 +209,71 @@ fn a_component_that_starts_with_too_much_memory_is_rejected() {
         "{:?}",
         report.rejected
     );
+}
+
+#[test]
+fn a_component_with_too_large_a_table_or_too_many_instances_is_rejected() {
+    let check = |limits: Limits, sound: bool| {
+        let bed = Bed::new();
+        let core = Text::new("adder", 1).counter_core().replacen(
+            "(global $heap",
+            "(table 9000 funcref) (global $heap",
+            1,
+        );
+        bed.put(
+            "adder.wasm",
+            &component(&core, &[COUNTER_WIT], Counter::WORLD),
+        );
+        bed.counter(PluginConfig {
+            limits,
+            ..PluginConfig::plugin("adder")
+        });
+        assert_eq!(bed.host.open().rejected.is_empty(), sound);
+    };
+    let limits = |table_max_elements, instances_max| Limits {
+        table_max_elements,
+        instances_max,
+        ..Limits::default()
+    };
+    check(limits(9_000, 64), true);
+    check(limits(8_999, 64), false);
+    // The module itself, and the two that wire its imports.
+    check(limits(9_000, 3), true);
+    check(limits(9_000, 1), false);
+}
+
+#[test]
+fn every_call_gets_its_whole_deadline() {
+    let bed = Bed::new();
+    let slot = serving(
+        &bed,
+        Limits {
+            deadline_ms: 50,
+            ..Limits::default()
+        },
+    );
+    let start = Instant::now();
+    // Far beyond the deadline of the first call, on the same instances.
+    while start.elapsed() < Duration::from_millis(300) {
+        slot.decide(&1, &add(1, 1));
+    }
+    assert_eq!(bed.status().failures, 0);
+}
+
+#[test]
+fn an_instance_stopped_at_its_deadline_is_gone_with_its_work() {
+    let bed = Bed::new();
+    let slot = serving(
+        &bed,
+        Limits {
+            deadline_ms: 50,
+            ..Limits::default()
+        },
+    );
+    assert_eq!(bed.host.instances(), 1);
+    let failure = slot.ask(&1, &mode(Mode::Spin)).failure;
+    assert_eq!(failure.map(|failure| failure.cause()), Some("deadline"));
+    assert!(bed.host.instances() <= 1, "only the other shard's is left");
 }
 
 #[test]

@@ -4,6 +4,7 @@ mod support;
 
 use std::{fs, time::Duration};
 
+use proptest::prelude::*;
 use support::{Answer, Bed, Counter, Text, add, await_event, builtin, drain, names, put};
 use tenon_runtime::{By, Change, Condition, Event, Limits, PluginConfig, Stage};
 
@@ -373,4 +374,65 @@ fn stopping_twice_is_stopping_once_and_calls_go_on() {
     bed.host.stop();
     assert_eq!(slot.decide(&1, &add(0, 1)), SUM_ONE(0));
     assert_eq!(bed.host.instances(), 0);
+}
+
+/// Something that happens to the plugin directory.
+#[derive(Clone, Copy, Debug)]
+enum Happens {
+    Good { file: usize, build: u32 },
+    Bad { file: usize },
+    Gone { file: usize },
+}
+
+fn happens() -> impl Strategy<Value = Happens> {
+    prop_oneof![
+        3 => (0..3_usize, 1..4_u32).prop_map(|(file, build)| Happens::Good { file, build }),
+        2 => (0..3_usize).prop_map(|file| Happens::Bad { file }),
+        1 => (0..3_usize).prop_map(|file| Happens::Gone { file }),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    #[test]
+    fn whatever_happens_to_the_files_the_newest_good_one_serves(
+        story in proptest::collection::vec(happens(), 1..12),
+    ) {
+        const FILES: [&str; 3] = ["a.wasm", "b/b.wasm", "c.wasm"];
+        let bed = Bed::new();
+        let slot = bed.counter(PluginConfig::plugin("adder"));
+        bed.host.open();
+        // By file: when it last changed, and what was last good there.
+        let mut model: [Option<(usize, Option<u32>)>; 3] = [None; 3];
+        for (at, happens) in story.into_iter().enumerate() {
+            match happens {
+                Happens::Good { file, build } => {
+                    bed.put(FILES[file], &Text::new("adder", build).counter());
+                    model[file] = Some((at, Some(build)));
+                }
+                Happens::Bad { file } => {
+                    bed.put(FILES[file], b"\0asm and nonsense");
+                    model[file] = Some((at, model[file].and_then(|(_, good)| good)));
+                }
+                Happens::Gone { file } => {
+                    let _ = fs::remove_file(bed.plugins().join(FILES[file]));
+                    model[file] = None;
+                }
+            }
+            for (file, state) in FILES.iter().zip(model) {
+                if let Some((at, _)) = state {
+                    let time = std::time::UNIX_EPOCH + Duration::from_secs(1_700_000_000 + at as u64);
+                    let file = fs::File::options().write(true).open(bed.plugins().join(file));
+                    file.and_then(|file| file.set_modified(time)).expect("the time of the change");
+                }
+            }
+            let _ = bed.host.reload("counter");
+            let serves = model.iter().flatten().filter_map(|(at, good)| Some((*at, (*good)?))).max();
+            let build = serves.map_or(0, |(_, build)| build);
+            prop_assert_eq!(slot.decide(&(at as u64), &add(0, 1)), SUM_ONE(build));
+            let files: Vec<_> = bed.host.plugins().into_iter().map(|file| file.path).collect();
+            let expected: Vec<_> = FILES.iter().zip(model).filter(|(_, state)| state.is_some()).map(|(file, _)| std::path::PathBuf::from(file)).collect();
+            prop_assert_eq!(files, expected);
+        }
+    }
 }

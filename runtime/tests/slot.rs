@@ -394,6 +394,88 @@ fn ten_thousand_swaps_under_load_fail_no_call_and_leave_no_instance() {
 }
 
 #[test]
+fn a_call_under_way_ends_on_the_old_generation_while_the_new_one_serves() {
+    let bed = Bed::with(|config| config.shards = 8);
+    let limits = Limits {
+        deadline_ms: 2_000,
+        ..Limits::default()
+    };
+    let config = PluginConfig {
+        limits,
+        ..PluginConfig::plugin("adder")
+    };
+    let slot = bed.serving(&Text::new("adder", 1), config);
+    let mut events = bed.host.events();
+    std::thread::scope(|scope| {
+        let spinning = scope.spawn(|| slot.ask(&0, &mode(Mode::Spin)));
+        while bed.status().calls == 0 {
+            std::thread::yield_now();
+        }
+        bed.host.configure("counter", json!({})).expect("a swap");
+        // Some key lies on another shard than the one that is busy.
+        let client = (1..100).find(|client| {
+            let answered = slot.ask(client, &add(*client, 1));
+            answered.by == By::Generation(2) && !spinning.is_finished()
+        });
+        assert!(client.is_some(), "the swap waited for no call");
+        let decision = spinning.join().expect("no panic");
+        assert_eq!(
+            decision.failure,
+            Some(Failure::Deadline { limit_ms: 2_000 })
+        );
+    });
+    let failed = drain(&mut events)
+        .into_iter()
+        .find(|event| matches!(event.change, Change::Failed { .. }));
+    assert_eq!(failed.map(|event| event.generation), Some(1));
+    assert!(bed.host.instances() <= 8, "the old generation is freed");
+}
+
+#[test]
+fn calls_go_on_while_a_candidate_takes_its_time() {
+    let bed = Bed::new();
+    let limits = Limits {
+        start_deadline_ms: 500,
+        ..Limits::default()
+    };
+    let config = PluginConfig {
+        limits,
+        ..PluginConfig::plugin("adder")
+    };
+    let slot = bed.serving(&Text::new("adder", 1), config);
+    bed.put(
+        "adder.wasm",
+        &Text {
+            configure: 3,
+            ..Text::new("adder", 2)
+        }
+        .counter(),
+    );
+    std::thread::scope(|scope| {
+        let reloading = scope.spawn(|| bed.host.reload("counter"));
+        let mut answered = 0;
+        while !reloading.is_finished() {
+            answered += 1;
+            let expected = Answer::Total {
+                sum: answered,
+                build: 1,
+            };
+            assert_eq!(slot.decide(&1, &add(1, 1)), expected);
+            // Looking at the slots waits for nothing either.
+            assert_eq!(bed.status().generation, 1);
+        }
+        assert!(
+            answered > 100,
+            "{answered} calls while the candidate was spinning"
+        );
+        reloading
+            .join()
+            .expect("no panic")
+            .expect_err("it never came to an end");
+    });
+}
+
+#[test]
 fn memory_stays_within_its_keys() {
     let bed = Bed::new();
     let limits = Limits {
