@@ -21,7 +21,7 @@ pub struct CoreModule {
     pub path: PathBuf,
 }
 
-/// Compiles the `packages` of the workspace at `dir` (or its own package where none is named) for the wasm target.
+/// Compiles and links the library at `dir`, or the package `package` of the workspace there, for the wasm target.
 ///
 /// `arguments` go to cargo as they are; `sysroot` replaces rustc's own. cargo's messages go to stderr.
 pub fn build(
@@ -29,8 +29,9 @@ pub fn build(
     sysroot: Option<&Path>,
     dir: &Path,
     target_dir: &Path,
+    package: Option<&str>,
     arguments: &[String],
-) -> Result<Vec<CoreModule>> {
+) -> Result<CoreModule> {
     let mut flags = vec![
         // Panic messages hold source paths: the same source has to give the same bytes wherever it is built.
         format!("--remap-path-prefix={}=.", dir.display()),
@@ -42,29 +43,40 @@ pub fn build(
     let mut command = command(toolchain, &flags);
     command
         .current_dir(dir)
+        // Only a cdylib: of a crate that is an rlib as well, cargo makes both at once and optimises across crates
+        // in neither, which makes a component three times as large.
         .args([
-            "build",
+            "rustc",
             "--lib",
+            "--crate-type",
+            "cdylib",
             "--target",
             TARGET,
-            "--message-format",
-            "json-render-diagnostics",
         ])
+        .args(["--message-format", "json-render-diagnostics"])
         .arg("--target-dir")
         .arg(target_dir)
         .args(arguments)
         .stdout(Stdio::piped());
+    if let Some(package) = package {
+        command.args(["--package", package]);
+    }
     let output = command
         .output()
         .with_context(|| format!("running {}", toolchain.cargo.display()))?;
+    let what = package.map_or_else(
+        || dir.display().to_string(),
+        |package| format!("the plugin {package}"),
+    );
     if !output.status.success() {
-        bail!(
-            "cargo could not build {}; its messages are above",
-            dir.display()
-        );
+        bail!("cargo could not build {what}; its messages are above");
     }
     let messages = String::from_utf8(output.stdout).context("cargo's messages are not UTF-8")?;
-    Ok(messages.lines().filter_map(core_module).collect())
+    messages
+        .lines()
+        .filter_map(core_module)
+        .last()
+        .with_context(|| format!("cargo linked no module for {what}"))
 }
 
 /// cargo as `toolchain` has it, compiling with `flags`, untouched by the environment of a build around it.

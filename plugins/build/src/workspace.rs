@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::UNIX_EPOCH;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::cargo::{self, CoreModule};
 use crate::component::{encode, label};
@@ -80,26 +80,20 @@ pub fn build_dir(dir: &Path, out: &Path) -> Result<PathBuf> {
     let arguments: Vec<String> = std::iter::once("--profile=guest".to_owned())
         .chain(guest_profile())
         .collect();
-    let modules = cargo::build(
+    let module = cargo::build(
         &toolchain,
         sysroot.as_deref(),
         &dir,
         &target_dir,
+        None,
         &arguments,
     )?;
-    let [module] = modules.as_slice() else {
-        let names: Vec<&str> = modules.iter().map(|module| module.name.as_str()).collect();
-        bail!(
-            "{} gave {names:?}: a plugin is one crate with `crate-type = [\"cdylib\"]`",
-            dir.display()
-        );
-    };
     let out = if out.is_dir() {
         out.join(format!("{}.wasm", module.name))
     } else {
         out.to_owned()
     };
-    finish(module, &out)?;
+    finish(&module, &out)?;
     Ok(out)
 }
 
@@ -218,21 +212,18 @@ impl Workspace {
         let toolchain = Toolchain::find()?;
         let home = self.build_home().join(toolchain.key());
         let sysroot = sysroot::prepare(&toolchain, &home)?;
-        let mut arguments = vec!["--profile=guest".to_owned()];
-        arguments.extend(guests.iter().map(|name| format!("--package={name}")));
-        let modules = cargo::build(
-            &toolchain,
-            sysroot.as_deref(),
-            &self.root,
-            &home.join("guests"),
-            &arguments,
-        )?;
+        let target_dir = home.join("guests");
+        let arguments = ["--profile=guest".to_owned()];
         for (name, output) in guests.iter().zip(self.outputs(guests)) {
-            let module = modules.iter().find(|module| &module.name == name);
-            let module = module.with_context(|| {
-                format!("plugins/{name} gave no module: is its crate called so?")
-            })?;
-            finish(module, &output)?;
+            let module = cargo::build(
+                &toolchain,
+                sysroot.as_deref(),
+                &self.root,
+                &target_dir,
+                Some(name),
+                &arguments,
+            )?;
+            finish(&module, &output)?;
         }
         self.remove_strangers(guests)
     }

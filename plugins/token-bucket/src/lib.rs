@@ -97,24 +97,28 @@ impl Plugin for TokenBucket {
     const SCHEMA: &'static str = include_str!("../schema.json");
 
     fn new(settings: Settings) -> Result<Self, String> {
-        for class in [
-            RouteClass::Sync,
-            RouteClass::Read,
-            RouteClass::Write,
-            RouteClass::Import,
+        let Settings {
+            sync,
+            read,
+            write,
+            import,
+            ..
+        } = &settings;
+        for (class, rate) in [
+            ("sync", sync),
+            ("read", read),
+            ("write", write),
+            ("import", import),
         ] {
-            let Some(rate) = settings.rate(class) else {
-                continue;
-            };
+            let Some(rate) = rate else { continue };
             for (name, value) in [
                 ("capacity", rate.capacity),
                 ("refill_per_second", rate.refill_per_second),
             ] {
                 if !(1..=UNITS_MAX).contains(&value) {
                     return Err(format!(
-                        "{class:?}.{name} is {value}: it must be 1 to {UNITS_MAX}"
-                    )
-                    .to_lowercase());
+                        "{class}.{name} is {value}: it must be 1 to {UNITS_MAX}"
+                    ));
                 }
             }
         }
