@@ -1,0 +1,254 @@
+//! What the strategy has learned: sizes, failures, rests.
+
+use serde::{Deserialize, Serialize};
+use tenon_sdk::sync::{Arrival, HeightRange, PeerId, Time};
+
+use crate::Settings;
+use crate::gaps::len;
+
+/// Failures remembered at once. The oldest are forgotten first; each costs at worst one more failed request.
+const REFUSED_MAX: usize = 256;
+/// Peers whose rest is remembered.
+const RESTING_MAX: usize = 256;
+/// A peer rests this long after a failure, and twice as long after each further one in a row.
+const REST_US: u64 = 100_000;
+/// But never longer than this: when it is the only one, the node would sooner lose patience.
+const REST_MAX_US: u64 = 3_000_000;
+
+/// What is remembered from call to call. All of it may be lost: the next decisions are then less well informed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Memory {
+    /// Blocks to ask for at once; 0 before the first arrival.
+    blocks: u32,
+    /// Smoothed size of a block, in bytes; 0 before the first arrival.
+    block_bytes: u64,
+    /// Who failed to give what.
+    refused: Vec<Refused>,
+    /// Who is left alone until when.
+    resting: Vec<Resting>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Refused {
+    peer: PeerId,
+    first: u64,
+    last: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Resting {
+    peer: PeerId,
+    until: Time,
+}
+
+impl Memory {
+    /// Learns from an answer how much to ask for next: what would have brought the target's bytes in the target's time,
+    /// but at most twice and at least half of what it was, so that one odd answer does not upset it.
+    pub fn arrived(&mut self, settings: &Settings, arrival: &Arrival) {
+        let blocks = len(&arrival.range);
+        let bytes = (arrival.bytes / blocks).max(1);
+        self.block_bytes = match self.block_bytes {
+            0 => bytes,
+            before => (before.saturating_mul(7).saturating_add(bytes)) / 8,
+        };
+        let target_us = settings.target_ms.saturating_mul(1000);
+        let by_time = blocks.saturating_mul(target_us) / arrival.duration_us.max(1);
+        let by_bytes = settings.target_bytes / self.block_bytes.max(1);
+        let now = u64::from(self.blocks(settings));
+        // A slow line is no reason to ask for single blocks: the way there and back would be all that is paid for.
+        let wanted = by_time.max(u64::from(settings.start_blocks)).min(by_bytes);
+        let next = wanted.clamp(now.div_ceil(2), now.saturating_mul(2)).max(1);
+        self.blocks = u32::try_from(next).unwrap_or(u32::MAX);
+    }
+
+    /// Learns from a failure: another peer is asked for `range`, and this one rests.
+    pub fn failed(&mut self, peer: PeerId, range: &HeightRange, failures: u32, now: Time) {
+        if self.refused.len() == REFUSED_MAX {
+            self.refused.remove(0);
+        }
+        self.refused.push(Refused {
+            peer,
+            first: range.first,
+            last: range.last,
+        });
+        let rest_us = REST_US
+            .saturating_mul(1 << failures.min(10))
+            .min(REST_MAX_US);
+        self.resting.retain(|resting| resting.peer != peer);
+        if self.resting.len() == RESTING_MAX {
+            self.resting.remove(0);
+        }
+        self.resting.push(Resting {
+            peer,
+            until: now.saturating_add(rest_us),
+        });
+    }
+
+    /// Forgets what no longer matters: rests that are over, peers that are gone, heights that are imported.
+    pub fn tidy(&mut self, now: Time, imported: u64, known: impl Fn(PeerId) -> bool) {
+        // A clock that was set back must not make a rest of hours.
+        self.resting.retain(|resting| {
+            resting.until > now && resting.until - now <= REST_MAX_US && known(resting.peer)
+        });
+        self.refused
+            .retain(|refused| refused.last > imported && known(refused.peer));
+    }
+
+    /// Whether `peer` failed to give `height`.
+    pub fn has_refused(&self, peer: PeerId, height: u64) -> bool {
+        self.refused
+            .iter()
+            .any(|refused| refused.peer == peer && (refused.first..=refused.last).contains(&height))
+    }
+
+    /// Until when `peer` is left alone; 0 if it is not.
+    pub fn rests_until(&self, peer: PeerId) -> Time {
+        self.resting
+            .iter()
+            .find(|resting| resting.peer == peer)
+            .map_or(0, |resting| resting.until)
+    }
+
+    /// Blocks to ask for at once.
+    pub fn blocks(&self, settings: &Settings) -> u32 {
+        if self.blocks == 0 {
+            settings.start_blocks
+        } else {
+            self.blocks
+        }
+    }
+
+    /// Bytes that a block has, as far as is known; at least 1.
+    pub fn block_bytes(&self) -> u64 {
+        // Before the first arrival, a block with a transaction or two.
+        const GUESS: u64 = 1024;
+        if self.block_bytes == 0 {
+            GUESS
+        } else {
+            self.block_bytes
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn arrival(blocks: u64, bytes: u64, duration_us: u64) -> Arrival {
+        Arrival {
+            id: 1,
+            peer: 1,
+            range: HeightRange {
+                first: 1,
+                last: blocks,
+            },
+            bytes,
+            duration_us,
+        }
+    }
+
+    fn learned(arrivals: impl IntoIterator<Item = Arrival>) -> Memory {
+        let mut memory = Memory::default();
+        for arrival in arrivals {
+            memory.arrived(&Settings::default(), &arrival);
+        }
+        memory
+    }
+
+    #[test]
+    fn ranges_grow_while_they_are_small_and_quick() {
+        let memory = learned((0..4).map(|_| arrival(32, 32 * 400, 5_000)));
+        assert_eq!(memory.blocks(&Settings::default()), 32 * 16);
+    }
+
+    #[test]
+    fn ranges_stay_below_the_target_of_bytes() {
+        let memory = learned((0..20).map(|_| arrival(32, 32 << 20, 5_000)));
+        assert_eq!(
+            memory.blocks(&Settings::default()),
+            1,
+            "a block is as large as the target"
+        );
+    }
+
+    #[test]
+    fn a_slow_line_gets_small_ranges_but_not_single_blocks() {
+        let quick = (0..6).map(|_| arrival(1000, 400_000, 5_000));
+        let slow = (0..20).map(|_| arrival(100, 40_000, 60_000_000));
+        let memory = learned(quick.chain(slow));
+        assert_eq!(
+            memory.blocks(&Settings::default()),
+            Settings::default().start_blocks
+        );
+    }
+
+    #[test]
+    fn a_failure_is_remembered_until_its_range_is_imported() {
+        let mut memory = Memory::default();
+        memory.failed(
+            7,
+            &HeightRange {
+                first: 10,
+                last: 19,
+            },
+            1,
+            1000,
+        );
+        assert!(memory.has_refused(7, 10) && memory.has_refused(7, 19));
+        assert!(!memory.has_refused(7, 20) && !memory.has_refused(8, 10));
+        memory.tidy(1000, 18, |_| true);
+        assert!(memory.has_refused(7, 19));
+        memory.tidy(1000, 19, |_| true);
+        assert!(!memory.has_refused(7, 19));
+    }
+
+    #[test]
+    fn rests_grow_end_and_do_not_outlive_a_clock_that_is_set_back() {
+        let range = HeightRange { first: 1, last: 1 };
+        let mut memory = Memory::default();
+        let now = 1_000_000_000;
+        for (failures, rest_us) in [(0, 100_000), (1, 200_000), (3, 800_000), (40, REST_MAX_US)] {
+            memory.failed(7, &range, failures, now);
+            assert_eq!(memory.rests_until(7), now + rest_us);
+        }
+        let mut set_back = memory.clone();
+        set_back.tidy(0, 0, |_| true);
+        assert_eq!(set_back.rests_until(7), 0);
+        memory.tidy(now + REST_MAX_US, 0, |_| true);
+        assert_eq!(memory.rests_until(7), 0);
+    }
+
+    #[test]
+    fn the_memory_is_bounded() {
+        let mut memory = Memory::default();
+        for peer in 0..10_000 {
+            memory.failed(peer, &HeightRange { first: 1, last: 2 }, 1, 0);
+        }
+        assert_eq!(memory.refused.len(), REFUSED_MAX);
+        assert_eq!(memory.resting.len(), RESTING_MAX);
+    }
+
+    #[test]
+    fn numbers_at_the_edge_do_no_harm() {
+        let mut memory = Memory::default();
+        let endless = HeightRange {
+            first: 0,
+            last: u64::MAX,
+        };
+        for (bytes, duration_us) in [(u64::MAX, 0), (0, u64::MAX), (u64::MAX, u64::MAX), (0, 0)] {
+            memory.arrived(
+                &Settings::default(),
+                &Arrival {
+                    id: 0,
+                    peer: 0,
+                    range: endless,
+                    bytes,
+                    duration_us,
+                },
+            );
+            assert!(memory.blocks(&Settings::default()) >= 1);
+        }
+        memory.failed(0, &endless, u32::MAX, u64::MAX);
+        memory.tidy(u64::MAX, u64::MAX, |_| true);
+    }
+}
