@@ -44,3 +44,4 @@ pub mod rate_limit;
 pub mod sample;
 pub mod storage;
 pub mod sync;
+pub mod wallet;
