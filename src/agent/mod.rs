@@ -1,5 +1,18 @@
-//! Agents: the nouns, and the trait that answers mail. A [`Handler`] is a pure step; the dispatcher stores what it returns
-//! together with the block that brought the message.
+//! Agents: the nouns, and the trait that answers mail. A [`Handler`] is a pure step; the [`Dispatcher`] stores what it
+//! returns together with the block that brought the message, the [`outbox`] brings replies onto the chain, and
+//! [`Agents`] is what the rest of the node sees of them.
+
+mod dispatcher;
+mod effects;
+pub mod outbox;
+mod park;
+mod status;
+#[cfg(test)]
+mod tests;
+
+pub use dispatcher::{AgentConfig, AgentLimits, AgentsError, Dispatcher, DispatcherHandle};
+pub use park::Park;
+pub use status::{AgentStatus, Agents, Parked};
 
 use crate::chain::{Address, Hash, Height, Payload, Time};
 

@@ -2,6 +2,7 @@
 //! ones on consistent snapshots. All SQL of the node is in this folder, a file a table.
 
 mod accounts;
+mod agents;
 mod blocks;
 mod mempool;
 mod schema;
@@ -15,6 +16,7 @@ use rusqlite::{Connection, OpenFlags};
 use crate::chain::{DecodeError, Hash};
 
 pub use accounts::StoredAccount;
+pub use agents::{AgentEvent, AgentId, OutboxRow, ParkedEvent, StoredAgent};
 pub use blocks::BlockRows;
 pub use mempool::KeptTransaction;
 pub use transactions::{Cursor, StoredTransaction, TransactionFilter};

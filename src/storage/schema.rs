@@ -22,6 +22,31 @@ const MIGRATIONS: &[&str] = &[
          address BLOB PRIMARY KEY, balance INTEGER NOT NULL, nonce INTEGER NOT NULL, public_key BLOB
      ) WITHOUT ROWID;
      CREATE TABLE mempool (hash BLOB PRIMARY KEY, body BLOB NOT NULL, received INTEGER NOT NULL) WITHOUT ROWID;",
+    // 2: agents. An agent is a name and a wallet. `agent_event` has what waits to be handled (no reason) or is set aside
+    // (a reason): a message by its place in the chain, or a timer by its tag.
+    "CREATE TABLE agent (
+         id INTEGER PRIMARY KEY, name TEXT NOT NULL, wallet BLOB NOT NULL, since INTEGER NOT NULL,
+         cursor INTEGER NOT NULL, memory BLOB NOT NULL DEFAULT x'', handled INTEGER NOT NULL DEFAULT 0,
+         skipped INTEGER NOT NULL DEFAULT 0, refused INTEGER NOT NULL DEFAULT 0, UNIQUE (name, wallet)
+     );
+     CREATE TABLE agent_event (
+         id INTEGER PRIMARY KEY, agent INTEGER NOT NULL REFERENCES agent (id), height INTEGER NOT NULL,
+         position INTEGER NOT NULL, tag TEXT, reason TEXT
+     );
+     CREATE INDEX agent_event_waiting ON agent_event (agent, id) WHERE reason IS NULL;
+     CREATE INDEX agent_event_parked ON agent_event (agent, id) WHERE reason IS NOT NULL;
+     CREATE TABLE agent_timer (
+         agent INTEGER NOT NULL REFERENCES agent (id), tag TEXT NOT NULL, at INTEGER NOT NULL, PRIMARY KEY (agent, tag)
+     ) WITHOUT ROWID;
+     CREATE INDEX agent_timer_at ON agent_timer (agent, at);
+     CREATE TABLE agent_outbox (
+         id INTEGER PRIMARY KEY, agent INTEGER NOT NULL REFERENCES agent (id), body BLOB NOT NULL
+     );
+     CREATE INDEX agent_outbox_agent ON agent_outbox (agent, id);
+     CREATE TABLE agent_spending (
+         id INTEGER PRIMARY KEY, agent INTEGER NOT NULL REFERENCES agent (id), at INTEGER NOT NULL, fee INTEGER NOT NULL
+     );
+     CREATE INDEX agent_spending_at ON agent_spending (agent, at);",
 ];
 
 /// Brings the file to the newest version, each step in a transaction of its own. Errors: a file from a newer program.

@@ -60,6 +60,11 @@ impl StoredTransaction {
 }
 
 impl Cursor {
+    /// Behind the last transaction that a block at `height` can have.
+    pub fn end_of(height: Height) -> Self {
+        Self { height, position: u32::try_from(POSITIONS - 1).expect("2^14") }
+    }
+
     fn place(self) -> i64 {
         to_sql(self.height.saturating_mul(POSITIONS).saturating_add(u64::from(self.position)).min(i64::MAX as u64))
     }
@@ -143,6 +148,12 @@ impl Reader<'_> {
             }
         }
         Ok(None)
+    }
+
+    /// The transactions at these places, none where there is none. Neighbours cost one block.
+    pub fn transactions_at(&self, places: &[Cursor]) -> Result<Vec<Option<StoredTransaction>>> {
+        let mut blocks = LastBlock::default();
+        places.iter().map(|place| blocks.transaction(self, *place)).collect()
     }
 
     /// Transactions that `filter` admits, newest first, older than `before`; at most `limit`, and fewer only when there

@@ -1,0 +1,274 @@
+//! What agents keep: their place in the chain, their memory, what waits or is set aside, timers, replies on their way and
+//! what they cost. All of it changes in the transaction of the block that caused it.
+
+use rusqlite::{OptionalExtension, Row, params};
+
+use super::{Cursor, Reader, Result, StorageError, Writer, from_sql, to_sql};
+use crate::chain::{Address, Height, Time, Transaction};
+
+/// An agent's row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AgentId(i64);
+
+/// An agent as it is stored: one name with one wallet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredAgent {
+    /// Its row.
+    pub id: AgentId,
+    /// When the node first had it; older messages are not its business.
+    pub since: Time,
+    /// The messages of every block up to this one are handled, skipped, or in `agent_event`.
+    pub cursor: Height,
+    /// What its handler remembers.
+    pub memory: Vec<u8>,
+    /// Events that were handled.
+    pub handled: u64,
+    /// Messages that were not its business: older than it, or its own.
+    pub skipped: u64,
+    /// Effects that were refused.
+    pub refused: u64,
+}
+
+/// Something that an agent has to handle.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AgentEvent {
+    /// The message at this place in the chain.
+    Message(Cursor),
+    /// A timer, by its tag.
+    Timer(String),
+}
+
+/// An event that was set aside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ParkedEvent {
+    /// Its row; also the order in which they came.
+    pub id: i64,
+    /// What it is.
+    pub event: AgentEvent,
+    /// Why.
+    pub reason: String,
+}
+
+/// A signed transaction that is not in a block yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OutboxRow {
+    /// Its row; also the order in which they came.
+    pub id: i64,
+    /// The transaction.
+    pub transaction: Transaction,
+}
+
+fn event(row: &Row<'_>) -> rusqlite::Result<AgentEvent> {
+    Ok(match row.get::<_, Option<String>>(1)? {
+        Some(tag) => AgentEvent::Timer(tag),
+        None => AgentEvent::Message(Cursor { height: from_sql(row.get(2)?), position: row.get(3)? }),
+    })
+}
+
+fn sql_limit(limit: usize) -> i64 {
+    i64::try_from(limit).unwrap_or(i64::MAX)
+}
+
+impl Reader<'_> {
+    /// The agent with this name and wallet.
+    pub fn agent(&self, name: &str, wallet: &Address) -> Result<Option<StoredAgent>> {
+        let mut statement = self.connection().prepare_cached(
+            "SELECT id, since, cursor, memory, handled, skipped, refused FROM agent WHERE name = ? AND wallet = ?",
+        )?;
+        let agent = statement.query_row(params![name, &wallet.0[..]], |row| {
+            Ok(StoredAgent {
+                id: AgentId(row.get(0)?),
+                since: Time(from_sql(row.get(1)?)),
+                cursor: from_sql(row.get(2)?),
+                memory: row.get(3)?,
+                handled: from_sql(row.get(4)?),
+                skipped: from_sql(row.get(5)?),
+                refused: from_sql(row.get(6)?),
+            })
+        });
+        Ok(agent.optional()?)
+    }
+
+    /// The oldest events that wait to be handled, with their rows; at most `limit`.
+    pub fn waiting_events(&self, agent: AgentId, limit: usize) -> Result<Vec<(i64, AgentEvent)>> {
+        let mut statement = self.connection().prepare_cached(
+            "SELECT id, tag, height, position FROM agent_event WHERE agent = ? AND reason IS NULL ORDER BY id LIMIT ?",
+        )?;
+        let rows = statement.query_map(params![agent.0, sql_limit(limit)], |row| Ok((row.get(0)?, event(row)?)))?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// Events that are set aside, oldest first, with rows above `after`; at most `limit`.
+    pub fn parked_events(&self, agent: AgentId, after: i64, limit: usize) -> Result<Vec<ParkedEvent>> {
+        let mut statement = self.connection().prepare_cached(
+            "SELECT id, tag, height, position, reason FROM agent_event
+             WHERE agent = ? AND reason IS NOT NULL AND id > ? ORDER BY id LIMIT ?",
+        )?;
+        let rows = statement.query_map(params![agent.0, after, sql_limit(limit)], |row| {
+            Ok(ParkedEvent { id: row.get(0)?, event: event(row)?, reason: row.get(4)? })
+        })?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// How many events wait, and how many are set aside.
+    pub fn event_counts(&self, agent: AgentId) -> Result<(u64, u64)> {
+        let count = |condition: &str| -> Result<u64> {
+            let sql = format!("SELECT count(*) FROM agent_event WHERE agent = ? AND reason IS {condition}");
+            Ok(from_sql(self.connection().prepare_cached(&sql)?.query_row([agent.0], |row| row.get(0))?))
+        };
+        Ok((count("NULL")?, count("NOT NULL")?))
+    }
+
+    /// The tags of timers at or before `now`, earliest first; at most `limit`.
+    pub fn due_timers(&self, agent: AgentId, now: Time, limit: usize) -> Result<Vec<String>> {
+        let mut statement = self
+            .connection()
+            .prepare_cached("SELECT tag FROM agent_timer WHERE agent = ? AND at <= ? ORDER BY at, tag LIMIT ?")?;
+        let rows = statement.query_map(params![agent.0, to_sql(now.0), sql_limit(limit)], |row| row.get(0))?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// How many timers run, and when the first runs out.
+    pub fn timers(&self, agent: AgentId) -> Result<(usize, Option<Time>)> {
+        let mut statement =
+            self.connection().prepare_cached("SELECT count(*), min(at) FROM agent_timer WHERE agent = ?")?;
+        let (count, first): (u32, Option<i64>) =
+            statement.query_row([agent.0], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        Ok((count as usize, first.map(|at| Time(from_sql(at)))))
+    }
+
+    /// Whether a timer with this tag runs.
+    pub fn has_timer(&self, agent: AgentId, tag: &str) -> Result<bool> {
+        let mut statement =
+            self.connection().prepare_cached("SELECT 1 FROM agent_timer WHERE agent = ? AND tag = ?")?;
+        Ok(statement.exists(params![agent.0, tag])?)
+    }
+
+    /// The replies that are not in a block yet, oldest first.
+    pub fn outbox(&self, agent: AgentId) -> Result<Vec<OutboxRow>> {
+        let mut statement =
+            self.connection().prepare_cached("SELECT id, body FROM agent_outbox WHERE agent = ? ORDER BY id")?;
+        let rows = statement.query_map([agent.0], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        rows.map(|row| {
+            let (id, body): (i64, Vec<u8>) = row?;
+            let transaction = Transaction::from_bytes(&body)
+                .map_err(|error| StorageError::Damaged { what: format!("outgoing message {id}"), error })?;
+            Ok(OutboxRow { id, transaction })
+        })
+        .collect()
+    }
+
+    /// What was charged later than `after`.
+    pub fn spent(&self, agent: AgentId, after: Time) -> Result<u64> {
+        let mut statement =
+            self.connection().prepare_cached("SELECT fee FROM agent_spending WHERE agent = ? AND at > ?")?;
+        let fees = statement.query_map(params![agent.0, to_sql(after.0)], |row| row.get(0).map(from_sql))?;
+        // Added up here: SQLite's own sum fails beyond 63 bits.
+        fees.into_iter().try_fold(0_u64, |sum, fee| Ok(sum.saturating_add(fee?)))
+    }
+}
+
+impl Writer<'_> {
+    fn execute(&self, sql: &str, params: impl rusqlite::Params) -> Result<usize> {
+        Ok(self.connection().prepare_cached(sql)?.execute(params)?)
+    }
+
+    /// Stores a new agent, which looks at blocks above `cursor`.
+    pub fn put_agent(&self, name: &str, wallet: &Address, since: Time, cursor: Height) -> Result<()> {
+        self.execute(
+            "INSERT INTO agent (name, wallet, since, cursor) VALUES (?, ?, ?, ?)",
+            params![name, &wallet.0[..], to_sql(since.0), to_sql(cursor)],
+        )?;
+        Ok(())
+    }
+
+    /// Stores an agent's place and tallies, and its memory where `memory` says so.
+    pub fn save_agent(&self, agent: &StoredAgent, memory: bool) -> Result<()> {
+        let StoredAgent { cursor, handled, skipped, refused, .. } = *agent;
+        self.execute(
+            "UPDATE agent SET cursor = ?2, handled = ?3, skipped = ?4, refused = ?5 WHERE id = ?1",
+            params![agent.id.0, to_sql(cursor), to_sql(handled), to_sql(skipped), to_sql(refused)],
+        )?;
+        if memory {
+            self.execute("UPDATE agent SET memory = ? WHERE id = ?", params![agent.memory, agent.id.0])?;
+        }
+        Ok(())
+    }
+
+    /// Keeps an event: to be handled later, or set aside with a reason.
+    pub fn put_event(&self, agent: AgentId, event: &AgentEvent, reason: Option<&str>) -> Result<()> {
+        let (at, tag) = match event {
+            AgentEvent::Message(at) => (*at, None),
+            AgentEvent::Timer(tag) => (Cursor { height: 0, position: 0 }, Some(tag)),
+        };
+        self.execute(
+            "INSERT INTO agent_event (agent, height, position, tag, reason) VALUES (?, ?, ?, ?, ?)",
+            params![agent.0, to_sql(at.height), at.position, tag, reason],
+        )?;
+        Ok(())
+    }
+
+    /// Sets a waiting event aside.
+    pub fn park_event(&self, id: i64, reason: &str) -> Result<()> {
+        self.execute("UPDATE agent_event SET reason = ? WHERE id = ?", params![reason, id])?;
+        Ok(())
+    }
+
+    /// Lets events that were set aside wait again: the one with row `only`, or all. Answers how many.
+    pub fn unpark_events(&self, agent: AgentId, only: Option<i64>) -> Result<usize> {
+        self.execute(
+            "UPDATE agent_event SET reason = NULL
+             WHERE agent = ?1 AND reason IS NOT NULL AND (?2 IS NULL OR id = ?2)",
+            params![agent.0, only],
+        )
+    }
+
+    /// Forgets an event that was handled.
+    pub fn take_event(&self, id: i64) -> Result<()> {
+        self.execute("DELETE FROM agent_event WHERE id = ?", [id])?;
+        Ok(())
+    }
+
+    /// Starts a timer; one of the same tag is replaced.
+    pub fn put_timer(&self, agent: AgentId, tag: &str, at: Time) -> Result<()> {
+        self.execute(
+            "INSERT OR REPLACE INTO agent_timer (agent, tag, at) VALUES (?, ?, ?)",
+            params![agent.0, tag, to_sql(at.0)],
+        )?;
+        Ok(())
+    }
+
+    /// Forgets a timer.
+    pub fn take_timer(&self, agent: AgentId, tag: &str) -> Result<()> {
+        self.execute("DELETE FROM agent_timer WHERE agent = ? AND tag = ?", params![agent.0, tag])?;
+        Ok(())
+    }
+
+    /// Puts a transaction into the outbox; answers its row.
+    pub fn put_outgoing(&self, agent: AgentId, transaction: &Transaction) -> Result<i64> {
+        self.execute("INSERT INTO agent_outbox (agent, body) VALUES (?, ?)", params![agent.0, transaction.to_bytes()])?;
+        Ok(self.connection().last_insert_rowid())
+    }
+
+    /// Puts another transaction in a row's place.
+    pub fn replace_outgoing(&self, id: i64, transaction: &Transaction) -> Result<()> {
+        self.execute("UPDATE agent_outbox SET body = ? WHERE id = ?", params![transaction.to_bytes(), id])?;
+        Ok(())
+    }
+
+    /// Forgets a transaction that is in a block.
+    pub fn take_outgoing(&self, id: i64) -> Result<()> {
+        self.execute("DELETE FROM agent_outbox WHERE id = ?", [id])?;
+        Ok(())
+    }
+
+    /// Notes what a transaction cost, and forgets what was charged up to `forget`.
+    pub fn charge(&self, agent: AgentId, at: Time, fee: u64, forget: Time) -> Result<()> {
+        self.execute(
+            "INSERT INTO agent_spending (agent, at, fee) VALUES (?, ?, ?)",
+            params![agent.0, to_sql(at.0), to_sql(fee)],
+        )?;
+        self.execute("DELETE FROM agent_spending WHERE agent = ? AND at <= ?", params![agent.0, to_sql(forget.0)])?;
+        Ok(())
+    }
+}
