@@ -108,7 +108,8 @@ mod tests {
     #[test]
     fn sizes_are_kept_to_the_byte() {
         let text = |len: usize| "x".repeat(len);
-        let pairs: [(usize, fn(String) -> Effect); 4] = [
+        type Make = fn(String) -> Effect;
+        let pairs: [(usize, Make); 4] = [
             (PAYLOAD_MAX_BYTES, |text| Effect::Reply(Payload::Text(text))),
             (TAG_MAX_BYTES, |tag| Effect::StartTimer { tag, at: Time(1) }),
             (TOPIC_MAX_BYTES, |topic| Effect::Emit { topic, text: String::new() }),

@@ -432,6 +432,26 @@ fn a_reply_whose_nonce_the_owner_used_is_signed_again() {
 }
 
 #[test]
+fn a_reply_that_a_block_took_while_the_agent_was_away_is_not_sent_again() {
+    run(async {
+        let setup = Setup::new(Parrot);
+        let node = Node::new(&setup).await;
+        let mut chain = Chain::new();
+        chain.extend(&[message(2, 3, 0, "a")], Time(START.0 + SECOND));
+        node.import(&chain, 1).await;
+        let reply = node.outgoing().await;
+        let node = node.crash(None).await;
+        chain.extend(&reply, Time(START.0 + 2 * SECOND));
+        node.import(&chain, 1).await;
+        let node = node.crash(Some(&setup)).await;
+        chain.extend(&[], Time(START.0 + 3 * SECOND));
+        node.import(&chain, 1).await;
+        let status = node.status().await;
+        assert_eq!((status.handled, status.replies_pending, status.fee_spent), (1, 0, 1));
+    });
+}
+
+#[test]
 fn the_outbox_gets_replies_into_blocks_through_the_mempool() {
     run(async {
         let dispatcher = Setup::new(Parrot).dispatcher();
@@ -593,8 +613,10 @@ async fn play(steps: Vec<Step>, max_fee_per_hour: u64, events_per_block_max: usi
         node = node.crash(Some(&setup)).await;
     }
     node.import(&chain, usize::MAX).await;
-    let mut idle = 0;
+    let (mut idle, mut rounds) = (0, 0);
     while idle < 3 {
+        rounds += 1;
+        assert!(rounds < 300, "something is never done: {:?}", node.status().await);
         now = Time(now.0 + 100 * SECOND);
         chain.extend(&node.outgoing().await, now);
         node.import(&chain, 1).await;
