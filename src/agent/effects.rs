@@ -6,8 +6,9 @@ use crate::chain::{Address, PAYLOAD_MAX_BYTES, Payload, Time};
 
 /// Effects of one event that are carried out; those beyond are refused.
 pub const EFFECTS_MAX: usize = 16;
-/// Bytes that a handler may remember.
-pub const MEMORY_MAX_BYTES: usize = 64 * 1024;
+/// Bytes that are kept for a handler: the 64 KiB that it may remember, and room for whoever stands between to note whose
+/// memory it is.
+pub const MEMORY_MAX_BYTES: usize = 65 * 1024;
 /// Bytes of a timer's tag; at least 1.
 pub const TAG_MAX_BYTES: usize = 64;
 /// Bytes of a note's topic; at least 1.

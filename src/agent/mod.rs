@@ -9,6 +9,7 @@ mod park;
 mod status;
 #[cfg(test)]
 mod tests;
+mod turn;
 
 pub use dispatcher::{AgentConfig, AgentLimits, AgentsError, Dispatcher, DispatcherHandle};
 pub use park::Park;
