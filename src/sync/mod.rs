@@ -1,7 +1,29 @@
 //! Block sync: the nouns, and the trait that plans. The host downloads, verifies, orders and stores; a [`Strategy`] only
 //! says what to ask of whom.
+//!
+//! [`follower`] is the loop. It keeps what it knows of its sources in [`peers`], asks the strategy, lets [`plan`] check
+//! each answer, fetches through [`source`], verifies and imports through [`pipeline`], within a [`budget`] of bytes;
+//! [`compare`] finds where a source's chain leaves ours, [`status`] is what the world sees of it all, and [`forward`]
+//! hands pending transactions on.
+
+pub mod budget;
+pub mod compare;
+mod config;
+pub mod follower;
+pub mod forward;
+pub mod http;
+pub mod one_peer;
+pub mod peers;
+pub mod pipeline;
+pub mod plan;
+mod rounds;
+pub mod source;
+pub mod status;
 
 use crate::chain::{Hash, Height, Time};
+
+pub use config::SyncConfig;
+pub use status::{Diverged, PeerStatus, SyncState, SyncStatus};
 
 /// A peer, numbered for as long as it is known.
 pub type PeerId = u32;
@@ -18,9 +40,14 @@ pub struct HeightRange {
 }
 
 impl HeightRange {
-    /// How many heights it holds.
+    /// How many heights it holds; 0 where `last` is below `first`.
     pub fn count(&self) -> u64 {
-        (self.last + 1).saturating_sub(self.first)
+        if self.last < self.first { 0 } else { (self.last - self.first).saturating_add(1) }
+    }
+
+    /// Whether a height lies in it.
+    pub fn contains(&self, height: Height) -> bool {
+        (self.first..=self.last).contains(&height)
     }
 
     /// Whether a height lies in both.
@@ -154,6 +181,34 @@ pub enum Event {
     },
     /// This strategy takes over from another one.
     TakenOver,
+}
+
+impl View {
+    /// Heights above the local head, up to `last`, that are neither here nor asked for; lowest first.
+    pub fn gaps(&self, last: Height) -> Vec<HeightRange> {
+        let mut taken: Vec<_> = self.in_flight.iter().map(|request| request.range).collect();
+        taken.extend_from_slice(&self.waiting);
+        gaps(self.head.0 + 1, last, taken)
+    }
+}
+
+/// The heights from `first` to `last` that are in none of `taken`; lowest first.
+pub fn gaps(first: Height, last: Height, mut taken: Vec<HeightRange>) -> Vec<HeightRange> {
+    taken.sort_unstable();
+    let (mut gaps, mut next) = (Vec::new(), first);
+    for range in taken {
+        if range.first > last {
+            break;
+        }
+        if range.first > next {
+            gaps.push(HeightRange { first: next, last: range.first - 1 });
+        }
+        next = next.max(range.last.saturating_add(1));
+    }
+    if next <= last {
+        gaps.push(HeightRange { first: next, last });
+    }
+    gaps
 }
 
 /// An answer that was not usable.

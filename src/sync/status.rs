@@ -1,0 +1,231 @@
+//! What a follower says of itself: `/rpc/sync/status`, `/ready`, the metrics. Said by evidence: a node is live when a
+//! source has the same block at its head, not when it thinks that it has nothing to do.
+
+use serde::{Deserialize, Serialize};
+
+use super::peers::{PeerBook, Standing};
+use super::{PeerId, RequestId};
+use crate::chain::{Hash, Height, Time};
+
+/// Where a node stands against its sources.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SyncState {
+    /// No source has been heard yet.
+    #[default]
+    Starting,
+    /// Sources have more than a few blocks that are not here; blocks come in.
+    Syncing,
+    /// At the sources' head, or a few blocks below while they come in.
+    Live,
+    /// Sources have blocks that are not here, and none came in for a while.
+    Behind,
+    /// No source has the newest blocks that are here; below, they agree.
+    Ahead,
+    /// A source has another valid block than we at the same height.
+    Diverged,
+    /// No source answers, or none may be used.
+    NoSource,
+    /// The node has no sources: it follows nobody.
+    Authority,
+}
+
+/// Two valid blocks at one height.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Diverged {
+    /// The lowest height at which the chains differ.
+    pub height: Height,
+    /// Our block there.
+    pub ours: Hash,
+    /// The source's.
+    pub theirs: Hash,
+    /// The source's address.
+    pub peer: String,
+}
+
+/// One source.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PeerStatus {
+    /// Its number.
+    pub id: PeerId,
+    /// Its address.
+    pub url: String,
+    /// `unknown`, `up`, `down`, `refused` or `diverged`.
+    pub standing: String,
+    /// Why it is not used, or what its last failure was.
+    pub reason: Option<String>,
+    /// The head it last reported.
+    pub head_height: Option<Height>,
+    /// That head's hash.
+    pub head_hash: Option<Hash>,
+    /// The host's opinion of it, 100 at best.
+    pub score: i32,
+    /// Smoothed time to the first byte of a range, in microseconds.
+    pub latency_us: u64,
+    /// Smoothed rate of its ranges, in bytes a second.
+    pub throughput: u64,
+    /// Requests in a row that failed.
+    pub failures: u32,
+    /// Requests under way to it.
+    pub in_flight: u32,
+    /// Blocks of the chain that came from it.
+    pub blocks: u64,
+    /// Bytes that came from it.
+    pub bytes: u64,
+}
+
+/// All of it.
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
+pub struct SyncStatus {
+    /// Where the node stands.
+    pub state: SyncState,
+    /// The local head's height.
+    pub head_height: Height,
+    /// The local head's hash.
+    pub head_hash: Hash,
+    /// The highest head that a usable source reported; the local one where none did.
+    pub best_height: Height,
+    /// How far the local head is below it.
+    pub lag_blocks: u64,
+    /// How old the local head is, in seconds, while it is below the sources'; 0 at their head.
+    pub lag_seconds: u64,
+    /// The sources, by number.
+    pub peers: Vec<PeerStatus>,
+    /// Requests for ranges under way.
+    pub in_flight: u32,
+    /// Blocks that are here and not stored yet.
+    pub waiting: u64,
+    /// Encoded bytes taken by what is under way or waiting.
+    pub buffered_bytes: u64,
+    /// Blocks stored in the last seconds, a second.
+    pub blocks_per_second: f64,
+    /// Blocks stored since the node started, by sync.
+    pub imported_blocks: u64,
+    /// Requests for ranges since the node started.
+    pub requests: RequestId,
+    /// Of those, how many the watchdog made.
+    pub rescues: u64,
+    /// Actions of the strategy that were refused.
+    pub refused_actions: u64,
+    /// Answers that were not usable.
+    pub failed_requests: u64,
+    /// The strategy's last line for the operator.
+    pub report: Option<String>,
+    /// Two valid blocks at one height, if a source has another one.
+    pub diverged: Option<Diverged>,
+    /// What keeps sync from going on, if something does: a block that no source has in a valid form, a full disk.
+    pub problem: Option<String>,
+}
+
+/// Lag up to which a node that receives blocks counts as live.
+const LIVE_LAG_BLOCKS: u64 = 10;
+
+/// How long no block may come in before a node below its sources is behind.
+const STALLED_MS: u64 = 10_000;
+
+/// Where the node stands, given its head, when it last moved and what is known of the sources. Pure.
+pub fn state(peers: &PeerBook, head: Height, head_at: Time, now: Time) -> SyncState {
+    let standings = || peers.iter().map(|peer| &peer.standing);
+    if peers.iter().next().is_none() {
+        return SyncState::Authority;
+    }
+    if standings().any(|standing| matches!(standing, Standing::Diverged(_))) {
+        return SyncState::Diverged;
+    }
+    if !standings().any(|standing| *standing == Standing::Up) {
+        let unknown = standings().any(|standing| *standing == Standing::Unknown);
+        return if unknown { SyncState::Starting } else { SyncState::NoSource };
+    }
+    let up = || peers.iter().filter(|peer| peer.standing == Standing::Up);
+    let best = peers.best().map_or(0, |head| head.0);
+    if up().all(|peer| peer.head_at == Time(0)) {
+        return SyncState::Starting;
+    }
+    match best.saturating_sub(head) {
+        // Only what a source said after our head last moved can show that it lacks our blocks.
+        0 if best < head && up().all(|peer| peer.head_at > head_at) => SyncState::Ahead,
+        0 => SyncState::Live,
+        _ if now.ms_since(head_at) > STALLED_MS => SyncState::Behind,
+        1..=LIVE_LAG_BLOCKS => SyncState::Live,
+        _ => SyncState::Syncing,
+    }
+}
+
+/// What there is to say of each source.
+pub fn peers(book: &PeerBook, in_flight: impl Fn(PeerId) -> u32) -> Vec<PeerStatus> {
+    book.iter()
+        .map(|peer| {
+            let (standing, reason) = match &peer.standing {
+                Standing::Unknown => ("unknown", peer.last_error.clone()),
+                Standing::Up => ("up", peer.last_error.clone()),
+                Standing::Down => ("down", peer.last_error.clone()),
+                Standing::Refused(reason) => ("refused", Some(reason.clone())),
+                Standing::Diverged(at) => ("diverged", Some(format!("its block {} is {}", at.height, at.theirs))),
+            };
+            PeerStatus {
+                id: peer.id,
+                url: peer.name.clone(),
+                standing: standing.into(),
+                reason,
+                head_height: peer.head.map(|head| head.0),
+                head_hash: peer.head.map(|head| head.1),
+                score: peer.score(),
+                latency_us: peer.latency_us(),
+                throughput: peer.throughput(),
+                failures: peer.failures(),
+                in_flight: in_flight(peer.id),
+                blocks: peer.blocks,
+                bytes: peer.bytes,
+            }
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::SyncConfig;
+    use super::super::source::{SourceError, SourceInfo};
+    use super::*;
+
+    fn us() -> SourceInfo {
+        SourceInfo { chain_id: "c".into(), genesis_hash: Hash::ZERO, node_id: "me".into() }
+    }
+
+    fn book(heads: &[Height]) -> PeerBook {
+        let names = heads.iter().map(|height| height.to_string());
+        let mut book = PeerBook::new(names, &SyncConfig::default(), Time(0));
+        for (id, height) in heads.iter().enumerate() {
+            let id = id as PeerId;
+            book.introduced(id, &SourceInfo { node_id: "other".into(), ..us() }, &us(), Time(0));
+            book.reported(id, Some((*height, Hash::ZERO)), Time(1_000_000));
+        }
+        book
+    }
+
+    #[test]
+    fn the_state_is_what_the_sources_show() {
+        let (early, late) = (Time(500_000), Time(2_000_000));
+        let at = |book: &PeerBook, head, head_at| state(book, head, head_at, late);
+        assert_eq!(at(&book(&[]), 5, early), SyncState::Authority);
+        assert_eq!(at(&book(&[5]), 5, early), SyncState::Live);
+        assert_eq!(at(&book(&[15]), 5, early), SyncState::Live);
+        assert_eq!(at(&book(&[16]), 5, early), SyncState::Syncing);
+        assert_eq!(state(&book(&[6]), 5, early, early.plus_ms(STALLED_MS + 1)), SyncState::Behind);
+        assert_eq!(at(&book(&[3, 4]), 5, early), SyncState::Ahead);
+        assert_eq!(at(&book(&[3, 5]), 5, early), SyncState::Live);
+        assert_eq!(at(&book(&[4]), 5, late), SyncState::Live, "the source may have it by now");
+        let mut diverged = book(&[5, 5]);
+        let fork = Diverged { height: 2, ours: Hash::ZERO, theirs: Hash([1; 32]), peer: "5".into() };
+        diverged.diverged(1, fork, late);
+        assert_eq!(at(&diverged, 5, early), SyncState::Diverged);
+        let names = ["a".to_owned()];
+        let mut silent = PeerBook::new(names, &SyncConfig::default(), Time(0));
+        assert_eq!(at(&silent, 5, early), SyncState::Starting);
+        silent.poll_failed(0, &SourceError::Unreachable("refused".into()), late);
+        assert_eq!(at(&silent, 5, early), SyncState::NoSource);
+        let mut itself = PeerBook::new(["a".to_owned()], &SyncConfig::default(), Time(0));
+        itself.introduced(0, &us(), &us(), Time(0));
+        assert_eq!(at(&itself, 5, early), SyncState::NoSource);
+        assert!(peers(&itself, |_| 0)[0].reason.as_ref().unwrap().contains("itself"));
+    }
+}
