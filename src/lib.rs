@@ -37,6 +37,7 @@
 pub mod agent;
 pub mod bindings;
 pub mod chain;
+pub mod config;
 pub mod ledger;
 pub mod mempool;
 pub mod producer;

@@ -1,0 +1,225 @@
+//! What only shows when knobs, files and keys are seen together.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+
+use super::given::Origin;
+use super::{Config, OnFailure, Problem, beside};
+use crate::chain::{Address, Genesis};
+
+pub fn check(config: &Config) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let genesis = genesis(config, &mut problems);
+    listeners(config, &mut problems);
+    sources(config, &mut problems);
+    producer(config, genesis.as_ref(), &mut problems);
+    agents(config, &mut problems);
+    plugins(config, &mut problems);
+    secret(&config.admin.token_file, "admin.token_file", &mut problems);
+    if !config.monitor.webhook.is_empty() {
+        problems.push(error("monitor.webhook", "alerts by webhook are not available yet; leave it empty"));
+    }
+    // Stable: within a severity the order of the sections stays.
+    problems.sort_by_key(|problem| std::cmp::Reverse(problem.severity));
+    problems
+}
+
+fn error(key: &str, text: impl Into<String>) -> Problem {
+    Problem::error(&Origin::Default, key, text)
+}
+
+fn genesis(config: &Config, problems: &mut Vec<Problem>) -> Option<Genesis> {
+    let path = &config.chain.genesis;
+    let genesis = fs::read_to_string(path)
+        .map_err(|error| format!("cannot read {}: {error}", path.display()))
+        .and_then(|json| Genesis::parse(&json).map_err(|error| format!("{}: {error}", path.display())));
+    genesis.map_err(|text| problems.push(error("chain.genesis", text))).ok()
+}
+
+fn listeners(config: &Config, problems: &mut Vec<Problem>) {
+    let (rpc, admin) = (config.rpc.listen, config.admin.listen);
+    if rpc.port() != 0 && rpc.port() == admin.port() && (rpc.ip() == admin.ip() || rpc.ip().is_unspecified()) {
+        problems.push(error("admin.listen", format!("{admin} is taken by rpc.listen")));
+    }
+    if !admin.ip().is_loopback() {
+        let text = format!("{admin} is reachable from other machines, and its token travels unencrypted");
+        problems.push(Problem::warning("admin.listen", text));
+    }
+}
+
+fn sources(config: &Config, problems: &mut Vec<Problem>) {
+    let mut seen = BTreeSet::new();
+    for source in &config.sync.sources {
+        if !matches!(source.scheme(), "http" | "https") || source.host().is_none() {
+            problems.push(error("sync.sources", format!("`{source}` is no http or https URL")));
+        } else if is_self(source, config.rpc.listen) {
+            let text = format!("`{source}` is this node's own rpc.listen; a node cannot follow itself");
+            problems.push(error("sync.sources", text));
+        } else if source.port_or_known_default() == Some(config.admin.listen.port()) && is_local(source) {
+            problems.push(error("sync.sources", format!("`{source}` is this node's own admin.listen")));
+        }
+        if !seen.insert(source.as_str()) {
+            problems.push(Problem::warning("sync.sources", format!("`{source}` stands there twice")));
+        }
+    }
+    if config.sync.sources.is_empty() && config.producer.is_none() {
+        let text = "no sources and no [producer]: this node's chain will only grow by blocks that others hand in";
+        problems.push(Problem::warning("sync.sources", text));
+    }
+}
+
+/// Whether a URL leads to this machine's `listen`.
+fn is_self(source: &url::Url, listen: SocketAddr) -> bool {
+    let same_port = listen.port() != 0 && source.port_or_known_default() == Some(listen.port());
+    let here = |ip: IpAddr| ip == listen.ip() || (listen.ip().is_unspecified() && ip.is_loopback());
+    same_port
+        && match source.host() {
+            Some(url::Host::Ipv4(ip)) => here(ip.into()),
+            Some(url::Host::Ipv6(ip)) => here(ip.into()),
+            Some(url::Host::Domain(name)) => {
+                name == "localhost" && (listen.ip().is_loopback() || listen.ip().is_unspecified())
+            }
+            None => false,
+        }
+}
+
+fn is_local(source: &url::Url) -> bool {
+    match source.host() {
+        Some(url::Host::Ipv4(ip)) => ip.is_loopback(),
+        Some(url::Host::Ipv6(ip)) => ip.is_loopback(),
+        Some(url::Host::Domain(name)) => name == "localhost",
+        None => false,
+    }
+}
+
+fn producer(config: &Config, genesis: Option<&Genesis>, problems: &mut Vec<Problem>) {
+    let Some(producer) = &config.producer else { return };
+    if producer.heartbeat_ms < producer.interval_ms {
+        let text = format!("{} is shorter than producer.interval_ms, {}", producer.heartbeat_ms, producer.interval_ms);
+        problems.push(error("producer.heartbeat_ms", text));
+    }
+    let Some(address) = wallet(&producer.key, "producer.key", problems) else { return };
+    if let Some(genesis) = genesis
+        && !genesis.authorities.iter().any(|authority| authority.address == address)
+    {
+        let text = format!("{address} is no authority of chain `{}`; its blocks would be invalid", genesis.chain_id);
+        problems.push(error("producer.key", text));
+    }
+}
+
+fn agents(config: &Config, problems: &mut Vec<Problem>) {
+    let (mut names, mut wallets) = (BTreeSet::new(), BTreeSet::new());
+    for (index, agent) in config.agents.iter().enumerate() {
+        let key = |name: &str| format!("agents[{index}].{name}");
+        let letters = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+        if !(1..=64).contains(&agent.name.len()) || !agent.name.chars().all(letters) {
+            let text = format!("expected 1 to 64 letters, digits, `-` or `_`, got `{}`", agent.name);
+            problems.push(error(&key("name"), text));
+        }
+        if !names.insert(agent.name.as_str()) {
+            problems.push(error(&key("name"), format!("another agent is called `{}`", agent.name)));
+        }
+        if let Some(address) = wallet(&agent.wallet, &key("wallet"), problems)
+            && !wallets.insert(address)
+        {
+            problems.push(error(&key("wallet"), format!("another agent answers for {address}")));
+        }
+        if agent.on_failure != OnFailure::Fallback {
+            problems.push(error(&key("on_failure"), "an agent falls back to its built-in; expected \"fallback\""));
+        }
+        if let Some(handler) = &agent.handler {
+            component(config, handler, &key("handler"), problems);
+        }
+    }
+}
+
+fn plugins(config: &Config, problems: &mut Vec<Problem>) {
+    let plugins = &config.plugins;
+    if !plugins.directory.dir.is_dir() {
+        let text = format!("no folder {}; it is made at start", plugins.directory.dir.display());
+        problems.push(Problem::warning("plugins.dir", text));
+    }
+    for (given, key) in [
+        (!plugins.directory.trusted_keys.is_empty(), "plugins.trusted_keys"),
+        (plugins.directory.require_signature, "plugins.require_signature"),
+    ] {
+        if given {
+            problems.push(error(key, "signatures on components are not available yet"));
+        }
+    }
+    for (slot, key) in [(&plugins.rate_limit, "plugins.rate-limit.use"), (&plugins.sync, "plugins.sync.use")] {
+        if let Some(plugin) = &slot.plugin {
+            component(config, plugin, key, problems);
+        }
+    }
+}
+
+/// Whether some file could be the plugin `name`. Only a hint: a component's name is what it says of itself.
+fn component(config: &Config, name: &str, key: &str, problems: &mut Vec<Problem>) {
+    let dir = &config.plugins.directory.dir;
+    if dir.is_dir() && !components(dir, 8).iter().any(|stem| stem.starts_with(name)) {
+        let text = format!("no {name}.wasm below {}; the built-in serves until there is one", dir.display());
+        problems.push(Problem::warning(key, text));
+    }
+}
+
+/// The names of the `*.wasm` files in a folder and the folders in it.
+fn components(dir: &Path, depth: usize) -> Vec<String> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() && depth > 0 {
+            names.extend(components(&path, depth - 1));
+        } else if path.extension().is_some_and(|extension| extension == "wasm") {
+            names.extend(path.file_stem().map(|stem| stem.to_string_lossy().into_owned()));
+        }
+    }
+    names
+}
+
+/// Whether there is a keystore file with its password, readable by its owner alone; its address.
+fn wallet(path: &Path, key: &str, problems: &mut Vec<Problem>) -> Option<Address> {
+    #[derive(serde::Deserialize)]
+    struct Public {
+        address: Address,
+    }
+    if !secret(path, key, problems) {
+        return None;
+    }
+    secret(&beside(path, "password"), key, problems);
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let wallet: Result<Public, _> = serde_json::from_str(&text);
+    wallet
+        .map_err(|cause| problems.push(error(key, format!("{} is no keystore file: {cause}", path.display()))))
+        .ok()
+        .map(|public| public.address)
+}
+
+/// Whether a file with a secret is there and nobody else can read it.
+fn secret(path: &Path, key: &str, problems: &mut Vec<Problem>) -> bool {
+    let metadata = match fs::metadata(path) {
+        Ok(metadata) if metadata.is_file() => metadata,
+        Ok(_) => {
+            problems.push(error(key, format!("{} is no file", path.display())));
+            return false;
+        }
+        Err(cause) => {
+            problems.push(error(key, format!("cannot read {}: {cause}", path.display())));
+            return false;
+        }
+    };
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = metadata.permissions().mode() & 0o777;
+        if mode & 0o077 != 0 {
+            let text = format!("others can read {} (mode {mode:04o}); `chmod 600` it", path.display());
+            problems.push(error(key, text));
+        }
+    }
+    #[cfg(not(unix))]
+    drop(metadata);
+    true
+}

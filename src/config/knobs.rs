@@ -1,0 +1,276 @@
+//! Every knob, once: default, unit, range, meaning.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::given::Content;
+use super::section::{Knob, section};
+use super::{Given, Problem};
+
+fn loopback(port: u16) -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, port).into()
+}
+
+section! {
+    /// `[chain]`: which chain this is.
+    pub struct Chain {
+        /// The file that the chain starts from; the same, to the letter, on every node of it.
+        genesis: PathBuf = "genesis.json".into();
+    }
+}
+
+section! {
+    /// `[store]`: where the chain is kept.
+    pub struct Store {
+        /// The database; beside it lie its write-ahead log and the file of pending transactions.
+        path: PathBuf = "data/chain.db".into();
+        /// Blocks that are committed in one transaction at most, while catching up.
+        group_blocks_max: u64 = 1_000, 1..=100_000;
+        /// Transactions in the blocks that are committed in one transaction at most.
+        group_transactions_max: u64 = 10_000, 1..=1_000_000;
+        /// Transactions that wait for a block at most; when full, the one with the lowest fee goes.
+        pending_max: u64 = 10_000, 1..=1_000_000;
+    }
+}
+
+section! {
+    /// `[rpc]`: what the node serves to everyone.
+    pub struct Rpc {
+        /// Where to listen; port 0 takes a free one.
+        listen: SocketAddr = loopback(8006);
+        /// Networks whose callers have the trust level `peer` in the rate limit; a single address is a network.
+        peers: Vec<ipnet::IpNet> = Vec::new();
+        /// What a call of a route costs in the rate limit, where it shall not be what the route table says: `"/rpc/head" = 2`.
+        costs: BTreeMap<String, u64> = BTreeMap::new();
+    }
+}
+
+section! {
+    /// `[admin]`: what the node serves to its operator.
+    pub struct Admin {
+        /// Where to listen; port 0 takes a free one.
+        listen: SocketAddr = loopback(8007);
+        /// The file with the bearer token that every call must carry.
+        token_file: PathBuf = "admin.token".into();
+    }
+}
+
+section! {
+    /// `[producer]`: on an authority, how it makes blocks.
+    pub struct Producer {
+        /// The keystore file of an authority named in genesis; its password stands in `password` beside it.
+        key: PathBuf = "keystore/authority.json".into();
+        /// Milliseconds between blocks.
+        interval_ms: u64 = 2_000, 1..=3_600_000;
+        /// Whether to make a block when nothing is pending: after `heartbeat_ms` ("heartbeat"), "always" or "never".
+        empty_blocks: EmptyBlocks = EmptyBlocks::Heartbeat;
+        /// Milliseconds after which an empty block is made, so that followers see the chain alive.
+        heartbeat_ms: u64 = 60_000, 1..=86_400_000;
+    }
+}
+
+section! {
+    /// `[sync]`: whom this node reads the chain from.
+    pub struct Sync {
+        /// Nodes to read blocks from, never to write blocks to; empty on an authority.
+        sources: Vec<url::Url> = Vec::new();
+        /// Compute the state root from scratch every so many blocks and compare; 0 never does.
+        verify_state_every: u64 = 10_000, 0..=1_000_000_000;
+    }
+}
+
+section! {
+    /// `[monitor]`: when the node says of itself that it is behind.
+    pub struct Monitor {
+        /// Blocks behind the best source from which `/ready` answers 503.
+        lag_blocks: u64 = 10, 1..=1_000_000;
+        /// Seconds without a new block, while a source has one, from which `/ready` answers 503.
+        lag_seconds: u64 = 60, 1..=86_400;
+        /// A URL to call on an alert; not available yet.
+        webhook: String = String::new();
+    }
+}
+
+section! {
+    /// `[plugins]`: where components come from.
+    pub struct PluginDirectory {
+        /// The folder that is watched for `*.wasm`, with its sub-folders.
+        dir: PathBuf = "plugins".into();
+        /// Public keys whose signatures are accepted on components; not available yet.
+        trusted_keys: Vec<String> = Vec::new();
+        /// Whether a component without an accepted signature is refused; not available yet.
+        require_signature: bool = false;
+    }
+}
+
+section! {
+    /// `[plugins.rate-limit]`, `[plugins.sync]`: who serves a slot.
+    pub struct PluginSlot {
+        /// The plugin's name, as it describes itself; none: the built-in serves.
+        plugin as "use": Option<String> = None;
+        /// Who answers when the plugin fails: the built-in ("fallback"), yes ("open") or no ("closed").
+        on_failure: OnFailure = OnFailure::Fallback;
+        /// How new bytes of the plugin go live; only `{ mode = "immediate" }` is available yet.
+        rollout: Rollout = Rollout::default();
+        /// The plugin's own configuration, checked against the schema that it brings.
+        config: serde_json::Map<String, serde_json::Value> = serde_json::Map::new();
+    }
+}
+
+section! {
+    /// `[[agents]]`: a wallet of this node that answers messages.
+    pub struct Agent {
+        /// Its name, 1 to 64 letters, digits, `-` or `_`; its slot is `agent/NAME`.
+        name: String = String::new();
+        /// The keystore file of its wallet; the password stands in `password` beside it.
+        wallet: PathBuf = PathBuf::new();
+        /// The plugin that answers; none: the built-in, which keeps messages for later.
+        handler: Option<String> = None;
+        /// What its replies may cost in fees within an hour.
+        max_fee_per_hour: u64 = 1_000;
+        /// Who answers when the plugin fails; an agent has only the built-in: "fallback".
+        on_failure: OnFailure = OnFailure::Fallback;
+        /// The plugin's own configuration, checked against the schema that it brings.
+        config: serde_json::Map<String, serde_json::Value> = serde_json::Map::new();
+    }
+}
+
+/// When a block without transactions is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EmptyBlocks {
+    /// After `heartbeat_ms` without one.
+    #[default]
+    Heartbeat,
+    /// At every interval.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// Who answers a call that a plugin failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnFailure {
+    /// The built-in.
+    #[default]
+    Fallback,
+    /// Yes, without asking.
+    Open,
+    /// No, without asking.
+    Closed,
+}
+
+/// How new bytes of a plugin go live.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(try_from = "RolloutTable")]
+pub struct Rollout {
+    /// Which way.
+    pub mode: RolloutMode,
+}
+
+/// As it stands in the file: the mode is looked at first, because what else may stand there depends on it.
+#[derive(Deserialize)]
+struct RolloutTable {
+    mode: RolloutMode,
+    #[serde(flatten)]
+    rest: BTreeMap<String, serde_json::Value>,
+}
+
+impl TryFrom<RolloutTable> for Rollout {
+    type Error = String;
+
+    fn try_from(RolloutTable { mode, rest }: RolloutTable) -> Result<Self, String> {
+        match rest.first_key_value() {
+            Some((key, _)) => Err(format!("unknown key `{key}`")),
+            None => Ok(Self { mode }),
+        }
+    }
+}
+
+/// A way to live.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RolloutMode {
+    /// At once.
+    #[default]
+    Immediate,
+}
+
+impl<'de> Deserialize<'de> for RolloutMode {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match String::deserialize(deserializer)?.as_str() {
+            "immediate" => Ok(Self::Immediate),
+            mode @ ("shadow" | "canary") => {
+                Err(serde::de::Error::custom(format!("mode `{mode}` is not available yet, only `immediate`")))
+            }
+            mode => Err(serde::de::Error::custom(format!("unknown mode `{mode}`, there is `immediate`"))),
+        }
+    }
+}
+
+impl Knob for EmptyBlocks {
+    fn expected() -> String {
+        "\"heartbeat\", \"always\" or \"never\"".into()
+    }
+}
+
+impl Knob for OnFailure {
+    fn expected() -> String {
+        "\"fallback\", \"open\" or \"closed\"".into()
+    }
+}
+
+impl Knob for Rollout {
+    fn expected() -> String {
+        "{ mode = \"immediate\" }".into()
+    }
+}
+
+/// `[plugins]` with its slots.
+#[derive(Clone, Debug, PartialEq, Default, Serialize)]
+pub struct Plugins {
+    /// What holds for all of them.
+    #[serde(flatten)]
+    pub directory: PluginDirectory,
+    /// `[plugins.rate-limit]`
+    #[serde(rename = "rate-limit")]
+    pub rate_limit: PluginSlot,
+    /// `[plugins.sync]`
+    pub sync: PluginSlot,
+}
+
+impl Plugins {
+    pub(super) fn read(given: Option<&Given>, problems: &mut Vec<Problem>) -> Self {
+        let directory = PluginDirectory::read(given, "plugins", &["rate-limit", "sync"], problems);
+        let mut slot = |name: &str| {
+            let given = given.and_then(|plugins| plugins.get(name));
+            PluginSlot::read(given, &format!("plugins.{name}"), &[], problems)
+        };
+        let (rate_limit, sync) = (slot("rate-limit"), slot("sync"));
+        Self { directory, rate_limit, sync }
+    }
+}
+
+pub(super) fn read_agents(given: Option<&Given>, problems: &mut Vec<Problem>) -> Vec<Agent> {
+    let Some(given) = given else { return Vec::new() };
+    let Content::Array(items) = &given.content else {
+        let text = "expected a list: write `[[agents]]`, with two brackets";
+        problems.push(Problem::error(&given.origin, "agents", text));
+        return Vec::new();
+    };
+    let mut agents = Vec::new();
+    for (index, item) in items.iter().enumerate() {
+        let section = format!("agents[{index}]");
+        for key in ["name", "wallet"] {
+            if item.get(key).is_none() {
+                problems.push(Problem::error(&item.origin, &format!("{section}.{key}"), "is missing"));
+            }
+        }
+        agents.push(Agent::read(Some(item), &section, &[], problems));
+    }
+    agents
+}
