@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::given::Content;
 use super::section::{Knob, section};
 use super::{Given, Problem};
+use crate::producer::EmptyBlocks;
 
 fn loopback(port: u16) -> SocketAddr {
     (Ipv4Addr::LOCALHOST, port).into()
@@ -28,11 +29,23 @@ section! {
         /// The database; beside it lie its write-ahead log and the file of pending transactions.
         path: PathBuf = "data/chain.db".into();
         /// Blocks that are committed in one transaction at most, while catching up.
-        group_blocks_max: u64 = 1_000, 1..=100_000;
+        group_blocks_max: u64 = 8_000, 1..=1_000_000;
         /// Transactions in the blocks that are committed in one transaction at most.
-        group_transactions_max: u64 = 10_000, 1..=1_000_000;
-        /// Transactions that wait for a block at most; when full, the one with the lowest fee goes.
-        pending_max: u64 = 10_000, 1..=1_000_000;
+        group_transactions_max: u64 = 10_000, 1..=10_000_000;
+    }
+}
+
+section! {
+    /// `[mempool]`: transactions that wait for a block.
+    pub struct Mempool {
+        /// How many may wait; when full, the one with the lowest fee goes.
+        transactions_max: u64 = 10_000, 1..=1_000_000;
+        /// How many of one sender may wait.
+        per_sender_max: u64 = 1_000, 1..=1_000_000;
+        /// Milliseconds until one that finds no block is dropped.
+        expire_ms: u64 = 3_600_000, 1_000..=604_800_000;
+        /// How many dropped ones are remembered, with the reason, for those who ask.
+        dropped_max: u64 = 10_000, 0..=1_000_000;
     }
 }
 
@@ -136,19 +149,6 @@ section! {
         /// The plugin's own configuration, checked against the schema that it brings.
         config: serde_json::Map<String, serde_json::Value> = serde_json::Map::new();
     }
-}
-
-/// When a block without transactions is made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum EmptyBlocks {
-    /// After `heartbeat_ms` without one.
-    #[default]
-    Heartbeat,
-    /// At every interval.
-    Always,
-    /// Never.
-    Never,
 }
 
 /// Who answers a call that a plugin failed.

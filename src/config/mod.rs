@@ -15,8 +15,8 @@ use serde::Serialize;
 
 pub use given::{Given, Origin};
 pub use knobs::{
-    Admin, Agent, Chain, EmptyBlocks, Monitor, OnFailure, PluginSlot, Plugins, Producer, Rollout, RolloutMode, Rpc,
-    Store, Sync,
+    Admin, Agent, Chain, Mempool, Monitor, OnFailure, PluginSlot, Plugins, Producer, Rollout, RolloutMode, Rpc, Store,
+    Sync,
 };
 pub use section::{Key, Knob};
 
@@ -33,6 +33,8 @@ pub struct Config {
     pub chain: Chain,
     /// `[store]`
     pub store: Store,
+    /// `[mempool]`
+    pub mempool: Mempool,
     /// `[rpc]`
     pub rpc: Rpc,
     /// `[admin]`
@@ -165,6 +167,7 @@ impl Config {
         [
             Chain::keys("chain"),
             Store::keys("store"),
+            Mempool::keys("mempool"),
             Rpc::keys("rpc"),
             Admin::keys("admin"),
             Producer::keys("producer"),
@@ -192,8 +195,8 @@ impl Config {
     }
 
     fn read(given: &Given, problems: &mut Vec<Problem>) -> Self {
-        const SECTIONS: [&str; 9] =
-            ["chain", "store", "rpc", "admin", "producer", "sync", "monitor", "plugins", "agents"];
+        const SECTIONS: [&str; 10] =
+            ["chain", "store", "mempool", "rpc", "admin", "producer", "sync", "monitor", "plugins", "agents"];
         section::unknown(given, "", &SECTIONS, &["p2p"], problems);
         if let Some(p2p) = given.get("p2p") {
             let text = "gossip between nodes is not available yet; followers read from `sync.sources`";
@@ -202,6 +205,7 @@ impl Config {
         Self {
             chain: Chain::read(given.get("chain"), "chain", &[], problems),
             store: Store::read(given.get("store"), "store", &[], problems),
+            mempool: Mempool::read(given.get("mempool"), "mempool", &[], problems),
             rpc: Rpc::read(given.get("rpc"), "rpc", &[], problems),
             admin: Admin::read(given.get("admin"), "admin", &[], problems),
             producer: given.get("producer").map(|producer| Producer::read(Some(producer), "producer", &[], problems)),

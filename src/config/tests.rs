@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use proptest::prelude::*;
 
 use super::*;
+use crate::producer::EmptyBlocks;
 
 fn parse(text: &str) -> Result<Config, ConfigError> {
     parse_with(text, &[])
