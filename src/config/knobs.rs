@@ -56,6 +56,17 @@ section! {
         listen: SocketAddr = loopback(8006);
         /// Networks whose callers have the trust level `peer` in the rate limit; a single address is a network.
         peers: Vec<ipnet::IpNet> = Vec::new();
+        /// Networks of reverse proxies in front of the node: behind them the caller is the last address in `X-Forwarded-For`
+        /// that is no proxy's. Without this, a proxy on the same machine makes every caller loopback.
+        proxies: Vec<ipnet::IpNet> = Vec::new();
+        /// Connections in all; more wait to be accepted.
+        connections_max: u64 = 1_024, 1..=1_000_000;
+        /// Connections of one caller that is neither loopback nor a peer; more are closed at once.
+        connections_per_client_max: u64 = 128, 1..=1_000_000;
+        /// Milliseconds that a connection may idle, and the head of a request take.
+        idle_timeout_ms: u64 = 60_000, 100..=3_600_000;
+        /// Milliseconds that requests under way may take when the node stops.
+        stop_timeout_ms: u64 = 5_000, 0..=600_000;
         /// What a call of a route costs in the rate limit, where it shall not be what the route table says: `"/rpc/head" = 2`.
         costs: BTreeMap<String, u64> = BTreeMap::new();
     }

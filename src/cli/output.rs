@@ -1,0 +1,108 @@
+//! How answers are printed: tables for people, JSON for programs; progress on a terminal, plain lines elsewhere.
+
+use std::io::{self, IsTerminal, Write};
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::Value;
+
+/// For whom.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// People.
+    Table,
+    /// Programs.
+    Json,
+}
+
+/// Where answers go.
+#[derive(Clone, Copy)]
+pub struct Output {
+    format: Format,
+}
+
+impl Output {
+    /// Prints in `format`.
+    pub fn new(format: Format) -> Self {
+        Self { format }
+    }
+
+    /// Whether a program reads.
+    pub fn is_json(&self) -> bool {
+        self.format == Format::Json
+    }
+
+    /// One thing: as JSON, or its fields below each other.
+    pub fn record(&self, value: &Value) {
+        if self.is_json() {
+            return self.json(value);
+        }
+        let Some(fields) = value.as_object() else { return self.line(shown(value)) };
+        let width = fields.keys().map(String::len).max().unwrap_or(0);
+        for (name, value) in fields {
+            self.line(format!("{name:width$}  {}", shown(value)));
+        }
+    }
+
+    /// Many things: as JSON, or a row each with these fields.
+    pub fn list(&self, values: &[Value], columns: &[(&str, &str)]) {
+        if self.is_json() {
+            return self.json(&Value::Array(values.to_vec()));
+        }
+        let header = columns.iter().map(|(title, _)| (*title).to_owned()).collect();
+        let row = |value: &Value| columns.iter().map(|(_, pointer)| shown(value.pointer(pointer).unwrap_or(&Value::Null))).collect();
+        self.rows(std::iter::once(header).chain(values.iter().map(row)).collect());
+    }
+
+    /// Rows of cells, the first one the titles; columns as wide as they need.
+    pub fn rows(&self, rows: Vec<Vec<String>>) {
+        let columns = rows.first().map_or(0, Vec::len);
+        let widths: Vec<usize> = (0..columns)
+            .map(|column| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0))
+            .collect();
+        for row in &rows {
+            let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+            self.line(cells.join("  ").trim_end().to_owned());
+        }
+    }
+
+    /// A line for people and programs alike.
+    pub fn line(&self, line: impl AsRef<str>) {
+        // A reader that has gone (`| head`) is no error of ours.
+        let _ = writeln!(io::stdout().lock(), "{}", line.as_ref());
+    }
+
+    /// A line that programs do not want.
+    pub fn note(&self, line: impl AsRef<str>) {
+        if !self.is_json() {
+            self.line(line);
+        }
+    }
+
+    /// JSON on one line.
+    pub fn json(&self, value: &Value) {
+        self.line(value.to_string());
+    }
+
+    /// A bar on a terminal, and nothing elsewhere: callers print lines there.
+    pub fn progress(&self, total: u64, what: &str) -> ProgressBar {
+        let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
+        if !io::stderr().is_terminal() || self.is_json() {
+            bar.set_draw_target(ProgressDrawTarget::hidden());
+        }
+        let style = ProgressStyle::with_template("{prefix:>12} [{bar:32}] {human_pos}/{human_len} {per_sec} {msg}");
+        bar.set_style(style.expect("the template names fields that exist").progress_chars("=> "));
+        bar.set_prefix(what.to_owned());
+        bar.enable_steady_tick(Duration::from_millis(100));
+        bar
+    }
+}
+
+/// A value in a cell: text without quotes, nothing for null, the rest as JSON.
+fn shown(value: &Value) -> String {
+    match value {
+        Value::Null => "-".to_owned(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}

@@ -1,0 +1,215 @@
+//! `tenon plugin`: builds and checks components; lists and swaps those of a running node through its admin API.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+
+use tenon::config::Config;
+
+use super::Outcome;
+use super::http::Node;
+use super::output::Output;
+use super::run::Addresses;
+
+/// The plugins that every new node gets.
+pub const SHIPPED: [&str; 5] = ["token-bucket", "sliding-window", "allow-all", "parallel-range", "ping-pong"];
+
+/// Components: build, check, list, swap.
+#[derive(Args)]
+pub struct Plugin {
+    #[command(flatten)]
+    admin: Admin,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Which node, and what opens its admin API.
+#[derive(Args)]
+pub struct Admin {
+    /// The node's directory: its admin address and token are taken from there
+    #[arg(long, default_value = ".", global = true)]
+    dir: PathBuf,
+    /// The admin API's address, for a node elsewhere
+    #[arg(long, value_name = "URL", global = true)]
+    admin: Option<String>,
+    /// The admin token [default: the one in the node's directory]
+    #[arg(long, global = true)]
+    token: Option<String>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Compiles the crate in a folder to a component
+    Build {
+        /// The crate's folder
+        #[arg(default_value = ".")]
+        crate_dir: PathBuf,
+        /// Where NAME.wasm goes: a folder, or a file ending in .wasm [default: the crate's folder]
+        #[arg(long)]
+        out: Option<PathBuf>,
+    },
+    /// Takes a component through every step of loading, and says where it stops
+    Check {
+        /// The component
+        file: PathBuf,
+    },
+    /// The slots of a node, and who serves them
+    List,
+    /// Loads a slot's plugin anew, even from the same bytes
+    Reload {
+        /// The slot: rate-limit, sync or agent/NAME
+        slot: String,
+    },
+    /// Lets another plugin serve a slot
+    Use {
+        /// The slot: rate-limit, sync or agent/NAME
+        slot: String,
+        /// The plugin's name; none for the built-in
+        #[arg(required_unless_present = "builtin", conflicts_with = "builtin")]
+        plugin: Option<String>,
+        /// The built-in
+        #[arg(long)]
+        builtin: bool,
+    },
+}
+
+impl Plugin {
+    pub async fn run(self, output: &Output) -> Result<Outcome> {
+        let Self { admin, command } = self;
+        match command {
+            Command::Build { crate_dir, out } => {
+                let out = out.unwrap_or_else(|| crate_dir.clone());
+                let built = tokio::task::spawn_blocking(move || tenon_build::build_dir(&crate_dir, &out)).await??;
+                let bytes = fs::metadata(&built)?.len();
+                output.record(&json!({ "component": built, "bytes": bytes }));
+                Ok(Outcome::Done)
+            }
+            Command::Check { file } => check(&file, output),
+            Command::List => {
+                let slots = admin.node()?.get("/admin/plugins").await?;
+                output.list(slots.as_array().map_or(&[], Vec::as_slice), &COLUMNS);
+                Ok(Outcome::Done)
+            }
+            Command::Reload { slot } => {
+                let answer = admin.node()?.post(&path(&slot, "reload"), &json!({})).await?;
+                shown(&answer, output);
+                Ok(Outcome::Done)
+            }
+            Command::Use { slot, plugin, .. } => {
+                let answer = admin.node()?.post(&path(&slot, "use"), &json!({ "plugin": plugin })).await?;
+                shown(&answer, output);
+                Ok(Outcome::Done)
+            }
+        }
+    }
+}
+
+/// What of a slot is shown.
+const COLUMNS: [(&str, &str); 9] = [
+    ("slot", "/slot"),
+    ("plugin", "/plugin"),
+    ("version", "/version"),
+    ("generation", "/generation"),
+    ("status", "/status"),
+    ("calls", "/calls"),
+    ("failures", "/failures"),
+    ("fallbacks", "/fallbacks"),
+    ("last error", "/last_error"),
+];
+
+fn shown(slot: &Value, output: &Output) {
+    if output.is_json() { output.json(slot) } else { output.list(std::slice::from_ref(slot), &COLUMNS) }
+}
+
+/// Where a slot is changed; the slash of `agent/bob` is part of its name.
+pub fn path(slot: &str, action: &str) -> String {
+    format!("/admin/plugins/{}/{action}", slot.replace('/', "%2F"))
+}
+
+impl Admin {
+    /// The node in `dir`, with its own token.
+    pub fn of(dir: &Path) -> Self {
+        Self { dir: dir.to_owned(), admin: None, token: None }
+    }
+
+    /// The admin API. Errors: neither the directory nor the options say where it is and what opens it.
+    pub fn node(&self) -> Result<Node> {
+        let config = || Config::load(&self.dir).context("--admin and --token reach a node without its directory");
+        let url = match &self.admin {
+            Some(url) => url.clone(),
+            None => match Addresses::of(&self.dir) {
+                Some(addresses) => format!("http://{}", addresses.admin),
+                None => format!("http://{}", config()?.admin.listen),
+            },
+        };
+        let token = match &self.token {
+            Some(token) => token.clone(),
+            None => {
+                let file = config()?.admin.token_file;
+                fs::read_to_string(&file).with_context(|| format!("reading the admin token {}", file.display()))?
+            }
+        };
+        Ok(Node::new(&url)?.with_token(&token))
+    }
+}
+
+fn check(file: &Path, output: &Output) -> Result<Outcome> {
+    let bytes = fs::read(file).with_context(|| format!("reading {}", file.display()))?;
+    let report = tenon::bindings::inspect(&bytes)?;
+    let fits = report.rejection.is_none();
+    if output.is_json() {
+        output.json(&serde_json::to_value(&report)?);
+    } else {
+        output.line(format!("{}: {} bytes, sha256 {}", file.display(), report.bytes, report.digest));
+        for (stage, outcome) in &report.passed {
+            output.line(format!("  {stage}: {outcome}"));
+        }
+        match (&report.rejection, &report.description, report.kind) {
+            (Some(rejection), ..) => output.line(format!("refused: {rejection}")),
+            (None, Some(description), Some(kind)) => {
+                output.line(format!("{} {}, a {kind} plugin: it would be served", description.name, description.version));
+            }
+            _ => output.line("it would be served"),
+        }
+    }
+    Ok(if fits { Outcome::Done } else { Outcome::DoesNotHold })
+}
+
+/// Copies the shipped components into `dir`; answers their names. A node without them is served by its built-ins.
+pub fn copy_shipped(dir: &Path) -> Result<Vec<String>> {
+    let Some(folder) = shipped_folder()? else {
+        eprintln!("warning: found no shipped plugins; `make plugins` builds them, TENON_PLUGINS names their folder");
+        return Ok(Vec::new());
+    };
+    let mut copied = Vec::new();
+    for name in SHIPPED {
+        let from = folder.join(format!("{name}.wasm"));
+        if from.is_file() {
+            let to = dir.join(format!("{name}.wasm"));
+            fs::copy(&from, &to).with_context(|| format!("copying {} to {}", from.display(), to.display()))?;
+            copied.push(name.to_owned());
+        }
+    }
+    Ok(copied)
+}
+
+/// The folder with the shipped components: the one named by TENON_PLUGINS, else the first one near the program.
+///
+/// Errors: TENON_PLUGINS names a folder without them.
+pub fn shipped_folder() -> Result<Option<PathBuf>> {
+    let has_any = |folder: &Path| SHIPPED.iter().any(|name| folder.join(format!("{name}.wasm")).is_file());
+    if let Some(named) = std::env::var_os("TENON_PLUGINS") {
+        let named = PathBuf::from(named);
+        if !has_any(&named) {
+            bail!("TENON_PLUGINS names {}, which has none of {}", named.display(), SHIPPED.join(", "));
+        }
+        return Ok(Some(named));
+    }
+    let program = std::env::current_exe().context("finding out where this program is")?;
+    // Installed: bin/tenon, share/tenon/plugins. Built: target/release/tenon, target/plugins. Unpacked: side by side.
+    let near = program.ancestors().skip(1).take(3).flat_map(|folder| [folder.join("plugins"), folder.join("share/tenon/plugins")]);
+    Ok(near.chain([PathBuf::from("target/plugins")]).find(|folder| has_any(folder)))
+}

@@ -1,0 +1,248 @@
+//! `tenon run`: a node until it is told to stop.
+
+use std::fs;
+use std::io::Read;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use tokio::sync::oneshot;
+
+use tenon::config::{Config, Severity};
+use tenon::node::Node;
+
+use super::Outcome;
+use super::plugin::{Admin, path};
+
+/// The node in a directory.
+#[derive(Args)]
+pub struct Run {
+    /// The node's directory, as `tenon init` writes it
+    #[arg(long, default_value = ".")]
+    dir: PathBuf,
+    /// Stop when standard input ends: for a program that starts a node and must not leave it behind
+    #[arg(long, hide = true)]
+    stop_with_stdin: bool,
+}
+
+/// Where a running node listens: `data/addresses.json`, there from the moment it serves until it stops.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Addresses {
+    /// For everyone.
+    pub rpc: SocketAddr,
+    /// For the operator.
+    pub admin: SocketAddr,
+    /// The node's process.
+    pub pid: u32,
+}
+
+impl Addresses {
+    /// Those of the node that runs in `dir`, as far as is known.
+    pub fn of(dir: &Path) -> Option<Self> {
+        serde_json::from_str(&fs::read_to_string(Self::path(dir)).ok()?).ok()
+    }
+
+    fn path(dir: &Path) -> PathBuf {
+        dir.join("data/addresses.json")
+    }
+
+    /// Puts the file into place in one step: who sees it sees all of it.
+    fn write(&self, dir: &Path) -> Result<()> {
+        let path = Self::path(dir);
+        let unfinished = path.with_extension("json.new");
+        let write = || -> std::io::Result<()> {
+            fs::create_dir_all(dir.join("data"))?;
+            fs::write(&unfinished, serde_json::to_string(self)?)?;
+            fs::rename(&unfinished, &path)
+        };
+        write().with_context(|| format!("writing {}", path.display()))
+    }
+
+    fn remove(dir: &Path) {
+        // It may not be there, and nothing depends on its being gone.
+        let _ = fs::remove_file(Self::path(dir));
+    }
+}
+
+impl Run {
+    pub async fn run(self) -> Result<Outcome> {
+        let dir = &self.dir;
+        let config = load(dir)?;
+        let mut signals = Signals::new(self.stop_with_stdin)?;
+        Addresses::remove(dir);
+        let node = Node::start(config.clone(), dir).await?;
+        let addresses = Addresses { rpc: node.rpc_addr(), admin: node.admin_addr(), pid: std::process::id() };
+        let written = addresses.write(dir);
+        if written.is_ok() {
+            tracing::info!(rpc = %addresses.rpc, admin = %addresses.admin, "serving");
+            let mut config = config;
+            while signals.next().await == Signal::Reload {
+                config = reload(dir, config).await;
+            }
+            tracing::info!("stopping");
+        }
+        Addresses::remove(dir);
+        // A second signal ends what takes too long; the database is at a committed block at every instant.
+        tokio::select! {
+            () = node.stop() => {}
+            () = signals.stop() => bail!("stopped in haste"),
+        }
+        written.map(|()| Outcome::Done)
+    }
+}
+
+/// The configuration, if a node can run with it; warnings go to the log.
+fn load(dir: &Path) -> Result<Config> {
+    let config = Config::load(dir)?;
+    let problems = config.check();
+    for problem in problems.iter().filter(|problem| problem.severity == Severity::Warning) {
+        tracing::warn!("{problem}");
+    }
+    let errors: Vec<String> =
+        problems.iter().filter(|problem| problem.severity == Severity::Error).map(ToString::to_string).collect();
+    if !errors.is_empty() {
+        bail!("the configuration does not hold:\n{}", errors.join("\n"));
+    }
+    Ok(config)
+}
+
+/// Takes over what can change while the node runs: who serves a slot, and its configuration. Answers what holds now.
+async fn reload(dir: &Path, old: Config) -> Config {
+    let new = match load(dir) {
+        Ok(new) => new,
+        Err(error) => {
+            tracing::error!("configuration not taken over: {error:#}");
+            return old;
+        }
+    };
+    if without_slots(&old) != without_slots(&new) {
+        tracing::warn!("some knobs that changed hold from the next start on; live are `use`, `handler` and `config` of slots");
+    }
+    let before = slots(&old);
+    for slot in slots(&new).into_iter().filter(|slot| before.iter().any(|other| other.name == slot.name && other != slot)) {
+        let swap = before.iter().any(|other| other.name == slot.name && other.plugin != slot.plugin);
+        match slot.apply(dir, swap).await {
+            Ok(()) => tracing::info!(slot = slot.name, plugin = slot.plugin, "configuration taken over"),
+            Err(error) => tracing::error!(slot = slot.name, "configuration not taken over: {error:#}"),
+        }
+    }
+    new
+}
+
+/// What a slot is to be served by.
+#[derive(PartialEq)]
+struct SlotChoice {
+    name: String,
+    plugin: Option<String>,
+    config: Map<String, Value>,
+}
+
+impl SlotChoice {
+    /// Tells the node, through its own admin API, as an operator would.
+    async fn apply(&self, dir: &Path, swap: bool) -> Result<()> {
+        let node = Admin::of(dir).node()?;
+        if swap {
+            node.post(&path(&self.name, "use"), &json!({ "plugin": self.plugin })).await?;
+        }
+        if self.plugin.is_some() {
+            node.post(&path(&self.name, "config"), &Value::Object(self.config.clone())).await?;
+        }
+        Ok(())
+    }
+}
+
+fn slots(config: &Config) -> Vec<SlotChoice> {
+    let slot = |name: &str, plugin: &Option<String>, config: &Map<String, Value>| SlotChoice {
+        name: name.to_owned(),
+        plugin: plugin.clone(),
+        config: config.clone(),
+    };
+    let plugins = &config.plugins;
+    let mut slots = vec![
+        slot("rate-limit", &plugins.rate_limit.plugin, &plugins.rate_limit.config),
+        slot("sync", &plugins.sync.plugin, &plugins.sync.config),
+    ];
+    slots.extend(config.agents.iter().map(|agent| slot(&format!("agent/{}", agent.name), &agent.handler, &agent.config)));
+    slots
+}
+
+/// A configuration less what can change live.
+fn without_slots(config: &Config) -> Config {
+    let mut rest = config.clone();
+    for slot in [&mut rest.plugins.rate_limit, &mut rest.plugins.sync] {
+        (slot.plugin, slot.config) = (None, Map::new());
+    }
+    for agent in &mut rest.agents {
+        (agent.handler, agent.config) = (None, Map::new());
+    }
+    rest
+}
+
+/// What the operator wants.
+#[derive(PartialEq)]
+enum Signal {
+    /// SIGINT, SIGTERM, or the end of standard input where that counts.
+    Stop,
+    /// SIGHUP.
+    Reload,
+}
+
+#[cfg(unix)]
+struct Signals {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+    hang_up: tokio::signal::unix::Signal,
+    stdin: Option<oneshot::Receiver<()>>,
+}
+
+#[cfg(unix)]
+impl Signals {
+    fn new(with_stdin: bool) -> Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hang_up: signal(SignalKind::hangup())?,
+            stdin: with_stdin.then(stdin_end).transpose()?,
+        })
+    }
+
+    async fn next(&mut self) -> Signal {
+        let end = async {
+            match &mut self.stdin {
+                // An error means that the thread is gone, which it is only at the end.
+                Some(stdin) => drop(stdin.await),
+                None => std::future::pending().await,
+            }
+        };
+        let signal = tokio::select! {
+            _ = self.interrupt.recv() => Signal::Stop,
+            _ = self.terminate.recv() => Signal::Stop,
+            _ = self.hang_up.recv() => Signal::Reload,
+            () = end => Signal::Stop,
+        };
+        if signal == Signal::Stop {
+            // It ends but once; a second stop has to be a signal.
+            self.stdin = None;
+        }
+        signal
+    }
+
+    async fn stop(&mut self) {
+        while self.next().await != Signal::Stop {}
+    }
+}
+
+/// Resolves when standard input ends.
+fn stdin_end() -> Result<oneshot::Receiver<()>> {
+    let (sender, receiver) = oneshot::channel();
+    // A thread of its own: the runtime would wait for a blocked read when it shuts down.
+    std::thread::Builder::new().name("tenon-stdin".into()).spawn(move || {
+        let _ = std::io::copy(&mut std::io::stdin().lock().by_ref(), &mut std::io::sink());
+        let _ = sender.send(());
+    })?;
+    Ok(receiver)
+}

@@ -1,0 +1,110 @@
+//! `tenon sync`: how far a node is behind its sources.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use clap::Subcommand;
+use serde_json::Value;
+
+use super::Outcome;
+use super::http::Node;
+use super::output::Output;
+use super::transact::POLL;
+
+/// How far a node is behind its sources.
+#[derive(Subcommand)]
+pub enum Sync {
+    /// Says where the node stands; exit code 4 when it is behind or diverged
+    Status,
+    /// Waits until the node has caught up; exit code 4 when it does not
+    Once {
+        /// How many seconds to wait
+        #[arg(long, default_value_t = 600)]
+        timeout: u64,
+    },
+    /// Shows where the node stands until interrupted
+    Watch,
+}
+
+/// What matters of `GET /rpc/sync/status`.
+pub struct Status {
+    /// The whole answer.
+    pub answer: Value,
+    /// `starting`, `syncing`, `live`, `behind`, …
+    pub state: String,
+    /// The local head's height.
+    pub head: u64,
+    /// The best height that a source reported.
+    pub best: u64,
+}
+
+impl Status {
+    /// Asks a node.
+    pub async fn of(node: &Node) -> Result<Self> {
+        let answer = node.get("/rpc/sync/status").await?;
+        let number = |name: &str| answer.get(name).and_then(Value::as_u64).unwrap_or(0);
+        let state = answer.get("state").and_then(Value::as_str).unwrap_or("unknown").to_owned();
+        let (head, best) = (number("head_height"), number("best_height"));
+        Ok(Self { state, head, best, answer })
+    }
+
+    /// Whether the node has what its sources have, or needs none.
+    pub fn is_live(&self) -> bool {
+        matches!(self.state.as_str(), "live" | "authority")
+    }
+
+    /// Whether waiting will not help.
+    fn is_stuck(&self) -> bool {
+        matches!(self.state.as_str(), "diverged" | "ahead")
+    }
+
+    fn outcome(&self) -> Outcome {
+        if self.is_live() { Outcome::Done } else { Outcome::Behind }
+    }
+
+    fn line(&self) -> String {
+        let rate = self.answer.get("blocks_per_second").and_then(Value::as_f64).unwrap_or(0.0);
+        format!("{}  {} of {}  {rate:.0} blocks/s", self.state, self.head, self.best)
+    }
+}
+
+impl Sync {
+    pub async fn run(self, node: &Node, output: &Output) -> Result<Outcome> {
+        match self {
+            Self::Status => {
+                let status = Status::of(node).await?;
+                output.record(&status.answer);
+                Ok(status.outcome())
+            }
+            Self::Once { timeout } => watch(node, Some(Duration::from_secs(timeout)), output).await,
+            Self::Watch => watch(node, None, output).await,
+        }
+    }
+}
+
+/// Shows progress: for good, or with `patience` until the node has caught up.
+async fn watch(node: &Node, patience: Option<Duration>, output: &Output) -> Result<Outcome> {
+    let started = Instant::now();
+    let bar = output.progress(0, "catching up");
+    let mut last_line = String::new();
+    loop {
+        let status = Status::of(node).await?;
+        bar.set_length(status.best.max(status.head));
+        bar.set_position(status.head);
+        bar.set_message(status.state.clone());
+        let line = status.line();
+        if output.is_json() {
+            output.json(&status.answer);
+        } else if bar.is_hidden() && line != last_line {
+            output.line(&line);
+            last_line = line;
+        }
+        let is_over = patience.is_some_and(|patience| started.elapsed() >= patience);
+        if patience.is_some() && (status.is_live() || status.is_stuck() || is_over) {
+            bar.finish_and_clear();
+            output.note(status.line());
+            return Ok(status.outcome());
+        }
+        tokio::time::sleep(if output.is_json() || bar.is_hidden() { Duration::from_secs(1) } else { POLL }).await;
+    }
+}
