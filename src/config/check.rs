@@ -6,8 +6,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
 use super::given::Origin;
-use super::{Config, OnFailure, Problem, beside};
+use super::{Config, Problem, beside};
 use crate::chain::{Address, Genesis};
+use tenon_runtime::OnFailure;
 
 pub fn check(config: &Config) -> Vec<Problem> {
     let mut problems = Vec::new();

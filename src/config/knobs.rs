@@ -10,6 +10,7 @@ use super::given::Content;
 use super::section::{Knob, section};
 use super::{Given, Problem};
 use crate::producer::EmptyBlocks;
+use tenon_runtime::{Limits, OnFailure, PluginConfig};
 
 fn loopback(port: u16) -> SocketAddr {
     (Ipv4Addr::LOCALHOST, port).into()
@@ -137,6 +138,8 @@ section! {
         plugin as "use": Option<String> = None;
         /// Who answers when the plugin fails: the built-in ("fallback"), yes ("open") or no ("closed").
         on_failure: OnFailure = OnFailure::Fallback;
+        /// What one call may use: `deadline_ms`, `memory_max_bytes` and the others of the plugin host.
+        limits: Limits = Limits::default();
         /// How new bytes of the plugin go live; only `{ mode = "immediate" }` is available yet.
         rollout: Rollout = Rollout::default();
         /// The plugin's own configuration, checked against the schema that it brings.
@@ -157,22 +160,40 @@ section! {
         max_fee_per_hour: u64 = 1_000;
         /// Who answers when the plugin fails; an agent has only the built-in: "fallback".
         on_failure: OnFailure = OnFailure::Fallback;
+        /// What one call may use: `deadline_ms`, `memory_max_bytes` and the others of the plugin host.
+        limits: Limits = Limits::default();
         /// The plugin's own configuration, checked against the schema that it brings.
         config: serde_json::Map<String, serde_json::Value> = serde_json::Map::new();
     }
 }
 
-/// Who answers a call that a plugin failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum OnFailure {
-    /// The built-in.
-    #[default]
-    Fallback,
-    /// Yes, without asking.
-    Open,
-    /// No, without asking.
-    Closed,
+impl PluginSlot {
+    /// As the plugin host takes it.
+    pub fn plugin_config(&self) -> PluginConfig {
+        PluginConfig {
+            plugin: self.plugin.clone(),
+            settings: self.config.clone().into(),
+            on_failure: self.on_failure,
+            limits: self.limits.clone(),
+        }
+    }
+}
+
+impl Agent {
+    /// The name of its slot.
+    pub fn slot(&self) -> String {
+        format!("agent/{}", self.name)
+    }
+
+    /// As the plugin host takes it.
+    pub fn plugin_config(&self) -> PluginConfig {
+        PluginConfig {
+            plugin: self.handler.clone(),
+            settings: self.config.clone().into(),
+            on_failure: self.on_failure,
+            limits: self.limits.clone(),
+        }
+    }
 }
 
 /// How new bytes of a plugin go live.
@@ -232,6 +253,16 @@ impl Knob for EmptyBlocks {
 impl Knob for OnFailure {
     fn expected() -> String {
         "\"fallback\", \"open\" or \"closed\"".into()
+    }
+}
+
+impl Knob for Limits {
+    fn expected() -> String {
+        "a table of limits, like { deadline_ms = 100 }".into()
+    }
+
+    fn check(&self) -> Result<(), String> {
+        Self::check(self)
     }
 }
 

@@ -15,8 +15,7 @@ use serde::Serialize;
 
 pub use given::{Given, Origin};
 pub use knobs::{
-    Admin, Agent, Chain, Mempool, Monitor, OnFailure, PluginSlot, Plugins, Producer, Rollout, RolloutMode, Rpc, Store,
-    Sync,
+    Admin, Agent, Chain, Mempool, Monitor, PluginSlot, Plugins, Producer, Rollout, RolloutMode, Rpc, Store, Sync,
 };
 pub use section::{Key, Knob};
 
@@ -184,8 +183,14 @@ impl Config {
     fn resolve(&mut self, dir: &Path) {
         self.chain.resolve(dir);
         self.store.resolve(dir);
+        self.mempool.resolve(dir);
+        self.rpc.resolve(dir);
         self.admin.resolve(dir);
+        self.sync.resolve(dir);
+        self.monitor.resolve(dir);
         self.plugins.directory.resolve(dir);
+        self.plugins.rate_limit.resolve(dir);
+        self.plugins.sync.resolve(dir);
         if let Some(producer) = &mut self.producer {
             producer.resolve(dir);
         }

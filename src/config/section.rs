@@ -35,6 +35,11 @@ pub trait Knob: Serialize + DeserializeOwned {
         None
     }
 
+    /// Whether it can be used, beyond its type. Errors: what is wrong.
+    fn check(&self) -> Result<(), String> {
+        Ok(())
+    }
+
     /// Makes a relative path one below `dir`.
     fn resolve(&mut self, _dir: &Path) {}
 }
@@ -146,7 +151,10 @@ pub fn take<T: Knob>(
                 format!("expected {}{}, got {got}", T::expected(), self::range(range)),
             ));
         }
-        Ok(value) => *into = value,
+        Ok(value) => match value.check() {
+            Ok(()) => *into = value,
+            Err(why) => problems.push(Problem::error(&given.origin, &key, why)),
+        },
         Err(why) => {
             let got = shown(given);
             let expected = T::expected() + &self::range(range);

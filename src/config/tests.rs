@@ -1,3 +1,5 @@
+//! Every kind of mistake, and what is said of it.
+
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
@@ -60,6 +62,7 @@ fn everything_that_the_design_names_is_read() {
         [plugins.rate-limit]
         use = "token-bucket"
         on_failure = "closed"
+        limits = { deadline_ms = 60 }
         rollout = { mode = "immediate" }
         [plugins.rate-limit.config]
         read = { capacity = 5, refill_per_second = 1 }
@@ -79,6 +82,7 @@ fn everything_that_the_design_names_is_read() {
     let producer = config.producer.unwrap();
     assert_eq!((producer.interval_ms, producer.empty_blocks), (500, EmptyBlocks::Never));
     assert_eq!(config.plugins.rate_limit.plugin.as_deref(), Some("token-bucket"));
+    assert_eq!(config.plugins.rate_limit.limits.deadline_ms, 60);
     assert_eq!(config.plugins.rate_limit.config["read"]["capacity"], 5);
     assert_eq!(config.agents[0].wallet, PathBuf::from("/node/keystore/bob.json"));
     assert_eq!(config.agents[0].config["trigger"], "ping");
@@ -109,9 +113,11 @@ fn what_is_not_toml_is_named_with_its_line() {
 }
 
 #[test]
-fn what_is_not_available_yet_says_so() {
+fn what_is_out_of_range_or_not_available_yet_says_so() {
     for (text, expected) in [
         ("[plugins.sync]\nrollout = { mode = \"shadow\", calls = 9 }", "mode `shadow` is not available yet"),
+        ("[plugins.sync]\nlimits = { deadline_ms = 1 }", "deadline_ms is 1, expected 50 to 60000"),
+        ("[plugins.sync]\nlimits = { deadline = 1 }", "unknown field `deadline`"),
         ("[p2p]\nlisten = \"/ip4/0.0.0.0/tcp/7070\"", "not available yet"),
     ] {
         let lines = lines(text, &[]);
