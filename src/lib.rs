@@ -40,6 +40,7 @@ pub mod chain;
 pub mod config;
 pub mod ledger;
 pub mod mempool;
+pub mod node;
 pub mod producer;
 pub mod rate_limit;
 pub mod sample;

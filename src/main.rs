@@ -33,7 +33,8 @@ fn log(is_node: bool) -> Result<(), String> {
     let targets: Targets = levels.parse().map_err(|error| {
         format!("TENON_LOG: {error}; expected a level (error, warn, info, debug, trace) or a list like `info,tenon::sync=debug`")
     })?;
-    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
+    let layer =
+        tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
     let layer = match variable("TENON_LOG_FORMAT", "text").as_str() {
         "text" => layer.boxed(),
         "json" => layer.json().boxed(),

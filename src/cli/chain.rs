@@ -73,8 +73,13 @@ impl Chain {
     }
 }
 
-const BLOCK_COLUMNS: [(&str, &str); 5] =
-    [("height", "/height"), ("timestamp", "/timestamp"), ("txs", "/tx_count"), ("hash", "/hash"), ("state root", "/state_root")];
+const BLOCK_COLUMNS: [(&str, &str); 5] = [
+    ("height", "/height"),
+    ("timestamp", "/timestamp"),
+    ("txs", "/tx_count"),
+    ("hash", "/hash"),
+    ("state root", "/state_root"),
+];
 
 async fn height(node: &Node) -> Result<Height> {
     let head = node.get("/rpc/head").await?;
@@ -90,8 +95,14 @@ fn block(block: &Value, output: &Output) {
     let transactions = header.as_object_mut().and_then(|fields| fields.remove("transactions")).unwrap_or_default();
     output.record(&header);
     if let Some(transactions) = transactions.as_array().filter(|transactions| !transactions.is_empty()) {
-        let columns =
-            [("type", "/type"), ("from", "/from"), ("to", "/to"), ("amount", "/amount"), ("fee", "/fee"), ("hash", "/tx_hash")];
+        let columns = [
+            ("type", "/type"),
+            ("from", "/from"),
+            ("to", "/to"),
+            ("amount", "/amount"),
+            ("fee", "/fee"),
+            ("hash", "/tx_hash"),
+        ];
         output.line("");
         output.list(transactions, &columns);
     }
@@ -101,7 +112,8 @@ fn block(block: &Value, output: &Output) {
 async fn chain(node: &Node, end: Option<Height>, output: &Output) -> Result<Outcome> {
     let started = Instant::now();
     let genesis = Genesis::parse(&node.text("/rpc/genesis").await?)?;
-    let mut checker = Checker { head: Head::from(&genesis.block().header), state: genesis.state(), transactions: 0, genesis };
+    let mut checker =
+        Checker { head: Head::from(&genesis.block().header), state: genesis.state(), transactions: 0, genesis };
     let end = end.unwrap_or(height(node).await?);
     let bar = output.progress(end, "verifying");
     while checker.head.height < end {
@@ -141,7 +153,10 @@ impl Checker {
         for block in verify::verify_all(blocks, &self.genesis) {
             let block = block?.into_block();
             rules::check_child(&self.head, &block.header, &self.genesis, Time::now())?;
-            self.state.apply(&execute::execute(&self.state, &self.genesis, &block.transactions).map_err(|error| anyhow::anyhow!("{error:?}"))?);
+            self.state.apply(
+                &execute::execute(&self.state, &self.genesis, &block.transactions)
+                    .map_err(|error| anyhow::anyhow!("{error:?}"))?,
+            );
             let (root, claimed) = (self.state.root(), block.header.state_root);
             ensure!(root == claimed, "its state root is {claimed}, its transactions make it {root}");
             self.transactions += u64::from(block.header.tx_count);
@@ -159,8 +174,12 @@ async fn blocks(node: &Node, first: Height, end: Height) -> Result<Vec<Block>> {
     let mut blocks = Vec::new();
     while let Some((length, after)) = rest.split_first_chunk::<4>() {
         let length = u32::from_be_bytes(*length) as usize;
-        let Some((block, after)) = after.split_at_checked(length) else { bail!("the node's answer ends within a block") };
-        blocks.push(Block::decode(block).map_err(|error| anyhow::anyhow!("block {}: {error}", first + blocks.len() as u64))?);
+        let Some((block, after)) = after.split_at_checked(length) else {
+            bail!("the node's answer ends within a block")
+        };
+        blocks.push(
+            Block::decode(block).map_err(|error| anyhow::anyhow!("block {}: {error}", first + blocks.len() as u64))?,
+        );
         rest = after;
     }
     ensure!(rest.is_empty(), "the node's answer ends within a length");

@@ -47,7 +47,8 @@ impl Config {
             }
             Self::Keys => {
                 let keys = serde_json::to_value(Configuration::keys())?;
-                let columns = [("key", "/name"), ("default", "/default"), ("takes", "/expected"), ("meaning", "/meaning")];
+                let columns =
+                    [("key", "/name"), ("default", "/default"), ("takes", "/expected"), ("meaning", "/meaning")];
                 output.list(keys.as_array().expect("a list of keys"), &columns);
                 Ok(Outcome::Done)
             }

@@ -141,7 +141,8 @@ impl Node {
         let retry_after = retry_after.and_then(|value| value.to_str().ok()?.parse().ok());
         let url = response.url().path().to_owned();
         let body = response.text().await.unwrap_or_default();
-        let detail = serde_json::from_str::<Value>(&body).ok().and_then(|body| Some(body.get("detail")?.as_str()?.to_owned()));
+        let detail =
+            serde_json::from_str::<Value>(&body).ok().and_then(|body| Some(body.get("detail")?.as_str()?.to_owned()));
         let detail = detail.unwrap_or_else(|| format!("{url}: {status}"));
         Err(ClientError::Refused { status, detail, retry_after })
     }

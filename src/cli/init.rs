@@ -30,13 +30,13 @@ pub struct Init {
     #[arg(long, required_unless_present = "follow", conflicts_with = "follow")]
     authority: bool,
     /// The new chain's name [default: tenon- and six random digits]
-    #[arg(long, value_name = "ID", requires = "authority")]
+    #[arg(long, value_name = "ID", requires = "authority", conflicts_with = "follow")]
     chain_id: Option<String>,
     /// Follow the chain of the node at this URL
     #[arg(long, value_name = "URL")]
     follow: Option<String>,
     /// The hash that block 0 must have
-    #[arg(long, value_name = "HASH", requires = "follow")]
+    #[arg(long, value_name = "HASH", requires = "follow", conflicts_with = "authority")]
     genesis_hash: Option<Hash>,
     /// Where the node listens for everyone
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8006")]
@@ -107,8 +107,7 @@ impl Init {
                 Origin::Follow { genesis, source: source.url().to_owned() }
             }
         };
-        let plan =
-            Plan { chain, rpc_listen: self.rpc_listen, admin_listen: self.admin_listen, more: String::new() };
+        let plan = Plan { chain, rpc_listen: self.rpc_listen, admin_listen: self.admin_listen, more: String::new() };
         let written = plan.write(&dir)?;
         report(&dir, self.follow.as_deref(), &written, output);
         Ok(Outcome::Done)
@@ -143,7 +142,7 @@ fn report(dir: &Path, follow: Option<&str>, written: &Written, output: &Output) 
 }
 
 /// The genesis that `source` serves. Errors: it does not make the block 0 that `source` serves, or not the one `expected`.
-async fn trusted_genesis(source: &Node, expected: Option<Hash>) -> Result<Genesis> {
+pub async fn trusted_genesis(source: &Node, expected: Option<Hash>) -> Result<Genesis> {
     let url = source.url();
     let text = source.text("/rpc/genesis").await?;
     let genesis = Genesis::parse(&text).with_context(|| format!("the genesis that {url} serves"))?;
@@ -209,7 +208,10 @@ impl Plan {
                     nonce_rule: NonceRule::Increasing,
                     block_txs_max: 2_000,
                     block_bytes_max: 4 << 20,
-                    authorities: vec![Authority { address: authority.1.address, public_key: authority.1.key.public_key() }],
+                    authorities: vec![Authority {
+                        address: authority.1.address,
+                        public_key: authority.1.key.public_key(),
+                    }],
                     allocations: [funded(&alice), funded(&bob)].into_iter().chain(allocations.clone()).collect(),
                 };
                 genesis.check()?;

@@ -101,8 +101,11 @@ impl Arguments {
             Ok(Outcome::Behind) => 4,
             Err(error) => {
                 eprintln!("error: {error:#}");
-                let is_unreachable = |cause: &ClientError| matches!(cause, ClientError::Unreachable { .. });
-                if error.chain().any(|cause| cause.downcast_ref().is_some_and(is_unreachable)) { 3 } else { 1 }
+                match error.chain().find_map(|cause| cause.downcast_ref::<ClientError>()) {
+                    Some(ClientError::Unreachable { .. }) => 3,
+                    Some(ClientError::Address { .. }) => 2,
+                    _ => 1,
+                }
             }
         }
     }

@@ -50,7 +50,9 @@ impl Output {
             return self.json(&Value::Array(values.to_vec()));
         }
         let header = columns.iter().map(|(title, _)| (*title).to_owned()).collect();
-        let row = |value: &Value| columns.iter().map(|(_, pointer)| shown(value.pointer(pointer).unwrap_or(&Value::Null))).collect();
+        let row = |value: &Value| {
+            columns.iter().map(|(_, pointer)| shown(value.pointer(pointer).unwrap_or(&Value::Null))).collect()
+        };
         self.rows(std::iter::once(header).chain(values.iter().map(row)).collect());
     }
 
@@ -58,7 +60,9 @@ impl Output {
     pub fn rows(&self, rows: Vec<Vec<String>>) {
         let columns = rows.first().map_or(0, Vec::len);
         let widths: Vec<usize> = (0..columns)
-            .map(|column| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0))
+            .map(|column| {
+                rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
+            })
             .collect();
         for row in &rows {
             let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();

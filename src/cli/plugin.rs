@@ -170,7 +170,8 @@ fn check(file: &Path, output: &Output) -> Result<Outcome> {
         match (&report.rejection, &report.description, report.kind) {
             (Some(rejection), ..) => output.line(format!("refused: {rejection}")),
             (None, Some(description), Some(kind)) => {
-                output.line(format!("{} {}, a {kind} plugin: it would be served", description.name, description.version));
+                output
+                    .line(format!("{} {}, a {kind} plugin: it would be served", description.name, description.version));
             }
             _ => output.line("it would be served"),
         }
@@ -210,6 +211,10 @@ pub fn shipped_folder() -> Result<Option<PathBuf>> {
     }
     let program = std::env::current_exe().context("finding out where this program is")?;
     // Installed: bin/tenon, share/tenon/plugins. Built: target/release/tenon, target/plugins. Unpacked: side by side.
-    let near = program.ancestors().skip(1).take(3).flat_map(|folder| [folder.join("plugins"), folder.join("share/tenon/plugins")]);
+    let near = program
+        .ancestors()
+        .skip(1)
+        .take(3)
+        .flat_map(|folder| [folder.join("plugins"), folder.join("share/tenon/plugins")]);
     Ok(near.chain([PathBuf::from("target/plugins")]).find(|folder| has_any(folder)))
 }

@@ -119,10 +119,14 @@ async fn reload(dir: &Path, old: Config) -> Config {
         }
     };
     if without_slots(&old) != without_slots(&new) {
-        tracing::warn!("some knobs that changed hold from the next start on; live are `use`, `handler` and `config` of slots");
+        tracing::warn!(
+            "some knobs that changed hold from the next start on; live are `use`, `handler` and `config` of slots"
+        );
     }
     let before = slots(&old);
-    for slot in slots(&new).into_iter().filter(|slot| before.iter().any(|other| other.name == slot.name && other != slot)) {
+    for slot in
+        slots(&new).into_iter().filter(|slot| before.iter().any(|other| other.name == slot.name && other != slot))
+    {
         let swap = before.iter().any(|other| other.name == slot.name && other.plugin != slot.plugin);
         match slot.apply(dir, swap).await {
             Ok(()) => tracing::info!(slot = slot.name, plugin = slot.plugin, "configuration taken over"),
@@ -165,7 +169,9 @@ fn slots(config: &Config) -> Vec<SlotChoice> {
         slot("rate-limit", &plugins.rate_limit.plugin, &plugins.rate_limit.config),
         slot("sync", &plugins.sync.plugin, &plugins.sync.config),
     ];
-    slots.extend(config.agents.iter().map(|agent| slot(&format!("agent/{}", agent.name), &agent.handler, &agent.config)));
+    slots.extend(
+        config.agents.iter().map(|agent| slot(&format!("agent/{}", agent.name), &agent.handler, &agent.config)),
+    );
     slots
 }
 

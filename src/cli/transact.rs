@@ -48,7 +48,8 @@ impl Keys {
         if !path.is_file() {
             bail!("no wallet `{name}` in {}; `tenon wallet list` shows those there are", self.keystore().display());
         }
-        let password = read_password(&self.password_file()).context("the keystore's password; --password-file names another file")?;
+        let password = read_password(&self.password_file())
+            .context("the keystore's password; --password-file names another file")?;
         Ok(Wallet::open(&path, &password)?)
     }
 
@@ -62,7 +63,10 @@ impl Keys {
         let listed = if path.is_file() { Wallet::list(&keystore)? } else { Vec::new() };
         match listed.into_iter().find(|wallet| wallet.name == text) {
             Some(wallet) => Ok(wallet.address?),
-            None => bail!("`{text}` is no address (ait1 and 40 digits), and no wallet in {} is called so", keystore.display()),
+            None => bail!(
+                "`{text}` is no address (ait1 and 40 digits), and no wallet in {} is called so",
+                keystore.display()
+            ),
         }
     }
 }
@@ -73,8 +77,12 @@ impl Keys {
 pub async fn submit(node: &Node, wallet: &Wallet, order: Order) -> Result<String> {
     let from = wallet.address;
     let info = node.get("/rpc/info").await?;
-    let chain_id = info.get("chain_id").and_then(Value::as_str).context("the node does not say its chain id")?.to_owned();
-    let fee = order.fee.or(info.get("min_fee").and_then(Value::as_u64)).context("the node does not say its least fee; --fee does")?;
+    let chain_id =
+        info.get("chain_id").and_then(Value::as_str).context("the node does not say its chain id")?.to_owned();
+    let fee = order
+        .fee
+        .or(info.get("min_fee").and_then(Value::as_u64))
+        .context("the node does not say its least fee; --fee does")?;
     let account = node.get(&format!("/rpc/accounts/{from}")).await?;
     let number = |name: &str| account.get(name).and_then(Value::as_u64).unwrap_or(0);
     let needed = order.amount.checked_add(fee).context("amount and fee together are more than there can be")?;

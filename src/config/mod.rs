@@ -18,6 +18,7 @@ pub use knobs::{
     Admin, Agent, Chain, Mempool, Monitor, PluginSlot, Plugins, Producer, Rollout, RolloutMode, Rpc, Store, Sync,
 };
 pub use section::{Key, Knob};
+pub use tenon_runtime::OnFailure;
 
 /// The file's name in a node's directory.
 pub const FILE: &str = "tenon.toml";

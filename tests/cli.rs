@@ -1,0 +1,233 @@
+//! The command line as its users see it: the real program, its output and exit codes, without a node.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// Runs `tenon` in `dir`, with nothing of ours in its environment.
+fn tenon(dir: &Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tenon"));
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("TENON_") || text == "NODE_URL" {
+            command.env_remove(&name);
+        }
+    }
+    command.current_dir(dir).args(arguments).output().unwrap()
+}
+
+/// What it printed, after making sure that it ended with `code`.
+#[track_caller]
+fn printed(dir: &Path, arguments: &[&str], code: i32) -> String {
+    let output = tenon(dir, arguments);
+    let (out, err) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    assert_eq!(output.status.code(), Some(code), "{arguments:?}\n{out}\n{err}");
+    if code == 0 { out } else { out + &err }
+}
+
+#[track_caller]
+fn json(dir: &Path, arguments: &[&str]) -> Value {
+    let arguments = [&["--output", "json"], arguments].concat();
+    serde_json::from_str(&printed(dir, &arguments, 0)).unwrap()
+}
+
+/// A folder with an authority's directory `node` in it.
+fn authority() -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    printed(dir.path(), &["init", "--dir", "node", "--authority", "--chain-id", "test"], 0);
+    dir
+}
+
+#[test]
+fn init_writes_an_authority_that_nothing_is_wrong_with() {
+    let dir = tempfile::tempdir().unwrap();
+    let written = json(dir.path(), &["init", "--dir", "deep/node", "--authority", "--chain-id", "test"]);
+    assert_eq!(written["chain_id"], "test");
+    let node = dir.path().join("deep/node");
+    let genesis = tenon::chain::Genesis::parse(&fs::read_to_string(node.join("genesis.json")).unwrap()).unwrap();
+    assert_eq!(written["genesis_hash"], genesis.block().hash().to_string());
+    assert_eq!(written["wallets"]["authority"], genesis.authorities[0].address.to_string());
+    let funded: Vec<String> = genesis.allocations.iter().map(|allocation| allocation.address.to_string()).collect();
+    assert_eq!(funded, [written["wallets"]["alice"].as_str().unwrap(), written["wallets"]["bob"].as_str().unwrap()]);
+    for name in
+        ["admin.token", "keystore/authority.json", "keystore/alice.json", "keystore/bob.json", "keystore/password"]
+    {
+        let mode = fs::metadata(node.join(name)).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode, 0o600, "{name}");
+    }
+    let checked = json(dir.path(), &["config", "check", "--dir", "deep/node"]);
+    assert_eq!(checked["ok"], true, "{checked}");
+    let left: Vec<_> = fs::read_dir(dir.path().join("deep")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["node"], "nothing is left beside it");
+}
+
+#[test]
+fn init_says_what_it_wrote_and_which_genesis_it_trusts() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = printed(dir.path(), &["init", "--dir", "node", "--authority"], 0);
+    for part in ["tenon.toml", "genesis.json  chain `tenon-", "alice ait1", "its genesis is 0x", "tenon run --dir node"]
+    {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+}
+
+#[test]
+fn init_takes_the_addresses_and_refuses_ones_that_cannot_be() {
+    let dir = tempfile::tempdir().unwrap();
+    let listen = ["init", "--dir", "node", "--authority", "--rpc-listen", "127.0.0.1:9001", "--admin-listen"];
+    let text = printed(dir.path(), &[&listen[..], &["127.0.0.1:9001"]].concat(), 1);
+    assert!(text.contains("admin.listen: 127.0.0.1:9001 is taken by rpc.listen"), "{text}");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "a refusal writes nothing");
+    printed(dir.path(), &[&listen[..], &["127.0.0.1:9002"]].concat(), 0);
+    let config = tenon::config::Config::load(&dir.path().join("node")).unwrap();
+    assert_eq!((config.rpc.listen.port(), config.admin.listen.port()), (9001, 9002));
+}
+
+#[test]
+fn init_leaves_a_folder_with_something_in_it_alone() {
+    let dir = authority();
+    let before = fs::read(dir.path().join("node/genesis.json")).unwrap();
+    let text = printed(dir.path(), &["init", "--dir", "node", "--authority"], 1);
+    assert!(text.contains("node is not empty; nothing was written"), "{text}");
+    assert_eq!(fs::read(dir.path().join("node/genesis.json")).unwrap(), before);
+}
+
+#[test]
+fn a_follower_of_nobody_is_not_written() {
+    let dir = tempfile::tempdir().unwrap();
+    // Port 9 of loopback: nobody listens there.
+    let text = printed(dir.path(), &["init", "--dir", "node", "--follow", "http://127.0.0.1:9"], 3);
+    assert!(text.contains("no node answers at http://127.0.0.1:9"), "{text}");
+    assert!(!dir.path().join("node").exists());
+}
+
+#[test]
+fn init_wants_to_know_which_chain() {
+    let dir = tempfile::tempdir().unwrap();
+    for arguments in [
+        &["init", "--dir", "node"][..],
+        &["init", "--dir", "node", "--authority", "--follow", "http://a"],
+        &["init", "--dir", "node", "--follow", "http://a", "--chain-id", "x"],
+        &["init", "--dir", "node", "--authority", "--genesis-hash", "0x00"],
+    ] {
+        printed(dir.path(), arguments, 2);
+    }
+    assert!(!dir.path().join("node").exists());
+}
+
+#[test]
+fn config_check_names_every_mistake_with_its_line() {
+    let dir = authority();
+    let file = dir.path().join("node/tenon.toml");
+    let text = fs::read_to_string(&file).unwrap();
+    fs::write(&file, text.replace("interval_ms = 2000", "intervall_ms = 2000").replace("\"heartbeat\"", "7")).unwrap();
+    let text = printed(dir.path(), &["config", "check", "--dir", "node"], 1);
+    assert!(
+        text.contains("error: tenon.toml:12: producer.intervall_ms: unknown key; did you mean `producer.interval_ms`?"),
+        "{text}"
+    );
+    assert!(text.contains("tenon.toml:13: producer.empty_blocks: expected"), "{text}");
+    assert!(text.ends_with("2 errors, 0 warnings\n"), "{text}");
+    let text = printed(dir.path(), &["run", "--dir", "node"], 1);
+    assert!(text.contains("did you mean `producer.interval_ms`?"), "{text}");
+}
+
+#[test]
+fn config_check_looks_at_the_files_too() {
+    let dir = authority();
+    let key = dir.path().join("node/keystore/bob.json");
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
+    fs::remove_file(dir.path().join("node/genesis.json")).unwrap();
+    let text = printed(dir.path(), &["config", "check", "--dir", "node"], 1);
+    assert!(text.contains("chain.genesis: cannot read node/genesis.json"), "{text}");
+    assert!(text.contains("agents[0].wallet: others can read node/keystore/bob.json (mode 0644)"), "{text}");
+    let text = printed(dir.path(), &["config", "check", "--dir", "nowhere"], 1);
+    assert!(text.contains("`tenon init` writes one"), "{text}");
+}
+
+#[test]
+fn config_keys_lists_every_knob_with_its_default() {
+    let keys = json(Path::new("."), &["config", "keys"]);
+    let keys = keys.as_array().unwrap();
+    assert_eq!(keys.len(), tenon::config::Config::keys().len());
+    let listen = keys.iter().find(|key| key["name"] == "rpc.listen").unwrap();
+    assert_eq!(listen["default"], "\"127.0.0.1:8006\"");
+}
+
+#[test]
+fn wallets_are_made_once_and_listed() {
+    let dir = authority();
+    let made = json(dir.path(), &["wallet", "create", "carol", "--dir", "node"]);
+    let listed = json(dir.path(), &["wallet", "list", "--dir", "node"]);
+    let names: Vec<&str> = listed.as_array().unwrap().iter().map(|wallet| wallet["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["alice", "authority", "bob", "carol"]);
+    assert_eq!(listed[3]["address"], made["address"]);
+    let text = printed(dir.path(), &["wallet", "create", "carol", "--dir", "node"], 1);
+    assert!(text.contains("not overwritten"), "{text}");
+    let text = printed(dir.path(), &["wallet", "create", "../carol", "--dir", "node"], 1);
+    assert!(text.contains("a wallet's name is"), "{text}");
+}
+
+#[test]
+fn a_keystore_may_be_anywhere() {
+    let dir = tempfile::tempdir().unwrap();
+    printed(dir.path(), &["wallet", "create", "dora", "--keystore", "keys"], 0);
+    assert!(dir.path().join("keys/dora.json").is_file() && dir.path().join("keys/password").is_file());
+    assert_eq!(json(dir.path(), &["wallet", "list", "--keystore", "keys"])[0]["name"], "dora");
+}
+
+#[test]
+fn a_node_that_is_not_there_has_an_exit_code_of_its_own() {
+    let dir = authority();
+    for arguments in [
+        &["chain", "head", "--node", "http://127.0.0.1:9"][..],
+        &["sync", "status", "--node", "http://127.0.0.1:9"],
+        &["wallet", "balance", "alice", "--dir", "node", "--node", "http://127.0.0.1:9"],
+        &["agent", "messages", "--wallet", "alice", "--dir", "node", "--node", "http://127.0.0.1:9"],
+        &["plugin", "list", "--dir", "node", "--admin", "http://127.0.0.1:9"],
+    ] {
+        let text = printed(dir.path(), arguments, 3);
+        assert!(text.contains("no node answers at http://127.0.0.1:9"), "{text}");
+    }
+}
+
+#[test]
+fn what_makes_no_sense_is_said_before_anything_happens() {
+    let dir = authority();
+    for (arguments, code, expected) in [
+        (&["wallet", "send", "alice", "bob", "1.5"][..], 2, "expected a whole number that is not negative"),
+        (&["wallet", "send", "alice", "bob", "-1"], 2, "unexpected argument"),
+        (&["wallet", "send", "alice", "bob", "18446744073709551616"], 2, "above the largest value"),
+        (&["wallet", "send", "alice", "nobody", "1"], 1, "`nobody` is no address"),
+        (&["wallet", "send", "nobody", "bob", "1"], 1, "no wallet `nobody`"),
+        (&["wallet", "balance", "ait1xyz"], 1, "an address is `ait1` and 40"),
+        (&["agent", "messages"], 2, "--wallet"),
+        (&["chain", "head", "--node", "ftp://a"], 2, "expected something like http://127.0.0.1:8006"),
+        (&["frob"], 2, "unrecognized subcommand"),
+    ] {
+        let text = printed(&dir.path().join("node"), arguments, code);
+        assert!(text.contains(expected), "{arguments:?}: {text}");
+    }
+}
+
+#[test]
+fn plugin_check_says_where_a_file_stops() {
+    let dir = tempfile::tempdir().unwrap();
+    let idle = tenon_build::fixture::idle("rate-limit-policy").unwrap();
+    let good = fs::read(tenon_build::path("token-bucket")).unwrap();
+    for (name, bytes, code, expected) in [
+        ("text.wasm", &b"text"[..], 1, "not a WebAssembly component"),
+        ("core.wasm", b"\0asm\x01\0\0\0", 1, "a core module, not a component"),
+        ("idle.wasm", &idle, 1, "refused: describe: trapped"),
+        ("good.wasm", &good, 0, "token-bucket 0.1.0, a rate-limit plugin: it would be served"),
+    ] {
+        fs::write(dir.path().join(name), bytes).unwrap();
+        let text = printed(dir.path(), &["plugin", "check", name], code);
+        assert!(text.contains(expected), "{name}: {text}");
+    }
+    printed(dir.path(), &["plugin", "check", "nowhere.wasm"], 1);
+}
