@@ -17,6 +17,7 @@
 //! | [`ledger`] | the one thread that adds blocks: rules and storage in one transaction |
 //! | [`mempool`], [`producer`] | transactions that wait; the authority that puts them into blocks |
 //! | [`rate_limit`], [`sync`], [`agent`] | the three roles: nouns, a trait, a built-in, and the loop that asks it |
+//! | [`rpc`], [`telemetry`] | HTTP: one table of routes, the rate limit around each; metrics |
 //! | [`bindings`] | a component in each role: WIT on one side, the trait on the other |
 //! | `tenon_runtime` | hosts components: slots, generations, loading, limits, health; knows no chain |
 //!
@@ -43,7 +44,9 @@ pub mod mempool;
 pub mod node;
 pub mod producer;
 pub mod rate_limit;
+pub mod rpc;
 pub mod sample;
 pub mod storage;
 pub mod sync;
+pub mod telemetry;
 pub mod wallet;

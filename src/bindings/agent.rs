@@ -151,6 +151,13 @@ fn join(id: &MemoryId, memory: &[u8]) -> Vec<u8> {
     stored
 }
 
+impl From<Outcome> for Answer {
+    /// For the built-in, whose memory the dispatcher keeps as it is.
+    fn from(outcome: Outcome) -> Self {
+        outcome.map_or_else(Self::SetAside, |(effects, _)| Self::Handled(effects))
+    }
+}
+
 impl From<&Context> for handler::Context {
     fn from(context: &Context) -> Self {
         Self {

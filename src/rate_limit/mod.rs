@@ -1,6 +1,8 @@
 //! Rate limiting: the nouns, and the trait that the RPC layer asks. Whoever decides (the built-in or a component) stands
 //! behind [`Policy`].
 
+pub mod token_bucket;
+
 /// What kind of work a route is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -1,0 +1,223 @@
+//! A node: all parts, built in order from a checked configuration, and stopped in the opposite order. The one place that
+//! names concrete types.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, anyhow};
+use tenon_runtime::{Host, HostConfig, Slot};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::agent::{self, AgentConfig, AgentLimits, Agents, Dispatcher, Park};
+use crate::bindings::{AgentHandler, RateLimit, SyncStrategy};
+use crate::chain::{Address, Genesis, SecretKey, Time};
+use crate::config::{self, Config};
+use crate::ledger::{Ledger, LedgerOptions};
+use crate::mempool::{Mempool, MempoolConfig, MempoolHook};
+use crate::producer::{self, ProducerConfig};
+use crate::rate_limit::token_bucket;
+use crate::rpc::{self, NodeInfo, RpcConfig, RpcParts, admin::AdminParts};
+use crate::sync::follower::Follower;
+use crate::sync::http::HttpSource;
+use crate::sync::source::Source;
+use crate::sync::{self, SyncConfig, one_peer};
+use crate::telemetry;
+use crate::wallet::{self, Wallet};
+
+/// A running node.
+pub struct Node {
+    rpc: SocketAddr,
+    admin: SocketAddr,
+    host: Host,
+    ledger: Ledger,
+    stop: watch::Sender<bool>,
+    tasks: Vec<(&'static str, JoinHandle<()>)>,
+}
+
+impl Node {
+    /// Starts a node with the configuration of `dir`, whose paths are resolved. When this returns it serves.
+    ///
+    /// Errors say which file or address cannot be used. A bad plugin is not an error: its slot has a built-in.
+    pub async fn start(config: Config, dir: &Path) -> Result<Self> {
+        let genesis_path = &config.chain.genesis;
+        let genesis =
+            std::fs::read_to_string(genesis_path).with_context(|| format!("reading {}", genesis_path.display()))?;
+        let genesis = Genesis::parse(&genesis).with_context(|| genesis_path.display().to_string())?;
+        let metrics = telemetry::install();
+
+        // The plugins first: the first scan ends before anything asks a slot.
+        let state_dir = config.store.path.parent().unwrap_or(dir).join("plugins");
+        let host = Host::new(HostConfig::new(&config.plugins.directory.dir, state_dir)).context("starting Wasm")?;
+        let policy = rate_limit_slot(&host, &config)?;
+        let strategy = host.slot::<SyncStrategy>("sync", config.plugins.sync.plugin_config(), |question, memory| {
+            one_peer::step(&question.view, &question.events, memory)
+        })?;
+        let (agents, proposer) = (agents(&host, &config)?, proposer(&config)?);
+        let scan = host.open();
+        for rejection in &scan.rejected {
+            tracing::warn!(%rejection, "a plugin was rejected");
+        }
+
+        // Then the chain, followed by what must see every block.
+        let dispatcher = Dispatcher::new(agents, &genesis, AgentLimits::default(), Time::now())?;
+        let (mempool_hook, agents_handle) = (MempoolHook::new(), dispatcher.handle());
+        let mempool_handle = mempool_hook.handle();
+        let mut options = LedgerOptions::new(config.store.path.clone(), genesis);
+        options.group_blocks_max = usize::try_from(config.store.group_blocks_max)?;
+        options.group_transactions_max = usize::try_from(config.store.group_transactions_max)?;
+        let open = move || Ledger::open(options, vec![Box::new(mempool_hook), Box::new(dispatcher)]);
+        let ledger = tokio::task::spawn_blocking(open).await?.context("opening the chain")?;
+        let mempool = Mempool::open(ledger.clone(), mempool_handle, mempool_config(&config)?)?;
+        let agents = Agents::open(ledger.clone(), agents_handle).await?;
+
+        // Then the sockets, and last what acts by itself.
+        let listen = async |address: SocketAddr| {
+            TcpListener::bind(address).await.with_context(|| format!("listening on {address}"))
+        };
+        let (rpc_listener, admin_listener) = (listen(config.rpc.listen).await?, listen(config.admin.listen).await?);
+        let (rpc, admin) = (rpc_listener.local_addr()?, admin_listener.local_addr()?);
+        let info = NodeInfo::new(proposer.as_ref().map(|key| Address::of(&key.public_key())), Time::now());
+        let (stop, stopped) = watch::channel(false);
+        let mut tasks = Vec::new();
+        let sync_config = config.sync.sync_config();
+        let sources = sources(&sync_config)?;
+        let follower =
+            Follower::new(ledger.clone(), Arc::new(strategy), sources, info.node_id.clone(), sync_config.clone())
+                .map_err(|reason| anyhow!("sync: {reason}"))?;
+        let chain_id = ledger.genesis().chain_id.clone();
+        let forwarding = sync::forward::run(mempool.clone(), chain_id, follower.usable(), sync_config, stopped.clone());
+        let sync_status = follower.status();
+        let parts = RpcParts {
+            ledger: ledger.clone(),
+            mempool: mempool.clone(),
+            policy: Arc::new(policy),
+            sync: sync_status,
+            info,
+            metrics,
+            collect: Vec::new(),
+        };
+        let rpc_config =
+            RpcConfig { peers: config.rpc.peers.clone(), costs: config.rpc.costs.clone(), ..RpcConfig::default() };
+        tasks.push((
+            "rpc",
+            rpc::serve(rpc_listener, parts, rpc_config, stopped.clone()).map_err(|reason| anyhow!("rpc: {reason}"))?,
+        ));
+        let token = std::fs::read_to_string(&config.admin.token_file)
+            .with_context(|| format!("reading {}", config.admin.token_file.display()))?;
+        let parts = AdminParts { host: host.clone(), token: token.trim().to_owned() };
+        tasks.push(("admin", rpc::serve_admin(admin_listener, parts, stopped.clone())));
+        tasks.push(("sync", tokio::spawn(follower.run(stopped.clone()))));
+        tasks.push(("forward", tokio::spawn(forwarding)));
+        tasks.push(("agents", tokio::spawn(agent::outbox::run(agents, mempool.clone(), stopped.clone()))));
+        if let (Some(key), Some(producer)) = (proposer, &config.producer) {
+            let producer = ProducerConfig {
+                interval: Duration::from_millis(producer.interval_ms),
+                empty_blocks: producer.empty_blocks,
+                heartbeat: Duration::from_millis(producer.heartbeat_ms),
+            };
+            let producing = producer::run(ledger.clone(), mempool, key, producer, stopped);
+            tasks.push(("producer", tokio::spawn(producing)));
+        }
+        host.watch().context("watching the plugin directory")?;
+        tracing::info!(%rpc, %admin, head = ledger.head().height, chain = ledger.genesis().chain_id, "serving");
+        Ok(Self { rpc, admin, host, ledger, stop, tasks })
+    }
+
+    /// Where it serves everyone.
+    pub fn rpc_addr(&self) -> SocketAddr {
+        self.rpc
+    }
+
+    /// Where it serves its operator.
+    pub fn admin_addr(&self) -> SocketAddr {
+        self.admin
+    }
+
+    /// Its chain.
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// Its plugins.
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
+    /// Ends everything: what acts first, then the sockets, the chain, the plugins. Requests under way are finished.
+    pub async fn stop(self) {
+        self.stop.send_replace(true);
+        for (name, task) in self.tasks.into_iter().rev() {
+            if let Err(error) = task.await {
+                tracing::error!(%error, task = name, "did not end well");
+            }
+        }
+        let (host, ledger) = (self.host, self.ledger);
+        let ended = tokio::task::spawn_blocking(move || {
+            ledger.stop();
+            host.stop();
+        });
+        if let Err(error) = ended.await {
+            tracing::error!(%error, "the chain or the plugins did not end well");
+        }
+    }
+}
+
+/// The slot that limits rates. Its built-in takes the slot's configuration where that is one of a token bucket, so that
+/// the limits an operator set also hold while the plugin does not.
+fn rate_limit_slot(host: &Host, config: &Config) -> Result<Slot<RateLimit>> {
+    let slot_config = config.plugins.rate_limit.plugin_config();
+    let settings = match serde_json::from_value::<token_bucket::Settings>(slot_config.settings.clone()) {
+        Ok(settings) => settings,
+        Err(error) if slot_config.plugin.is_none() => {
+            return Err(anyhow!("plugins.rate-limit.config, for the built-in token bucket: {error}"));
+        }
+        Err(_) => token_bucket::Settings::default(),
+    };
+    settings.check().map_err(|reason| anyhow!("plugins.rate-limit.config: {reason}"))?;
+    host.slot::<RateLimit>("rate-limit", slot_config, move |request, cell| token_bucket::step(&settings, request, cell))
+}
+
+/// The nodes to read the chain from.
+fn sources(config: &SyncConfig) -> Result<Vec<Arc<dyn Source>>> {
+    let source = |url: &String| -> Result<Arc<dyn Source>> {
+        Ok(Arc::new(HttpSource::new(url, config).map_err(|reason| anyhow!("sync.sources: {reason}"))?))
+    };
+    config.sources.iter().map(source).collect()
+}
+
+/// The agents with their slots and keys.
+fn agents(host: &Host, config: &Config) -> Result<Vec<AgentConfig>> {
+    let agent = |agent: &config::Agent| -> Result<AgentConfig> {
+        let slot = host.slot::<AgentHandler>(&agent.slot(), agent.plugin_config(), |question, memory| {
+            (Park::step(&question.context, &question.event, memory).into(), memory.clone())
+        })?;
+        let (name, max_fee_per_hour) = (agent.name.clone(), agent.max_fee_per_hour);
+        Ok(AgentConfig { name, key: key(&agent.wallet)?, handler: Arc::new(slot), max_fee_per_hour })
+    };
+    config.agents.iter().map(agent).collect()
+}
+
+/// The authority's key, on an authority.
+fn proposer(config: &Config) -> Result<Option<SecretKey>> {
+    config.producer.as_ref().map(|producer| key(&producer.key)).transpose()
+}
+
+/// The key in a keystore file, with the password beside it.
+fn key(path: &Path) -> Result<SecretKey> {
+    let password = wallet::read_password(&path.with_file_name(wallet::PASSWORD_FILE))?;
+    Ok(Wallet::open(path, &password)?.key)
+}
+
+fn mempool_config(config: &Config) -> Result<MempoolConfig> {
+    let config = &config.mempool;
+    Ok(MempoolConfig {
+        transactions_max: usize::try_from(config.transactions_max)?,
+        per_sender_max: usize::try_from(config.per_sender_max)?,
+        expire_ms: config.expire_ms,
+        dropped_max: usize::try_from(config.dropped_max)?,
+    })
+}

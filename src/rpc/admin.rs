@@ -1,0 +1,158 @@
+//! The operator's routes, on a listener of their own: `GET /admin/plugins` and `POST /admin/plugins/{slot}/{action}`.
+//!
+//! Every request carries the token of `admin.token` as `Authorization: Bearer …`. A slot's name may hold a slash, as it is
+//! or as `%2F`: `/admin/plugins/agent/bob/reload`.
+
+use std::sync::Arc;
+
+use axum::body::{Body, Bytes};
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, Request, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use tenon_runtime::{ControlError, Host};
+
+use super::error::{ApiError, Result};
+use super::request::{read_body, shown, utf8};
+
+/// Bytes of a plugin's configuration at most.
+const BODY_MAX: usize = 1 << 20;
+
+/// What the operator's routes work with.
+pub struct AdminParts {
+    /// The plugins.
+    pub host: Host,
+    /// What callers have to show.
+    pub token: String,
+}
+
+#[derive(Clone)]
+struct Admin(Arc<Shared>);
+
+struct Shared {
+    host: Host,
+    /// Compared in place of the token: how long the comparison takes then says nothing about the token.
+    token: [u8; 32],
+}
+
+pub(super) fn router(parts: AdminParts) -> Router {
+    let token = Sha256::digest(parts.token.trim()).into();
+    let admin = Admin(Arc::new(Shared { host: parts.host, token }));
+    Router::new()
+        .route("/admin/plugins", get(list))
+        .route("/admin/plugins/", get(list))
+        .route("/admin/plugins/{*order}", post(order))
+        .method_not_allowed_fallback(super::method_not_allowed)
+        .fallback(not_found)
+        .layer(middleware::from_fn_with_state(admin.clone(), authorise))
+        .with_state(admin)
+}
+
+async fn not_found() -> ApiError {
+    ApiError::not_found(
+        "not found; there are `GET /admin/plugins` and `POST /admin/plugins/{slot}/{reload,use,config}`",
+    )
+}
+
+async fn authorise(State(admin): State<Admin>, request: Request, next: Next) -> Response {
+    let shown = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let shown = shown.and_then(|value| {
+        let (scheme, token) = value.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+    });
+    let right = shown.is_some_and(|token| <[u8; 32]>::from(Sha256::digest(token)) == admin.0.token);
+    if right {
+        return next.run(request).await;
+    }
+    let text = "the operator's routes need `Authorization: Bearer` and the token of the node's admin.token";
+    let mut response = ApiError::new(StatusCode::UNAUTHORIZED, "unauthorised", text).into_response();
+    response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    response
+}
+
+async fn list(State(admin): State<Admin>) -> Response {
+    Json(admin.0.host.status()).into_response()
+}
+
+/// What to do with a slot.
+enum Order {
+    Reload,
+    Use(Option<String>),
+    Configure(Value),
+}
+
+async fn order(
+    State(admin): State<Admin>,
+    path: Result<Path<String>, PathRejection>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response> {
+    let Path(path) = path.map_err(|error| ApiError::invalid(error.body_text()))?;
+    let path = path.trim_end_matches('/');
+    let (slot, action) = path.rsplit_once('/').unwrap_or(("", path));
+    if slot.is_empty() {
+        return Err(ApiError::not_found("the path is /admin/plugins/{slot}/{reload,use,config}"));
+    }
+    let body = read_body(&headers, body, BODY_MAX).await?;
+    let order = match action {
+        "reload" => Order::Reload,
+        "use" => Order::Use(plugin(&body)?),
+        "config" => Order::Configure(configuration(&body)?),
+        other => {
+            let text = format!("unknown action `{}`; known are reload, use, config", shown(other));
+            return Err(ApiError::not_found(text));
+        }
+    };
+    let slot = slot.to_owned();
+    // Loading compiles, which takes a while.
+    let done = tokio::task::spawn_blocking(move || match order {
+        Order::Reload => admin.0.host.reload(&slot),
+        Order::Use(plugin) => admin.0.host.use_plugin(&slot, plugin.as_deref()),
+        Order::Configure(settings) => admin.0.host.configure(&slot, settings),
+    });
+    Ok(Json(done.await.map_err(ApiError::internal)??).into_response())
+}
+
+fn object(body: &Bytes) -> Result<serde_json::Map<String, Value>> {
+    let text = utf8(body)?;
+    serde_json::from_str(text).map_err(|error| ApiError::invalid(format!("the body is not a JSON object: {error}")))
+}
+
+/// `{"plugin": "name"}`, or null for the built-in.
+fn plugin(body: &Bytes) -> Result<Option<String>> {
+    let mut fields = object(body)?;
+    let plugin = fields.remove("plugin").ok_or_else(|| ApiError::field("plugin", "is missing"))?;
+    if let Some(name) = fields.keys().next() {
+        return Err(ApiError::invalid(format!("unknown field `{}`", shown(name))));
+    }
+    match plugin {
+        Value::Null => Ok(None),
+        Value::String(name) => Ok(Some(name)),
+        other => {
+            let text = format!("expected a plugin's name, or null for the built-in, got {}", shown(&other.to_string()));
+            Err(ApiError::field("plugin", text))
+        }
+    }
+}
+
+fn configuration(body: &Bytes) -> Result<Value> {
+    object(body).map(Value::Object)
+}
+
+impl From<ControlError> for ApiError {
+    fn from(error: ControlError) -> Self {
+        let (status, code) = match &error {
+            ControlError::UnknownSlot { .. } => (StatusCode::NOT_FOUND, "unknown-slot"),
+            ControlError::UnknownPlugin { .. } => (StatusCode::NOT_FOUND, "unknown-plugin"),
+            ControlError::Builtin { .. } => (StatusCode::CONFLICT, "builtin"),
+            ControlError::Rejected(_) => (StatusCode::UNPROCESSABLE_ENTITY, "rejected"),
+            ControlError::Stopped => return Self::unavailable("stopping", error.to_string()),
+        };
+        Self::new(status, code, error.to_string())
+    }
+}

@@ -1,0 +1,225 @@
+//! What the node says of itself: `/rpc/info`, `/rpc/genesis`, `/rpc/sync/status`, `/health`, `/ready`, `/metrics`, `/`.
+
+use std::fmt::Write as _;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use metrics::{counter, gauge};
+use serde::Serialize;
+
+use super::error::Result;
+use super::request::Params;
+use super::{ROUTES, Rpc, json_bytes};
+use crate::chain::{Address, Hash, Height, Time};
+use crate::sync::{SyncState, SyncStatus};
+use crate::telemetry;
+
+/// Who a node is.
+#[derive(Clone, Debug)]
+pub struct NodeInfo {
+    /// Drawn at random when the process started: how a node recognises itself among its sources.
+    pub node_id: String,
+    /// Its software's version.
+    pub version: &'static str,
+    /// What it does.
+    pub role: Role,
+    /// The authority whose key it has.
+    pub proposer: Option<Address>,
+    /// When it started.
+    pub started: Time,
+}
+
+/// What a node does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// Makes blocks.
+    Authority,
+    /// Takes them from its sources.
+    Follower,
+}
+
+impl NodeInfo {
+    /// A node that starts at `now`; an authority where it has a key.
+    pub fn new(proposer: Option<Address>, now: Time) -> Self {
+        Self {
+            node_id: const_hex::encode(rand::random::<[u8; 16]>()),
+            version: env!("CARGO_PKG_VERSION"),
+            role: if proposer.is_some() { Role::Authority } else { Role::Follower },
+            proposer,
+            started: now,
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct InfoJson<'a> {
+    chain_id: &'a str,
+    format: &'a str,
+    genesis_hash: Hash,
+    node_id: &'a str,
+    version: &'a str,
+    role: Role,
+    proposer_id: Option<Address>,
+    height: Height,
+    head_hash: Hash,
+    last_block_hash: Hash,
+    timestamp: Time,
+    state_root: Hash,
+    total_transactions: u64,
+    total_accounts: u64,
+    mempool: usize,
+    sync_state: SyncState,
+    started: Time,
+    min_fee: u64,
+    genesis_params: GenesisParams,
+}
+
+#[derive(Serialize)]
+struct GenesisParams {
+    block_time_seconds: f64,
+    max_block_size_bytes: u32,
+    max_block_transactions: u32,
+}
+
+pub(super) async fn info(State(rpc): State<Rpc>, params: Params) -> Result<Response> {
+    params.only(&[], rpc.chain_id())?;
+    let parts = &rpc.parts;
+    let (genesis, info) = (parts.ledger.genesis(), &parts.info);
+    let counts = parts.ledger.storage().read_async(|reader| reader.counts()).await?;
+    let head = parts.ledger.head();
+    Ok(Json(InfoJson {
+        chain_id: &genesis.chain_id,
+        format: &genesis.format,
+        genesis_hash: parts.ledger.genesis_hash(),
+        node_id: &info.node_id,
+        version: info.version,
+        role: info.role,
+        proposer_id: info.proposer,
+        height: head.height,
+        head_hash: head.hash,
+        last_block_hash: head.hash,
+        timestamp: head.timestamp,
+        state_root: head.state_root,
+        total_transactions: counts.transactions,
+        total_accounts: counts.accounts,
+        mempool: parts.mempool.len(),
+        sync_state: parts.sync.borrow().state,
+        started: info.started,
+        min_fee: genesis.min_fee,
+        genesis_params: GenesisParams {
+            block_time_seconds: genesis.slot_ms as f64 / 1_000.0,
+            max_block_size_bytes: genesis.block_bytes_max,
+            max_block_transactions: genesis.block_txs_max,
+        },
+    })
+    .into_response())
+}
+
+pub(super) async fn genesis(State(rpc): State<Rpc>, params: Params) -> Result<Response> {
+    params.only(&[], rpc.chain_id())?;
+    Ok(json_bytes(rpc.genesis.clone()))
+}
+
+pub(super) async fn sync_status(State(rpc): State<Rpc>, params: Params) -> Result<Json<SyncStatus>> {
+    params.only(&[], rpc.chain_id())?;
+    let mut status = rpc.parts.sync.borrow().clone();
+    // What sync last published may be a block or two behind.
+    status.head_height = rpc.parts.ledger.head().height;
+    Ok(Json(status))
+}
+
+#[derive(Serialize)]
+struct HealthJson<'a> {
+    status: &'static str,
+    supported_chains: [&'a str; 1],
+    proposer_id: String,
+    height: Height,
+    hash: Hash,
+    lag_blocks: u64,
+    sync_state: SyncState,
+    mempool: usize,
+    version: &'a str,
+}
+
+/// The process is alive and can answer; whether it is at the head is `/ready`'s business.
+pub(super) async fn health(State(rpc): State<Rpc>) -> Response {
+    let head = rpc.parts.ledger.head();
+    let (sync_state, lag_blocks) = {
+        let sync = rpc.parts.sync.borrow();
+        (sync.state, sync.lag_blocks)
+    };
+    Json(HealthJson {
+        status: "ok",
+        supported_chains: [rpc.chain_id()],
+        proposer_id: rpc.parts.info.proposer.map(|address| address.to_string()).unwrap_or_default(),
+        height: head.height,
+        hash: head.hash,
+        lag_blocks,
+        sync_state,
+        mempool: rpc.parts.mempool.len(),
+        version: rpc.parts.info.version,
+    })
+    .into_response()
+}
+
+#[derive(Serialize)]
+struct ReadyJson {
+    ready: bool,
+    sync_state: SyncState,
+    height: Height,
+    best_height: Height,
+    lag_blocks: u64,
+}
+
+/// Whether requests should come here rather than to another node.
+fn is_ready(state: SyncState) -> bool {
+    matches!(state, SyncState::Live | SyncState::Authority)
+}
+
+pub(super) async fn ready(State(rpc): State<Rpc>) -> Response {
+    let height = rpc.parts.ledger.head().height;
+    let json = {
+        let sync = rpc.parts.sync.borrow();
+        let (sync_state, best_height, lag_blocks) = (sync.state, sync.best_height, sync.lag_blocks);
+        ReadyJson { ready: is_ready(sync_state), sync_state, height, best_height: best_height.max(height), lag_blocks }
+    };
+    let status = if json.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(json)).into_response()
+}
+
+pub(super) async fn metrics(State(rpc): State<Rpc>) -> Response {
+    let parts = &rpc.parts;
+    let (head, now) = (parts.ledger.head(), Time::now());
+    gauge!(telemetry::HEAD_HEIGHT).set(head.height as f64);
+    gauge!(telemetry::HEAD_AGE).set(now.ms_since(head.timestamp) as f64 / 1_000.0);
+    gauge!(telemetry::MEMPOOL).set(parts.mempool.len() as f64);
+    {
+        let sync = parts.sync.borrow();
+        gauge!(telemetry::BEST_HEIGHT).set(sync.best_height.max(head.height) as f64);
+        gauge!(telemetry::LAG_BLOCKS).set(sync.lag_blocks as f64);
+        gauge!(telemetry::LAG_SECONDS).set(sync.lag_seconds as f64);
+        gauge!(telemetry::DIVERGED).set(if sync.state == SyncState::Diverged { 1.0 } else { 0.0 });
+    }
+    let stats = parts.ledger.import_stats();
+    counter!(telemetry::IMPORTED_BLOCKS).absolute(stats.blocks);
+    counter!(telemetry::IMPORTED_TRANSACTIONS).absolute(stats.transactions);
+    counter!(telemetry::IMPORT_COMMITS).absolute(stats.commits);
+    for collect in &parts.collect {
+        collect();
+    }
+    let text = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+    ([(header::CONTENT_TYPE, text)], parts.metrics.render()).into_response()
+}
+
+/// A list of all routes, for people.
+pub(super) async fn index(State(rpc): State<Rpc>) -> Response {
+    let mut text = format!("tenon {}, chain {}\n\n", rpc.parts.info.version, rpc.chain_id());
+    let width = ROUTES.iter().map(|route| route.path.len()).max().unwrap_or(0);
+    for route in ROUTES {
+        writeln!(text, "{:4} {:width$}  {}", route.method, route.path, route.about).expect("a String takes everything");
+    }
+    text.into_response()
+}

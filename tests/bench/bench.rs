@@ -1,0 +1,49 @@
+//! `make bench`: every figure that Tenon promises, measured on this machine, with a floor program beside it where the
+//! hardware decides. Prints a table and writes `target/bench.json`. With words as arguments only the parts whose names
+//! hold one of them run: `policy`, `replay`, `catch-up`, `serve`, `node`.
+
+mod catch_up;
+mod load;
+mod node;
+mod policy;
+#[path = "../support/process.rs"]
+#[expect(dead_code, reason = "shared with the tests of whole nodes: each uses its part")]
+mod process;
+mod replay;
+mod report;
+mod serve;
+
+use std::path::Path;
+
+use report::Report;
+
+fn main() -> std::process::ExitCode {
+    // Cargo adds `--bench`.
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with("--")).collect();
+    let runs = |part: &str| wanted.is_empty() || wanted.iter().any(|word| part.contains(word.as_str()));
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
+    let mut report = Report::default();
+    let dir = || tempfile::tempdir().expect("a temporary directory");
+    if runs("policy") {
+        policy::run(dir().path(), &mut report);
+    }
+    if runs("replay") {
+        let dir = dir();
+        runtime.block_on(replay::run(dir.path(), &mut report));
+    }
+    if runs("catch-up") {
+        let dir = dir();
+        runtime.block_on(catch_up::run(dir.path(), &mut report));
+    }
+    if runs("serve") {
+        let dir = dir();
+        runtime.block_on(serve::run(dir.path(), &mut report));
+    }
+    if runs("node") {
+        let dir = dir();
+        runtime.block_on(node::run(dir.path(), &mut report));
+    }
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("the target directory");
+    let met = report.finish(&target.join("bench.json"));
+    if met { std::process::ExitCode::SUCCESS } else { std::process::ExitCode::from(1) }
+}

@@ -1,0 +1,149 @@
+//! Nodes that are killed: real processes, `kill -9` at random moments, real databases.
+
+#[path = "support/process.rs"]
+#[expect(dead_code, reason = "shared: each test file uses its part")]
+mod process;
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use process::Process;
+use serde_json::Value;
+use tenon::chain::{Kind, Payload, SecretKey, Transaction};
+
+/// Kills in all.
+const KILLS: usize = 100;
+
+fn integrity(dir: &Path) {
+    let database = rusqlite::Connection::open(dir.join("data/chain.db")).unwrap();
+    let answer: String = database.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
+    assert_eq!(answer, "ok");
+}
+
+/// A small generator, so that a failure can be repeated: the seed is printed.
+struct Dice(u64);
+
+impl Dice {
+    fn new(name: &str) -> Self {
+        let seed = std::env::var("TENON_TEST_SEED").map_or_else(|_| rand::random(), |seed| seed.parse().unwrap());
+        println!("{name}: TENON_TEST_SEED={seed}");
+        Self(seed)
+    }
+
+    fn roll(&mut self, below: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % below
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hundred_kills_of_either_node_end_in_equal_state_roots() {
+    let dir = tempfile::tempdir().unwrap();
+    let (source, copy) = (dir.path().join("authority"), dir.path().join("follower"));
+    let blocks = 24_000;
+    tokio::task::block_in_place(|| process::authority(&source, blocks, 2));
+    let mut authority = Process::start(&source);
+    // A port of its own, so that the follower finds it again after a kill.
+    let listen = authority.rpc.trim_start_matches("http://").to_owned();
+    process::follower(&copy, &authority.rpc);
+    let mut follower = Process::start(&copy);
+    let mut dice = Dice::new("kills");
+    let mut grown = 0;
+    for kill in 0..KILLS {
+        // Some progress, or the end, or just some answers: whatever comes first.
+        let before = follower.height().await;
+        let step = dice.roll(blocks as u64 / KILLS as u64 * 2);
+        for _ in 0..=dice.roll(40) {
+            let height = follower.height().await;
+            if height >= before + step || height >= blocks as u64 {
+                break;
+            }
+        }
+        if dice.roll(4) == 0 {
+            authority.kill();
+            integrity(&source);
+            authority = Process::start_with(&source, &[("TENON_RPC_LISTEN", &listen)]);
+        } else {
+            let height = follower.height().await;
+            follower.kill();
+            integrity(&copy);
+            follower = Process::start(&copy);
+            let after = follower.height().await;
+            assert!(after >= height, "kill {kill}: was at {height}, is at {after}");
+            grown += after - before;
+        }
+    }
+    assert!(grown > 0, "the kills all came too early to prove anything");
+    let ours = follower.until("/rpc/head", |head| head["height"].as_u64() >= Some(blocks as u64)).await;
+    let height = &ours["height"];
+    let theirs = authority.get(&format!("/rpc/blocks/{height}")).await;
+    assert_eq!((&ours["hash"], &ours["state_root"]), (&theirs["hash"], &theirs["state_root"]));
+    println!("{KILLS} kills, {blocks} blocks, equal state root {}", ours["state_root"]);
+    follower.stop();
+    authority.stop();
+    integrity(&copy);
+    integrity(&source);
+}
+
+/// A message as a client hands it in.
+fn message(genesis: &str, key: &SecretKey, to: tenon::chain::Address, nonce: u64, text: &str) -> Value {
+    let tx = Transaction::new(Kind::Message, to, 0, 1, nonce, Payload::Text(text.into())).signed(genesis, key);
+    serde_json::json!({
+        "type": "message", "chain_id": genesis, "from": tx.from(), "to": tx.to, "amount": 0, "fee": 1, "nonce": nonce,
+        "payload": text, "public_key": tx.public_key, "signature": tx.signature,
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_ping_is_answered_once_however_often_the_agents_node_is_killed() {
+    let dir = tempfile::tempdir().unwrap();
+    let home = dir.path().join("authority");
+    let genesis = tokio::task::block_in_place(|| process::authority(&home, 0, 0));
+    let alice = process::key(&home, "alice");
+    let [from, bob] = ["alice", "bob"].map(|name| process::address(&home, name));
+    let fast = [("TENON_PRODUCER_INTERVAL_MS", "20")];
+    let mut node = Process::start_with(&home, &fast);
+    let mut dice = Dice::new("pings");
+    let (mut sent, kills) = (Vec::new(), 25);
+    for kill in 0..kills {
+        for _ in 0..1 + dice.roll(3) {
+            // Every third is no ping: it must not be answered.
+            let nonce = sent.len() as u64;
+            let text = if dice.roll(3) == 0 { "shipping" } else { "ping" };
+            let (status, answer) =
+                node.post("/rpc/transaction", &message(&genesis.chain_id, &alice, bob, nonce, text)).await;
+            assert_eq!(status, 200, "kill {kill}: {answer}");
+            sent.push((answer["hash"].as_str().unwrap().to_owned(), text));
+        }
+        for _ in 0..dice.roll(60) {
+            node.height().await;
+        }
+        node.kill();
+        integrity(&home);
+        node = Process::start_with(&home, &fast);
+    }
+    let pings = sent.iter().filter(|(_, text)| *text == "ping").count();
+    let replies = |messages: &Value| {
+        let all = messages["messages"].as_array().unwrap();
+        all.iter().filter(|message| message["from"] == bob.to_string()).count()
+    };
+    let path = format!("/rpc/messages?address={from}&limit=1000");
+    node.until(&path, |messages| replies(messages) >= pings).await;
+    // Whatever else was on its way would be in the next blocks.
+    let (_, answer) =
+        node.post("/rpc/transaction", &message(&genesis.chain_id, &alice, bob, sent.len() as u64, "shipping")).await;
+    let last = answer["hash"].as_str().unwrap().to_owned();
+    node.until(&format!("/rpc/transaction/{last}"), |found| found["block_height"].is_u64()).await;
+    let messages = node.get(&path).await;
+    assert_eq!(replies(&messages), pings, "{messages}");
+    // Every message of alice is on the chain once, too: accepted means kept.
+    let mut seen: HashMap<&str, usize> = HashMap::new();
+    for message in messages["messages"].as_array().unwrap() {
+        *seen.entry(message["hash"].as_str().unwrap()).or_default() += 1;
+    }
+    for (hash, _) in &sent {
+        assert_eq!(seen.get(hash.as_str()), Some(&1), "{hash}");
+    }
+    println!("{kills} kills, {} messages, {pings} pings, {pings} replies", sent.len());
+    node.stop();
+}

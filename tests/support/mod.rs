@@ -1,0 +1,3 @@
+//! What tests of the whole node share.
+
+pub mod node;

@@ -1,0 +1,139 @@
+//! A node in this process: ledger, mempool, plugin host and both listeners on free ports, in a directory of its own.
+
+use std::sync::Arc;
+
+use serde_json::Value;
+use tenon::bindings::RateLimit;
+use tenon::chain::{Address, Genesis, SecretKey, Time};
+use tenon::ledger::{Ledger, LedgerOptions};
+use tenon::mempool::{Mempool, MempoolConfig, MempoolHook};
+use tenon::rate_limit::token_bucket::{self, Settings};
+use tenon::rpc::admin::AdminParts;
+use tenon::rpc::{self, NodeInfo, RpcConfig, RpcParts};
+use tenon::sync::{SyncState, SyncStatus};
+use tenon::{producer, telemetry};
+use tenon_runtime::{Host, HostConfig, PluginConfig};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+/// What the admin listener of every such node takes.
+pub const TOKEN: &str = "a token for tests";
+
+/// The node. Stops when dropped.
+pub struct Node {
+    /// Where it listens: `http://127.0.0.1:PORT`.
+    pub url: String,
+    /// Where it listens to operators.
+    pub admin: String,
+    pub ledger: Ledger,
+    pub mempool: Mempool,
+    /// What its sync says.
+    pub sync: watch::Sender<SyncStatus>,
+    pub stop: watch::Sender<bool>,
+    pub server: JoinHandle<()>,
+    pub client: reqwest::Client,
+    authority: SecretKey,
+    host: Host,
+    _dir: tempfile::TempDir,
+}
+
+/// An answer, read to the end.
+pub struct Answer {
+    pub status: u16,
+    pub headers: reqwest::header::HeaderMap,
+    pub body: Vec<u8>,
+}
+
+impl Answer {
+    pub async fn of(request: reqwest::RequestBuilder) -> Self {
+        let answer = request.send().await.expect("the node answers");
+        let (status, headers) = (answer.status().as_u16(), answer.headers().clone());
+        Self { status, headers, body: answer.bytes().await.expect("a whole body").to_vec() }
+    }
+
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.text()))
+    }
+
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().expect("text"))
+    }
+
+    /// The `detail` of an error with this status.
+    pub fn detail(&self, status: u16) -> String {
+        assert_eq!(self.status, status, "{}", self.text());
+        self.json()["detail"].as_str().expect("errors have a detail").to_owned()
+    }
+}
+
+impl Node {
+    pub async fn get(&self, path: &str) -> Answer {
+        Answer::of(self.client.get(format!("{}{path}", self.url))).await
+    }
+
+    pub async fn post(&self, path: &str, body: impl Into<reqwest::Body>) -> Answer {
+        Answer::of(self.client.post(format!("{}{path}", self.url)).body(body)).await
+    }
+
+    /// The JSON of an answer that must be 200.
+    pub async fn json(&self, path: &str) -> Value {
+        let answer = self.get(path).await;
+        assert_eq!(answer.status, 200, "{path}: {}", answer.text());
+        answer.json()
+    }
+
+    /// Makes a block of what waits.
+    pub async fn produce(&self) {
+        producer::produce(&self.ledger, &self.mempool, &self.authority, Time::now(), true).await;
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.stop.send_replace(true);
+        self.ledger.stop();
+        self.host.stop();
+    }
+}
+
+/// Starts a node on `genesis`, whose authority has the key `authority`.
+pub async fn start(genesis: &Genesis, authority: &SecretKey, limits: Settings, config: RpcConfig) -> Node {
+    let dir = tempfile::tempdir().expect("a directory");
+    let hook = MempoolHook::new();
+    let handle = hook.handle();
+    let options = LedgerOptions::new(dir.path().join("chain.db"), genesis.clone());
+    let ledger = Ledger::open(options, vec![Box::new(hook)]).expect("a new database");
+    let mempool = Mempool::open(ledger.clone(), handle, MempoolConfig::default()).expect("an empty one");
+    let host = Host::new(HostConfig::new(dir.path().join("plugins"), dir.path().join("state"))).expect("a host");
+    let builtin = move |request: &_, cell: &_| token_bucket::step(&limits, request, cell);
+    let policy = host.slot::<RateLimit>("rate-limit", PluginConfig::default(), builtin.clone()).expect("a slot");
+    host.slot::<RateLimit>("agent/bob", PluginConfig::default(), builtin).expect("a slot with a slash in its name");
+    host.open();
+    let (sync, status) = watch::channel(SyncStatus { state: SyncState::Authority, ..SyncStatus::default() });
+    let (stop, stopped) = watch::channel(false);
+    let parts = RpcParts {
+        ledger: ledger.clone(),
+        mempool: mempool.clone(),
+        policy: Arc::new(policy),
+        sync: status,
+        info: NodeInfo::new(Some(Address::of(&authority.public_key())), Time::now()),
+        metrics: telemetry::install(),
+        collect: Vec::new(),
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let admin_listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let url = format!("http://{}", listener.local_addr().expect("bound"));
+    let admin = format!("http://{}", admin_listener.local_addr().expect("bound"));
+    let server = rpc::serve(listener, parts, config, stopped.clone()).expect("a configuration that can be used");
+    rpc::serve_admin(admin_listener, AdminParts { host: host.clone(), token: TOKEN.into() }, stopped);
+    // The provider of cryptography; another test may have set the same one before.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let client = reqwest::Client::builder().no_proxy().build().expect("a client");
+    let authority = authority.clone();
+    Node { url, admin, ledger, mempool, sync, stop, server, client, authority, host, _dir: dir }
+}
