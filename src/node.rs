@@ -100,8 +100,15 @@ impl Node {
             metrics,
             collect: Vec::new(),
         };
-        let rpc_config =
-            RpcConfig { peers: config.rpc.peers.clone(), costs: config.rpc.costs.clone(), ..RpcConfig::default() };
+        let rpc_config = RpcConfig {
+            connections_max: usize::try_from(config.rpc.connections_max)?,
+            connections_per_client_max: usize::try_from(config.rpc.connections_per_client_max)?,
+            idle_timeout_ms: config.rpc.idle_timeout_ms,
+            stop_timeout_ms: config.rpc.stop_timeout_ms,
+            peers: config.rpc.peers.clone(),
+            proxies: config.rpc.proxies.clone(),
+            costs: config.rpc.costs.clone(),
+        };
         tasks.push((
             "rpc",
             rpc::serve(rpc_listener, parts, rpc_config, stopped.clone()).map_err(|reason| anyhow!("rpc: {reason}"))?,
