@@ -1,7 +1,7 @@
 //! What a decision costs through a slot: `cargo run --release -p tenon-runtime --example decide_cost`.
 //!
 //! The plugin is a rate limit in component text: six scalars and four words of memory in, a verdict and four words out.
-//! Prints the median of many samples, in nanoseconds a call: the built-in alone, the plugin with one key, with 100,000
+//! Prints median and best of many samples, in nanoseconds a call: the built-in alone, the plugin with one key, with 100,000
 //! keys, and the plugin with the caller's memory.
 
 use std::{hint::black_box, time::Instant};
@@ -10,11 +10,7 @@ use tenon_runtime::{Change, Host, HostConfig, Kind, Limits, PluginConfig, Slot, 
 use wit_component::{ComponentEncoder, StringEncoding, embed_component_metadata};
 
 mod rate_limit {
-    #![allow(
-        missing_docs,
-        clippy::allow_attributes,
-        reason = "generated; the WIT is the documentation"
-    )]
+    #![allow(missing_docs, clippy::allow_attributes, reason = "generated; the WIT is the documentation")]
     tenon_runtime::wasmtime::component::bindgen!({
         path: ["../wit/host", "../wit/rate-limit"],
         world: "tenon:rate-limit/rate-limit-policy",
@@ -45,10 +41,7 @@ impl Kind for RateLimit {
     type Request = Request;
     type Answer = u64;
     type Memory = Cell;
-    world!(
-        rate_limit::RateLimitPolicy,
-        rate_limit::RateLimitPolicyIndices
-    );
+    world!(rate_limit::RateLimitPolicy, rate_limit::RateLimitPolicyIndices);
 
     fn step(
         world: &Self::World,
@@ -118,10 +111,10 @@ fn component(version: &str) -> anyhow::Result<Vec<u8>> {
     ComponentEncoder::default().module(&module)?.encode()
 }
 
-/// Nanoseconds a call: the median of 31 samples.
-fn measure(mut call: impl FnMut(u64)) -> f64 {
-    const CALLS: u64 = 100_000;
-    let mut samples: Vec<f64> = (0..31)
+/// Nanoseconds a call: the median of 101 samples, and the best of them, which is what a busy machine lets see.
+fn measure(mut call: impl FnMut(u64)) -> String {
+    const CALLS: u64 = 20_000;
+    let mut samples: Vec<f64> = (0..101)
         .map(|_| {
             let start = Instant::now();
             (0..CALLS).for_each(&mut call);
@@ -129,7 +122,8 @@ fn measure(mut call: impl FnMut(u64)) -> f64 {
         })
         .collect();
     samples.sort_by(f64::total_cmp);
-    samples[samples.len() / 2]
+    let (median, best) = (samples[samples.len() / 2], samples[0]);
+    format!("{median:7.1} ns, best {best:7.1} ns")
 }
 
 fn main() -> anyhow::Result<()> {
@@ -138,10 +132,7 @@ fn main() -> anyhow::Result<()> {
     std::fs::create_dir_all(&plugins)?;
     std::fs::write(plugins.join("meter.wasm"), component("1.0.0")?)?;
     let host = Host::new(HostConfig::new(plugins, dirs.path().join("state")))?;
-    let limits = Limits {
-        memory_keys_max: 400_000,
-        ..Limits::default()
-    };
+    let limits = Limits { memory_keys_max: 400_000, ..Limits::default() };
     let config = |plugin: Option<&str>| PluginConfig {
         plugin: plugin.map(str::to_owned),
         limits: limits.clone(),
@@ -152,11 +143,7 @@ fn main() -> anyhow::Result<()> {
     let report = host.open();
     anyhow::ensure!(report.rejected.is_empty(), "{:?}", report.rejected);
 
-    let request = |client: u64| Request {
-        client,
-        cost: 1,
-        now_us: 1_000_000 + client,
-    };
+    let request = |client: u64| Request { client, cost: 1, now_us: 1_000_000 + client };
     let decide = |slot: &Slot<RateLimit>, keys: u64| {
         measure(|n| {
             let client = n.wrapping_mul(0x9e37_79b9_7f4a_7c15) % keys;
@@ -164,39 +151,27 @@ fn main() -> anyhow::Result<()> {
         })
     };
     println!(
-        "native step alone        {:7.1} ns",
+        "native step alone        {}",
         measure(|n| {
             black_box(builtin(black_box(&request(n)), black_box(&(n, 0, 0, 0))));
         })
     );
-    println!("built-in slot, 1 key     {:7.1} ns", decide(&native, 1));
-    println!("plugin, 1 key            {:7.1} ns", decide(&slot, 1));
-    println!("plugin, 100,000 keys     {:7.1} ns", decide(&slot, 100_000));
-    println!(
-        "built-in, 100,000 keys   {:7.1} ns",
-        decide(&native, 100_000)
-    );
+    println!("built-in slot, 1 key     {}", decide(&native, 1));
+    println!("plugin, 1 key            {}", decide(&slot, 1));
+    println!("plugin, 100,000 keys     {}", decide(&slot, 100_000));
+    println!("built-in, 100,000 keys   {}", decide(&native, 100_000));
     let memory = (1, 2, 3, 4);
     println!(
-        "plugin, caller's memory  {:7.1} ns",
+        "plugin, caller's memory  {}",
         measure(|n| {
             black_box(slot.step(black_box(&request(n)), black_box(&memory)));
         })
     );
     let mut number = 0;
-    println!(
-        "swap                     {:7.1} us",
-        measure_swap(&host, &mut number)?
-    );
-    println!(
-        "renamed to live, median  {:7.1} us",
-        measure_rename(&host, &dirs.path().join("plugins"))?
-    );
+    println!("swap                     {:7.1} us", measure_swap(&host, &mut number)?);
+    println!("renamed to live, median  {:7.1} us", measure_rename(&host, &dirs.path().join("plugins"))?);
     let status = host.status();
-    anyhow::ensure!(
-        status.iter().all(|status| status.failures == 0),
-        "{status:?}"
-    );
+    anyhow::ensure!(status.iter().all(|status| status.failures == 0), "{status:?}");
     host.stop();
     Ok(())
 }

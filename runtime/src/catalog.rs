@@ -40,12 +40,7 @@ impl Stamp {
         };
         #[cfg(not(unix))]
         let (changed, inode) = (modified, 0);
-        Stamp {
-            bytes: metadata.len(),
-            modified,
-            changed,
-            inode,
-        }
+        Stamp { bytes: metadata.len(), modified, changed, inode }
     }
 
     /// How long ago the file last changed; none when it claims to be from the future.
@@ -117,16 +112,8 @@ impl Catalog {
     /// Forgets every file that is not in `seen` and returns them.
     pub(crate) fn retain(&mut self, seen: &BTreeSet<PathBuf>) -> Vec<(PathBuf, File)> {
         let gone = |path: &PathBuf| !seen.contains(path);
-        let paths: Vec<PathBuf> = self
-            .files
-            .keys()
-            .filter(|path| gone(path))
-            .cloned()
-            .collect();
-        paths
-            .into_iter()
-            .filter_map(|path| self.files.remove_entry(&path))
-            .collect()
+        let paths: Vec<PathBuf> = self.files.keys().filter(|path| gone(path)).cloned().collect();
+        paths.into_iter().filter_map(|path| self.files.remove_entry(&path)).collect()
     }
 
     /// The plugin of this kind and name: the newest file's.
@@ -194,9 +181,7 @@ impl Catalog {
 }
 
 /// The newest by modification time; of equals the last by path, so that the choice is the same on every scan.
-fn newest<'a>(
-    files: impl Iterator<Item = (&'a PathBuf, &'a File)>,
-) -> Option<(&'a PathBuf, &'a File)> {
+fn newest<'a>(files: impl Iterator<Item = (&'a PathBuf, &'a File)>) -> Option<(&'a PathBuf, &'a File)> {
     files.max_by_key(|(path, file)| (file.stamp.modified, *path))
 }
 
@@ -208,12 +193,7 @@ pub(crate) fn scan(dir: &Path) -> std::io::Result<BTreeMap<PathBuf, Stamp>> {
     Ok(found)
 }
 
-fn walk(
-    dir: &Path,
-    within: &Path,
-    depth: usize,
-    found: &mut BTreeMap<PathBuf, Stamp>,
-) -> std::io::Result<()> {
+fn walk(dir: &Path, within: &Path, depth: usize, found: &mut BTreeMap<PathBuf, Stamp>) -> std::io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let Ok(entry) = entry else { continue };
         let name = entry.file_name();
@@ -236,6 +216,5 @@ fn walk(
 
 /// Whether a path names a component.
 pub(crate) fn is_component_path(path: &Path) -> bool {
-    path.extension()
-        .is_some_and(|extension| extension == "wasm")
+    path.extension().is_some_and(|extension| extension == "wasm")
 }

@@ -16,18 +16,12 @@ pub struct Context {
 }
 
 impl Context {
-    pub(crate) fn new(
-        limits: &Limits,
-        log: Arc<LogGate>,
-        uses_wasi: bool,
-        alive: Alive,
-    ) -> Context {
+    pub(crate) fn new(limits: &Limits, log: Arc<LogGate>, uses_wasi: bool, alive: Alive) -> Context {
         Context {
             memory: MemoryLimit {
                 memory_bytes: 0,
                 memory_max_bytes: limits.memory_max_bytes,
-                table_max_elements: usize::try_from(limits.table_max_elements)
-                    .unwrap_or(usize::MAX),
+                table_max_elements: usize::try_from(limits.table_max_elements).unwrap_or(usize::MAX),
                 instances_max: usize::try_from(limits.instances_max).unwrap_or(usize::MAX),
                 refused_bytes: None,
             },
@@ -49,12 +43,7 @@ pub(crate) struct MemoryLimit {
 }
 
 impl ResourceLimiter for MemoryLimit {
-    fn memory_growing(
-        &mut self,
-        current: usize,
-        desired: usize,
-        _maximum: Option<usize>,
-    ) -> wasmtime::Result<bool> {
+    fn memory_growing(&mut self, current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
         let wanted = self.memory_bytes + desired.saturating_sub(current) as u64;
         if wanted > self.memory_max_bytes {
             self.refused_bytes = Some(wanted);
@@ -65,12 +54,7 @@ impl ResourceLimiter for MemoryLimit {
         Ok(true)
     }
 
-    fn table_growing(
-        &mut self,
-        _current: usize,
-        desired: usize,
-        _maximum: Option<usize>,
-    ) -> wasmtime::Result<bool> {
+    fn table_growing(&mut self, _current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
         Ok(desired <= self.table_max_elements)
     }
 

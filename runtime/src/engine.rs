@@ -91,17 +91,12 @@ impl Engine {
 
     #[cfg(test)]
     pub(crate) fn clock_runs(&self) -> bool {
-        self.ticker
-            .thread
-            .as_ref()
-            .is_some_and(|thread| !thread.is_finished())
+        self.ticker.thread.as_ref().is_some_and(|thread| !thread.is_finished())
     }
 
     /// Compiles `bytes`, whose SHA-256 is `digest`, or takes the compiled code from the cache.
     pub(crate) fn component(&self, bytes: &[u8], digest: Digest) -> wasmtime::Result<Component> {
-        let path = self
-            .compiled
-            .join(format!("{digest}-{}.cwasm", &self.compatibility[..16]));
+        let path = self.compiled.join(format!("{digest}-{}.cwasm", &self.compatibility[..16]));
         if let Some(code) = self.read_cached(&path, digest) {
             // SAFETY: the code was written by this program: it stands in a directory that only this user can write,
             // and its checksum covers the code, the component's digest and the engine's compatibility hash.
@@ -110,9 +105,7 @@ impl Engine {
                 Err(error) => tracing::debug!(path = %path.display(), %error, "recompiling"),
             }
         }
-        let component = self
-            .compilers
-            .install(|| Component::from_binary(&self.wasm, bytes))?;
+        let component = self.compilers.install(|| Component::from_binary(&self.wasm, bytes))?;
         let code = component.serialize()?;
         let sum = self.checksum(digest, &code);
         if let Err(error) = store::write_atomically(&path, &[&sum, &code]) {
@@ -124,9 +117,7 @@ impl Engine {
 
     /// Drops compiled code of components other than `wanted`.
     pub(crate) fn forget_compiled(&self, wanted: impl Fn(&str) -> bool) {
-        store::remove_files(&self.compiled, |name| {
-            !wanted(name.split('-').next().unwrap_or_default())
-        });
+        store::remove_files(&self.compiled, |name| !wanted(name.split('-').next().unwrap_or_default()));
     }
 
     fn read_cached(&self, path: &Path, digest: Digest) -> Option<Vec<u8>> {
@@ -186,11 +177,7 @@ impl Ticker {
                 }
             })
             .context("starting the epoch clock")?;
-        Ok(Ticker {
-            stop: Some(stop),
-            thread: Some(thread),
-            winding_down,
-        })
+        Ok(Ticker { stop: Some(stop), thread: Some(thread), winding_down })
     }
 }
 
@@ -207,9 +194,7 @@ impl Drop for Ticker {
 /// Ticks after which a call that may take `deadline` is stopped.
 pub(crate) fn ticks(deadline: Duration) -> u64 {
     let ticks = deadline.as_nanos().div_ceil(TICK.as_nanos());
-    u64::try_from(ticks)
-        .unwrap_or(u64::MAX / 2)
-        .saturating_add(1)
+    u64::try_from(ticks).unwrap_or(u64::MAX / 2).saturating_add(1)
 }
 
 fn settings(host: &HostConfig) -> Config {
@@ -272,9 +257,7 @@ mod tests {
 
     fn cached(dir: &Path) -> Vec<PathBuf> {
         let entries = fs::read_dir(dir.join("state/compiled")).expect("the cache");
-        entries
-            .map(|entry| entry.expect("an entry").path())
-            .collect()
+        entries.map(|entry| entry.expect("an entry").path()).collect()
     }
 
     #[test]
@@ -282,9 +265,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let engine = engine(dir.path());
         let digest = Digest::of(BYTES);
-        engine
-            .component(BYTES, digest)
-            .expect("the empty component");
+        engine.component(BYTES, digest).expect("the empty component");
         let path = cached(dir.path()).pop().expect("one entry");
         let good = fs::read(&path).expect("the entry");
         // From the cache: the bytes are not even looked at.
@@ -303,24 +284,17 @@ mod tests {
         // Good code under another component's name is not that component's.
         let other = Digest::of(b"other");
         let renamed = path.with_file_name(
-            path.file_name()
-                .expect("a name")
-                .to_string_lossy()
-                .replace(&digest.to_string(), &other.to_string()),
+            path.file_name().expect("a name").to_string_lossy().replace(&digest.to_string(), &other.to_string()),
         );
         fs::write(&renamed, &good).expect("copying");
-        engine
-            .component(b"other", other)
-            .expect_err("not taken from the cache");
+        engine.component(b"other", other).expect_err("not taken from the cache");
     }
 
     #[test]
     fn code_compiled_under_other_settings_is_not_used() {
         let dir = tempfile::tempdir().expect("a directory");
         let digest = Digest::of(BYTES);
-        engine(dir.path())
-            .component(BYTES, digest)
-            .expect("compiled");
+        engine(dir.path()).component(BYTES, digest).expect("compiled");
         let mut config = HostConfig::new(dir.path().join("plugins"), dir.path().join("state"));
         config.instance_memory_max_bytes = 1 << 20;
         let other = Engine::new(&config).expect("an engine");
@@ -336,13 +310,7 @@ mod tests {
         use std::os::unix::fs::PermissionsExt as _;
         let dir = tempfile::tempdir().expect("a directory");
         let _engine = engine(dir.path());
-        let mode = |path: &str| {
-            fs::metadata(dir.path().join(path))
-                .expect("there")
-                .permissions()
-                .mode()
-                & 0o777
-        };
+        let mode = |path: &str| fs::metadata(dir.path().join(path)).expect("there").permissions().mode() & 0o777;
         assert_eq!((mode("state"), mode("state/compiled")), (0o700, 0o700));
     }
 

@@ -117,11 +117,7 @@ fn log(event: &Event) {
         Change::Live { version, .. } => {
             tracing::info!(slot, plugin, generation, version, "plugin live");
         }
-        Change::Rejected {
-            path,
-            stage,
-            reason,
-        } => {
+        Change::Rejected { path, stage, reason } => {
             tracing::warn!(slot, plugin, ?path, %stage, "plugin rejected: {reason}");
         }
         Change::Retired { reason } => {

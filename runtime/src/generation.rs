@@ -69,12 +69,7 @@ impl<K: Kind> Generation<K> {
         let digest = plugin.digest;
         let indices = K::prepare(&plugin.component)
             .map_err(|error| Rejection::new(Stage::Link, format!("{error:#}")).of(digest))?;
-        let log = LogGate::new(
-            Arc::clone(slot),
-            Arc::clone(&plugin.name),
-            number,
-            limits.log_lines_per_second,
-        );
+        let log = LogGate::new(Arc::clone(slot), Arc::clone(&plugin.name), number, limits.log_lines_per_second);
         let generation = Generation {
             number,
             engine,
@@ -83,12 +78,7 @@ impl<K: Kind> Generation<K> {
             limits: limits.clone(),
             deadline_ticks: limits.deadline_ticks(),
             log: Arc::new(log),
-            benches: (0..benches.max(1))
-                .map(|_| Bench {
-                    idle: Mutex::new(None),
-                    calls: AtomicU64::new(0),
-                })
-                .collect(),
+            benches: (0..benches.max(1)).map(|_| Bench { idle: Mutex::new(None), calls: AtomicU64::new(0) }).collect(),
             health: Mutex::new(Health::new(Rule {
                 strikes_max: limits.strikes_max,
                 backoff_min: Duration::from_millis(limits.backoff_min_ms),
@@ -98,9 +88,7 @@ impl<K: Kind> Generation<K> {
             failures: AtomicU64::new(0),
             plugin,
         };
-        let mut ready = generation
-            .start()
-            .map_err(|rejection| rejection.of(digest))?;
+        let mut ready = generation.start().map_err(|rejection| rejection.of(digest))?;
         if let Some(request) = K::probe() {
             generation
                 .run(&mut ready, &request, &K::Memory::default())
@@ -147,23 +135,13 @@ impl<K: Kind> Generation<K> {
 
     /// One call on the bench numbered `at`; the caller has asked [`admits`](Self::admits). `Turn` says what the call did
     /// to the generation's health.
-    pub(crate) fn call(
-        &self,
-        at: usize,
-        request: &K::Request,
-        memory: &K::Memory,
-    ) -> (Stepped<K>, Turn) {
+    pub(crate) fn call(&self, at: usize, request: &K::Request, memory: &K::Memory) -> (Stepped<K>, Turn) {
         let (calls, idle) = self.bench(at);
         self.call_on(calls, idle, request, memory)
     }
 
     /// One call on any bench that is free, beginning at `hint`; waits for that one when none is.
-    pub(crate) fn call_anywhere(
-        &self,
-        hint: usize,
-        request: &K::Request,
-        memory: &K::Memory,
-    ) -> (Stepped<K>, Turn) {
+    pub(crate) fn call_anywhere(&self, hint: usize, request: &K::Request, memory: &K::Memory) -> (Stepped<K>, Turn) {
         // A free bench with an instance is best, then any free one: instances cost memory.
         for needs_instance in [true, false] {
             for at in 0..self.benches.len() {
@@ -196,11 +174,7 @@ impl<K: Kind> Generation<K> {
         };
         match self.run(ready, request, memory) {
             Ok(answer) => {
-                let turn = if self.unwell.load(Ordering::Relaxed) {
-                    self.succeeded()
-                } else {
-                    Turn::None
-                };
+                let turn = if self.unwell.load(Ordering::Relaxed) { self.succeeded() } else { Turn::None };
                 (Ok(answer), turn)
             }
             Err(failure) => {
@@ -221,14 +195,10 @@ impl<K: Kind> Generation<K> {
                 wasi.begin(now_us);
             }
         }
-        let (answer, memory) =
-            K::step(&ready.world, &mut ready.store, request, memory).map_err(|error| {
-                classify(error, &ready.store, self.limits.deadline_ms, &self.limits)
-            })?;
+        let (answer, memory) = K::step(&ready.world, &mut ready.store, request, memory)
+            .map_err(|error| classify(error, &ready.store, self.limits.deadline_ms, &self.limits))?;
         if K::size_bytes(&answer, &memory) as u64 > self.limits.answer_max_bytes {
-            return Err(Failure::Oversized {
-                limit_bytes: self.limits.answer_max_bytes,
-            });
+            return Err(Failure::Oversized { limit_bytes: self.limits.answer_max_bytes });
         }
         match K::check(request, &answer, &self.limits) {
             Ok(()) => Ok((answer, memory)),
@@ -260,19 +230,11 @@ impl<K: Kind> Generation<K> {
     }
 
     fn start(&self) -> Result<Ready<K>, Rejection> {
-        let (mut store, instance) = self.plugin.start(
-            &self.engine,
-            &self.limits,
-            Arc::clone(&self.log),
-            &self.settings,
-        )?;
+        let (mut store, instance) =
+            self.plugin.start(&self.engine, &self.limits, Arc::clone(&self.log), &self.settings)?;
         let world = K::load(&self.indices, &mut store, &instance)
             .map_err(|error| Rejection::new(Stage::Link, format!("{error:#}")))?;
-        Ok(Ready {
-            has_clock: store.data().wasi.is_some(),
-            store,
-            world,
-        })
+        Ok(Ready { has_clock: store.data().wasi.is_some(), store, world })
     }
 
     fn bench(&self, at: usize) -> (&AtomicU64, MutexGuard<'_, Option<Ready<K>>>) {
@@ -293,38 +255,18 @@ impl<K: Kind> Generation<K> {
 }
 
 /// What wasmtime's error means for the operator.
-pub(crate) fn classify(
-    error: wasmtime::Error,
-    store: &Store<Context>,
-    deadline_ms: u64,
-    limits: &Limits,
-) -> Failure {
+pub(crate) fn classify(error: wasmtime::Error, store: &Store<Context>, deadline_ms: u64, limits: &Limits) -> Failure {
     if let Some(wanted_bytes) = store.data().memory.refused_bytes {
-        return Failure::MemoryLimit {
-            wanted_bytes,
-            limit_bytes: limits.memory_max_bytes,
-        };
+        return Failure::MemoryLimit { wanted_bytes, limit_bytes: limits.memory_max_bytes };
     }
     match error.downcast_ref::<Trap>() {
-        Some(Trap::Interrupt) => Failure::Deadline {
-            limit_ms: deadline_ms,
-        },
+        Some(Trap::Interrupt) => Failure::Deadline { limit_ms: deadline_ms },
         Some(Trap::StackOverflow) => Failure::Stack,
-        Some(trap) => Failure::Trap {
-            message: trap.to_string(),
-        },
+        Some(trap) => Failure::Trap { message: trap.to_string() },
         // wasmtime gives this error no public type, only its text.
-        None if error
-            .root_cause()
-            .to_string()
-            .contains("fuel allocated for hostcalls") =>
-        {
-            Failure::Oversized {
-                limit_bytes: limits.answer_max_bytes,
-            }
+        None if error.root_cause().to_string().contains("fuel allocated for hostcalls") => {
+            Failure::Oversized { limit_bytes: limits.answer_max_bytes }
         }
-        None => Failure::Trap {
-            message: format!("{error:#}"),
-        },
+        None => Failure::Trap { message: format!("{error:#}") },
     }
 }

@@ -43,12 +43,7 @@ pub(crate) enum Turn {
 
 impl Health {
     pub(crate) fn new(rule: Rule) -> Health {
-        Health {
-            state: State::Healthy,
-            strikes: 0,
-            backoff: rule.backoff_min,
-            rule,
-        }
+        Health { state: State::Healthy, strikes: 0, backoff: rule.backoff_min, rule }
     }
 
     pub(crate) fn state(&self) -> State {
@@ -66,9 +61,7 @@ impl Health {
             State::Healthy => true,
             State::Probing { until } | State::Quarantined { until } if now < until => false,
             State::Probing { .. } | State::Quarantined { .. } => {
-                self.state = State::Probing {
-                    until: now + self.backoff,
-                };
+                self.state = State::Probing { until: now + self.backoff };
                 true
             }
         }
@@ -116,11 +109,7 @@ mod tests {
     use super::*;
 
     fn rule() -> Rule {
-        Rule {
-            strikes_max: 3,
-            backoff_min: Duration::from_secs(1),
-            backoff_max: Duration::from_secs(5),
-        }
+        Rule { strikes_max: 3, backoff_min: Duration::from_secs(1), backoff_max: Duration::from_secs(5) }
     }
 
     #[test]
@@ -149,10 +138,7 @@ mod tests {
     }
 
     fn event() -> impl Strategy<Value = Event> {
-        prop_oneof![
-            any::<bool>().prop_map(|succeeds| Event::Call { succeeds }),
-            (0..3_000_u64).prop_map(Event::Pass),
-        ]
+        prop_oneof![any::<bool>().prop_map(|succeeds| Event::Call { succeeds }), (0..3_000_u64).prop_map(Event::Pass),]
     }
 
     proptest! {

@@ -78,15 +78,9 @@ impl HostConfig {
     }
 
     fn check(&self) -> anyhow::Result<()> {
-        anyhow::ensure!(
-            self.compile_threads >= 1,
-            "compile_threads is 0, expected 1 or more"
-        );
+        anyhow::ensure!(self.compile_threads >= 1, "compile_threads is 0, expected 1 or more");
         anyhow::ensure!(self.shards >= 1, "shards is 0, expected 1 or more");
-        anyhow::ensure!(
-            self.instances_max >= 1,
-            "instances_max is 0, expected 1 or more"
-        );
+        anyhow::ensure!(self.instances_max >= 1, "instances_max is 0, expected 1 or more");
         anyhow::ensure!(
             self.instance_memory_max_bytes >= 64 << 10,
             "instance_memory_max_bytes is {}, expected 65536 or more",
@@ -242,10 +236,7 @@ impl Host {
         builtin: impl Fn(&K::Request, &K::Memory) -> (K::Answer, K::Memory) + Send + Sync + 'static,
     ) -> anyhow::Result<Slot<K>> {
         let inner = &*self.0;
-        plugin
-            .limits
-            .check()
-            .map_err(|reason| anyhow::anyhow!("slot {name}: {reason}"))?;
+        plugin.limits.check().map_err(|reason| anyhow::anyhow!("slot {name}: {reason}"))?;
         anyhow::ensure!(
             plugin.limits.memory_max_bytes <= inner.config.instance_memory_max_bytes,
             "slot {name}: memory_max_bytes is {}, the host reserves {}",
@@ -272,15 +263,7 @@ impl Host {
         if let Some(name) = &plugin.plugin {
             settings.insert(name.clone(), plugin.settings);
         }
-        control.wanted.insert(
-            name.to_owned(),
-            Wanted {
-                plugin: plugin.plugin,
-                settings,
-                offered: None,
-                live: None,
-            },
-        );
+        control.wanted.insert(name.to_owned(), Wanted { plugin: plugin.plugin, settings, offered: None, live: None });
         if control.opened {
             let mut rejected = Vec::new();
             inner.settle(&mut control, &mut rejected);
@@ -291,16 +274,9 @@ impl Host {
     /// Looks at the plugin directory for the first time and serves what is wanted and sound. A plugin that is not is
     /// reported, and what last worked in its place serves, else the built-in.
     pub fn open(&self) -> ScanReport {
-        let look = Look {
-            thorough: true,
-            ..Look::default()
-        };
+        let look = Look { thorough: true, ..Look::default() };
         let rejected = self.0.look(&look, Why::First).rejected;
-        ScanReport {
-            plugins: self.plugins(),
-            slots: self.status(),
-            rejected,
-        }
+        ScanReport { plugins: self.plugins(), slots: self.status(), rejected }
     }
 
     /// Follows the plugin directory from now on, on a thread of its own. Calling it again does nothing.
@@ -321,11 +297,7 @@ impl Host {
                 None
             }
         };
-        let debounce = Debounce::new(
-            inner.config.quiet,
-            inner.config.scan_interval,
-            Instant::now(),
-        );
+        let debounce = Debounce::new(inner.config.quiet, inner.config.scan_interval, Instant::now());
         // What changed between the first scan and the watch.
         let _ = wakes.send(Wake::Changed);
         let host: Weak<Inner> = Arc::downgrade(&self.0);
@@ -391,10 +363,7 @@ impl Host {
     /// Reads the plugin directory anew and makes a new generation of the slot's plugin, even from the same bytes.
     pub fn reload(&self, slot: &str) -> Result<Status, ControlError> {
         let inner = &*self.0;
-        let look = Look {
-            thorough: true,
-            ..Look::default()
-        };
+        let look = Look { thorough: true, ..Look::default() };
         inner.look(&look, Why::Asked);
         let (mut control, receiver) = inner.change(slot)?;
         let wanted = &control.wanted[slot];
@@ -492,10 +461,7 @@ impl Inner {
     }
 
     /// The lock under which `slot` may be changed, and the slot.
-    fn change(
-        &self,
-        slot: &str,
-    ) -> Result<(MutexGuard<'_, Control>, Arc<dyn Receiver>), ControlError> {
+    fn change(&self, slot: &str) -> Result<(MutexGuard<'_, Control>, Arc<dyn Receiver>), ControlError> {
         let control = self.control();
         if self.stopped.load(Ordering::Acquire) {
             return Err(ControlError::Stopped);
@@ -503,10 +469,7 @@ impl Inner {
         let slots = self.slots.read().unwrap_or_else(PoisonError::into_inner);
         match slots.get(slot) {
             Some(receiver) => Ok((control, Arc::clone(receiver))),
-            None => Err(ControlError::UnknownSlot {
-                slot: slot.to_owned(),
-                known: slots.keys().cloned().collect(),
-            }),
+            None => Err(ControlError::UnknownSlot { slot: slot.to_owned(), known: slots.keys().cloned().collect() }),
         }
     }
 
@@ -559,17 +522,13 @@ impl Inner {
                 plugin: Some(duplicate.name.to_string()),
                 generation: 0,
                 digest: None,
-                change: Change::Duplicate {
-                    serves: duplicate.serves.clone(),
-                    ignored: duplicate.ignored.clone(),
-                },
+                change: Change::Duplicate { serves: duplicate.serves.clone(), ignored: duplicate.ignored.clone() },
             });
         }
         control.duplicates = duplicates;
         if why == Why::First {
             control.store.forget_others();
-            self.engine
-                .forget_compiled(|digest| control.store.names(digest));
+            self.engine.forget_compiled(|digest| control.store.names(digest));
         }
         self.plugins.store(Arc::new(control.catalog.list()));
         looked
@@ -588,10 +547,7 @@ impl Inner {
         for (path, stamp) in found {
             let full = self.config.plugin_dir.join(&path);
             let complete = look.complete.contains(&full);
-            let is_same = control
-                .catalog
-                .file(&path)
-                .is_some_and(|file| file.stamp == stamp);
+            let is_same = control.catalog.file(&path).is_some_and(|file| file.stamp == stamp);
             if look.restless.contains(&full) || (is_same && !look.thorough && !complete) {
                 continue;
             }
@@ -614,19 +570,9 @@ impl Inner {
         }
     }
 
-    fn take_file(
-        &self,
-        control: &mut Control,
-        path: PathBuf,
-        stamp: catalog::Stamp,
-        why: Why,
-        looked: &mut Looked,
-    ) {
+    fn take_file(&self, control: &mut Control, path: PathBuf, stamp: catalog::Stamp, why: Why, looked: &mut Looked) {
         let name = path.to_string_lossy().into_owned();
-        let read = load::read(
-            &self.config.plugin_dir.join(&path),
-            self.config.file_max_bytes,
-        );
+        let read = load::read(&self.config.plugin_dir.join(&path), self.config.file_max_bytes);
         let (digest, now) = match read {
             Ok(bytes) => {
                 let digest = Digest::of(&bytes);
@@ -671,12 +617,7 @@ impl Inner {
                 looked.rejected.push(rejection.clone());
             }
         }
-        let file = File {
-            digest,
-            stamp,
-            now,
-            good,
-        };
+        let file = File { digest, stamp, now, good };
         control.catalog.set(path, file);
     }
 
@@ -728,12 +669,7 @@ impl Inner {
         }
     }
 
-    fn rejected(
-        &self,
-        receiver: Option<&dyn Receiver>,
-        plugin: Option<&Arc<str>>,
-        rejection: &Rejection,
-    ) {
+    fn rejected(&self, receiver: Option<&dyn Receiver>, plugin: Option<&Arc<str>>, rejection: &Rejection) {
         self.events.send(Event {
             slot: receiver.map(|receiver| receiver.name().to_string()),
             plugin: plugin.map(ToString::to_string),
@@ -751,31 +687,23 @@ impl Inner {
 impl Control {
     fn add_kind<K: Kind>(&mut self) -> anyhow::Result<()> {
         if self.kinds.iter().all(|kind| kind.name != K::NAME) {
-            let kind =
-                KindInfo::of::<K>().with_context(|| format!("the WIT of kind {}", K::NAME))?;
+            let kind = KindInfo::of::<K>().with_context(|| format!("the WIT of kind {}", K::NAME))?;
             self.kinds.push(Arc::new(kind));
         }
         Ok(())
     }
 
     fn of(&mut self, slot: &str) -> &mut Wanted {
-        self.wanted
-            .get_mut(slot)
-            .expect("every slot has its entry from the moment it exists")
+        self.wanted.get_mut(slot).expect("every slot has its entry from the moment it exists")
     }
 
     /// Notes that `plugin` serves with `settings`.
     fn serves(&mut self, receiver: &dyn Receiver, plugin: &Plugin, settings: Value) {
-        let good = Good {
-            plugin: plugin.name.to_string(),
-            digest: plugin.digest,
-        };
+        let good = Good { plugin: plugin.name.to_string(), digest: plugin.digest };
         self.store.slot_works(receiver.name(), good);
         let wanted = self.of(receiver.name());
         wanted.plugin = Some(plugin.name.to_string());
-        wanted
-            .settings
-            .insert(plugin.name.to_string(), settings.clone());
+        wanted.settings.insert(plugin.name.to_string(), settings.clone());
         wanted.live = Some((plugin.digest, settings));
         wanted.offered = wanted.live.clone();
     }

@@ -31,8 +31,7 @@ pub(crate) struct KindInfo {
     resolve: Resolve,
     world_id: WorldId,
     /// Whether the kind's functions can be taken from an instance.
-    pub(crate) check:
-        fn(&InstancePre<Context>, &mut Store<Context>, &Instance) -> wasmtime::Result<()>,
+    pub(crate) check: fn(&InstancePre<Context>, &mut Store<Context>, &Instance) -> wasmtime::Result<()>,
 }
 
 impl KindInfo {
@@ -50,9 +49,7 @@ impl KindInfo {
             world: K::WORLD,
             resolve,
             world_id,
-            check: |component, store, instance| {
-                K::load(&K::prepare(component)?, store, instance).map(drop)
-            },
+            check: |component, store, instance| K::load(&K::prepare(component)?, store, instance).map(drop),
         })
     }
 }
@@ -62,20 +59,14 @@ pub(crate) fn inspect(kinds: &[Arc<KindInfo>], bytes: &[u8]) -> Result<Arc<KindI
     let (resolve, world) = component_of(bytes).map_err(|problem| vec![problem])?;
     let kind = kind_of(kinds, &resolve, world).map_err(|problem| vec![problem])?;
     let problems = differences(kind, &resolve, world);
-    if problems.is_empty() {
-        Ok(Arc::clone(kind))
-    } else {
-        Err(problems)
-    }
+    if problems.is_empty() { Ok(Arc::clone(kind)) } else { Err(problems) }
 }
 
 fn component_of(bytes: &[u8]) -> Result<(Resolve, WorldId), String> {
     if bytes.starts_with(&CORE_MODULE) {
-        return Err(
-            "a core module, not a component: build it with `tenon plugin build`, or encode it \
+        return Err("a core module, not a component: build it with `tenon plugin build`, or encode it \
              with `wasm-tools component new`"
-                .into(),
-        );
+            .into());
     }
     if !bytes.starts_with(&COMPONENT) {
         return Err("not a WebAssembly component".into());
@@ -83,19 +74,13 @@ fn component_of(bytes: &[u8]) -> Result<(Resolve, WorldId), String> {
     // The bytes are anybody's: whatever the decoder does with them must not take the control thread along.
     match std::panic::catch_unwind(|| decode(bytes)) {
         Ok(Ok(DecodedWasm::Component(resolve, world))) => Ok((resolve, world)),
-        Ok(Ok(DecodedWasm::WitPackage(..))) => {
-            Err("an encoded WIT package, not a component".into())
-        }
+        Ok(Ok(DecodedWasm::WitPackage(..))) => Err("an encoded WIT package, not a component".into()),
         Ok(Err(error)) => Err(format!("not a valid component: {error:#}")),
         Err(_) => Err("not a valid component: its types cannot be decoded".into()),
     }
 }
 
-fn kind_of<'a>(
-    kinds: &'a [Arc<KindInfo>],
-    resolve: &Resolve,
-    world: WorldId,
-) -> Result<&'a Arc<KindInfo>, String> {
+fn kind_of<'a>(kinds: &'a [Arc<KindInfo>], resolve: &Resolve, world: WorldId) -> Result<&'a Arc<KindInfo>, String> {
     let exports = names(resolve, resolve.worlds[world].exports.keys());
     let fits = |kind: &&Arc<KindInfo>| {
         let mut exports = exports.iter();
@@ -104,18 +89,14 @@ fn kind_of<'a>(
     let mut fitting = kinds.iter().filter(fits);
     match (fitting.next(), fitting.next()) {
         (Some(kind), None) => Ok(kind),
-        (Some(one), Some(other)) => Err(format!(
-            "exports {} and {}: a component is of one kind",
-            one.interface, other.interface
-        )),
+        (Some(one), Some(other)) => {
+            Err(format!("exports {} and {}: a component is of one kind", one.interface, other.interface))
+        }
         (None, _) => {
             for kind in kinds {
                 for export in &exports {
                     if same_interface(export, kind.interface) == Some(false) {
-                        return Err(format!(
-                            "exports {export}, this host serves {}",
-                            kind.interface
-                        ));
+                        return Err(format!("exports {export}, this host serves {}", kind.interface));
                     }
                 }
             }
@@ -123,11 +104,7 @@ fn kind_of<'a>(
             Err(format!(
                 "exports none of the interfaces that this host serves ({}), but {}",
                 served.join(", "),
-                if exports.is_empty() {
-                    "nothing".into()
-                } else {
-                    exports.join(", ")
-                }
+                if exports.is_empty() { "nothing".into() } else { exports.join(", ") }
             ))
         }
     }
@@ -139,24 +116,13 @@ fn differences(kind: &KindInfo, resolve: &Resolve, world: WorldId) -> Vec<String
     let mut problems = Vec::new();
     for (key, item) in &expected.exports {
         let name = kind.resolve.name_world_key(key);
-        let found = actual
-            .exports
-            .iter()
-            .find(|(key, _)| same_interface(&resolve.name_world_key(key), &name) == Some(true));
+        let found =
+            actual.exports.iter().find(|(key, _)| same_interface(&resolve.name_world_key(key), &name) == Some(true));
         match (item, found.map(|(_, item)| item)) {
             (_, None) => problems.push(format!("missing export {name}")),
-            (
-                WorldItem::Interface { id: expected, .. },
-                Some(WorldItem::Interface { id: actual, .. }),
-            ) => functions(
-                &name,
-                "lacks",
-                &kind.resolve,
-                *expected,
-                resolve,
-                *actual,
-                &mut problems,
-            ),
+            (WorldItem::Interface { id: expected, .. }, Some(WorldItem::Interface { id: actual, .. })) => {
+                functions(&name, "lacks", &kind.resolve, *expected, resolve, *actual, &mut problems)
+            }
             _ => problems.push(format!("export {name} is not an interface")),
         }
     }
@@ -165,23 +131,15 @@ fn differences(kind: &KindInfo, resolve: &Resolve, world: WorldId) -> Vec<String
         if name.starts_with(WASI) {
             continue;
         }
-        let found = expected.imports.iter().find(|(key, _)| {
-            same_interface(&name, &kind.resolve.name_world_key(key)) == Some(true)
-        });
+        let found = expected
+            .imports
+            .iter()
+            .find(|(key, _)| same_interface(&name, &kind.resolve.name_world_key(key)) == Some(true));
         match (item, found.map(|(_, item)| item)) {
             // What it imports it must be given: the component's functions are the expected ones here.
-            (
-                WorldItem::Interface { id: actual, .. },
-                Some(WorldItem::Interface { id: expected, .. }),
-            ) => functions(
-                &name,
-                "is not given",
-                resolve,
-                *actual,
-                &kind.resolve,
-                *expected,
-                &mut problems,
-            ),
+            (WorldItem::Interface { id: actual, .. }, Some(WorldItem::Interface { id: expected, .. })) => {
+                functions(&name, "is not given", resolve, *actual, &kind.resolve, *expected, &mut problems)
+            }
             (WorldItem::Type { .. }, _) => {}
             _ => problems.push(format!(
                 "imports {name}, which a {} plugin is not given (it may import {})",
@@ -206,10 +164,7 @@ fn functions(
     let offered = &offered_in.interfaces[offered];
     for (name, function) in &wanted_in.interfaces[wanted].functions {
         match offered.functions.get(name) {
-            None => problems.push(format!(
-                "{interface} {lacks} {}",
-                signature(wanted_in, function)
-            )),
+            None => problems.push(format!("{interface} {lacks} {}", signature(wanted_in, function))),
             Some(other) => {
                 if let Some(difference) = mistyped(offered_in, other, wanted_in, function) {
                     problems.push(format!("{interface}: {name}: {difference}"));
@@ -219,65 +174,38 @@ fn functions(
     }
 }
 
-fn mistyped(
-    actual_in: &Resolve,
-    actual: &Function,
-    expected_in: &Resolve,
-    expected: &Function,
-) -> Option<String> {
+fn mistyped(actual_in: &Resolve, actual: &Function, expected_in: &Resolve, expected: &Function) -> Option<String> {
     if actual.params.len() != expected.params.len()
         || actual.result.is_some() != expected.result.is_some()
         || actual.kind.is_async() != expected.kind.is_async()
     {
-        return Some(format!(
-            "is {}, expected {}",
-            signature(actual_in, actual),
-            signature(expected_in, expected)
-        ));
+        return Some(format!("is {}, expected {}", signature(actual_in, actual), signature(expected_in, expected)));
     }
     for (a, e) in actual.params.iter().zip(&expected.params) {
         if let Some(difference) = unlike(actual_in, &a.ty, expected_in, &e.ty) {
             return Some(format!("parameter {}: {difference}", e.name));
         }
     }
-    let difference = unlike(
-        actual_in,
-        actual.result.as_ref()?,
-        expected_in,
-        expected.result.as_ref()?,
-    )?;
+    let difference = unlike(actual_in, actual.result.as_ref()?, expected_in, expected.result.as_ref()?)?;
     Some(format!("result: {difference}"))
 }
 
 /// The first difference of two types by structure, as wasmtime compares them.
 fn unlike(ar: &Resolve, actual: &Type, er: &Resolve, expected: &Type) -> Option<String> {
     let (actual, expected) = (plain(ar, actual), plain(er, expected));
-    let is_not = || {
-        Some(format!(
-            "is {}, expected {}",
-            show(ar, &actual),
-            show(er, &expected)
-        ))
-    };
+    let is_not = || Some(format!("is {}, expected {}", show(ar, &actual), show(er, &expected)));
     let (Type::Id(a), Type::Id(e)) = (actual, expected) else {
         return if actual == expected { None } else { is_not() };
     };
-    let inner = |place: &str, a: &Type, e: &Type| {
-        unlike(ar, a, er, e).map(|difference| format!("{place}: {difference}"))
-    };
+    let inner =
+        |place: &str, a: &Type, e: &Type| unlike(ar, a, er, e).map(|difference| format!("{place}: {difference}"));
     let optional = |place: &str, a: &Option<Type>, e: &Option<Type>| match (a, e) {
         (None, None) => None,
         (Some(a), Some(e)) => inner(place, a, e),
         _ => is_not(),
     };
     let named = |what: &str, actual: Vec<&str>, expected: Vec<&str>| {
-        (actual != expected).then(|| {
-            format!(
-                "has {what} {}, expected {}",
-                actual.join(", "),
-                expected.join(", ")
-            )
-        })
+        (actual != expected).then(|| format!("has {what} {}, expected {}", actual.join(", "), expected.join(", ")))
     };
     match (&ar.types[a].kind, &er.types[e].kind) {
         (TypeDefKind::Record(a), TypeDefKind::Record(e)) => named(
@@ -364,11 +292,7 @@ fn show(resolve: &Resolve, ty: &Type) -> String {
         TypeDefKind::List(ty) => format!("list<{}>", show(resolve, ty)),
         TypeDefKind::Option(ty) => format!("option<{}>", show(resolve, ty)),
         TypeDefKind::Result(result) => {
-            format!(
-                "result<{}, {}>",
-                optional(&result.ok),
-                optional(&result.err)
-            )
+            format!("result<{}, {}>", optional(&result.ok), optional(&result.err))
         }
         TypeDefKind::Type(ty) => show(resolve, ty),
         other => other.as_str().into(),
@@ -390,8 +314,7 @@ fn same_interface(one: &str, other: &str) -> Option<bool> {
     let ((one, a), (other, b)) = (split(one), split(other));
     (one == other).then(|| match (a, b) {
         (Some(a), Some(b)) => {
-            a.major == b.major
-                && (a.major > 0 || (a.minor == b.minor && (a.minor > 0 || a.patch == b.patch)))
+            a.major == b.major && (a.major > 0 || (a.minor == b.minor && (a.minor > 0 || a.patch == b.patch)))
         }
         (a, b) => a == b,
     })

@@ -45,11 +45,7 @@ pub trait Kind: Sized + Send + Sync + 'static {
     fn prepare(component: &InstancePre<Context>) -> wasmtime::Result<Self::Indices>;
 
     /// Takes the world's functions from a fresh instance. Errors: one has another type than the world's.
-    fn load(
-        indices: &Self::Indices,
-        store: &mut Store<Context>,
-        instance: &Instance,
-    ) -> wasmtime::Result<Self::World>;
+    fn load(indices: &Self::Indices, store: &mut Store<Context>, instance: &Instance) -> wasmtime::Result<Self::World>;
 
     /// Calls the guest. Errors: whatever wasmtime reports; the instance is then dropped and the memory stays as it was.
     fn step(
@@ -61,11 +57,7 @@ pub trait Kind: Sized + Send + Sync + 'static {
 
     /// Whether the answer is one that the host may act on: the single place where that is decided, whatever version of
     /// the interface it came through. Errors: the rule it breaks; the call then counts as failed.
-    fn check(
-        request: &Self::Request,
-        answer: &Self::Answer,
-        limits: &Limits,
-    ) -> Result<(), Refusal> {
+    fn check(request: &Self::Request, answer: &Self::Answer, limits: &Limits) -> Result<(), Refusal> {
         let _ = (request, answer, limits);
         Ok(())
     }

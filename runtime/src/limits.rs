@@ -35,10 +35,7 @@ impl Default for PluginConfig {
 impl PluginConfig {
     /// A slot served by `plugin` with its default configuration.
     pub fn plugin(name: impl Into<String>) -> PluginConfig {
-        PluginConfig {
-            plugin: Some(name.into()),
-            ..PluginConfig::default()
-        }
+        PluginConfig { plugin: Some(name.into()), ..PluginConfig::default() }
     }
 }
 
@@ -109,34 +106,14 @@ impl Limits {
             ("deadline_ms", self.deadline_ms, 50, 60_000),
             ("start_deadline_ms", self.start_deadline_ms, 50, 600_000),
             ("memory_max_bytes", self.memory_max_bytes, 64 << 10, 4 << 30),
-            (
-                "table_max_elements",
-                self.table_max_elements,
-                1,
-                engine::TABLE_ELEMENTS_MAX.into(),
-            ),
+            ("table_max_elements", self.table_max_elements, 1, engine::TABLE_ELEMENTS_MAX.into()),
             ("instances_max", self.instances_max, 1, 64),
             ("answer_max_bytes", self.answer_max_bytes, 1 << 10, 64 << 20),
-            (
-                "log_lines_per_second",
-                self.log_lines_per_second.into(),
-                0,
-                10_000,
-            ),
-            (
-                "memory_keys_max",
-                self.memory_keys_max as u64,
-                16,
-                10_000_000,
-            ),
+            ("log_lines_per_second", self.log_lines_per_second.into(), 0, 10_000),
+            ("memory_keys_max", self.memory_keys_max as u64, 16, 10_000_000),
             ("strikes_max", self.strikes_max.into(), 1, 1_000_000),
             ("backoff_min_ms", self.backoff_min_ms, 1, 3_600_000),
-            (
-                "backoff_max_ms",
-                self.backoff_max_ms,
-                self.backoff_min_ms,
-                86_400_000,
-            ),
+            ("backoff_max_ms", self.backoff_max_ms, self.backoff_min_ms, 86_400_000),
         ];
         for (name, value, low, high) in ranges {
             if !(low..=high).contains(&value) {
@@ -208,15 +185,8 @@ impl Failure {
         Self::CAUSES[self.index()]
     }
 
-    pub(crate) const CAUSES: [&'static str; 7] = [
-        "trap",
-        "deadline",
-        "memory-limit",
-        "stack",
-        "refused",
-        "oversized",
-        "instance",
-    ];
+    pub(crate) const CAUSES: [&'static str; 7] =
+        ["trap", "deadline", "memory-limit", "stack", "refused", "oversized", "instance"];
 
     pub(crate) fn index(&self) -> usize {
         match self {

@@ -85,12 +85,7 @@ pub struct Rejection {
 
 impl Rejection {
     pub(crate) fn new(stage: Stage, reason: impl fmt::Display) -> Rejection {
-        Rejection {
-            path: None,
-            digest: None,
-            stage,
-            reason: reason.to_string(),
-        }
+        Rejection { path: None, digest: None, stage, reason: reason.to_string() }
     }
 
     pub(crate) fn of(mut self, digest: Digest) -> Rejection {
@@ -130,10 +125,7 @@ pub struct MemoryId {
 
 impl MemoryId {
     /// The built-in's memory.
-    pub const BUILTIN: MemoryId = MemoryId {
-        plugin: None,
-        version: 0,
-    };
+    pub const BUILTIN: MemoryId = MemoryId { plugin: None, version: 0 };
 }
 
 impl fmt::Display for MemoryId {
@@ -159,10 +151,7 @@ pub(crate) struct Plugin {
 
 impl Plugin {
     pub(crate) fn memory_id(&self) -> MemoryId {
-        MemoryId {
-            plugin: Some(self.name.to_string()),
-            version: self.description.memory_version,
-        }
+        MemoryId { plugin: Some(self.name.to_string()), version: self.description.memory_version }
     }
 
     /// Whether `settings` fit the plugin's schema. Errors: the first three places where they do not.
@@ -177,11 +166,7 @@ impl Plugin {
                 format!("{place}: {error}")
             })
             .collect();
-        if wrong.is_empty() {
-            Ok(())
-        } else {
-            Err(Rejection::new(Stage::Settings, wrong.join("; ")).of(self.digest))
-        }
+        if wrong.is_empty() { Ok(()) } else { Err(Rejection::new(Stage::Settings, wrong.join("; ")).of(self.digest)) }
     }
 
     /// A fresh instance, described and configured: ready for its first step.
@@ -192,19 +177,10 @@ impl Plugin {
         log: Arc<LogGate>,
         settings: &str,
     ) -> Result<(Store<Context>, Instance), Rejection> {
-        let (mut store, instance, lifecycle) = instantiate(
-            engine,
-            &self.component,
-            &self.lifecycle,
-            limits,
-            log,
-            self.uses_wasi,
-        )?;
+        let (mut store, instance, lifecycle) =
+            instantiate(engine, &self.component, &self.lifecycle, limits, log, self.uses_wasi)?;
         let failed = |stage: Stage, store: &Store<Context>, error: wasmtime::Error| {
-            Rejection::new(
-                stage,
-                classify(error, store, limits.start_deadline_ms, limits),
-            )
+            Rejection::new(stage, classify(error, store, limits.start_deadline_ms, limits))
         };
         let lifecycle = lifecycle.tenon_host_lifecycle();
         // The contract promises every instance that it is described before it is configured.
@@ -257,51 +233,34 @@ fn load_digested(
     digest: Digest,
     progress: &mut dyn FnMut(Stage, &str),
 ) -> Result<Plugin, Rejection> {
-    let kind = inspect::inspect(kinds, bytes)
-        .map_err(|problems| Rejection::new(Stage::Inspect, problems.join("; ")))?;
+    let kind =
+        inspect::inspect(kinds, bytes).map_err(|problems| Rejection::new(Stage::Inspect, problems.join("; ")))?;
     progress(Stage::Inspect, &format!("fits {}", kind.world));
 
-    let component = engine
-        .component(bytes, digest)
-        .map_err(|error| Rejection::new(Stage::Compile, format!("{error:#}")))?;
+    let component =
+        engine.component(bytes, digest).map_err(|error| Rejection::new(Stage::Compile, format!("{error:#}")))?;
     progress(Stage::Compile, "compiled");
 
     let link = |error: wasmtime::Error| Rejection::new(Stage::Link, format!("{error:#}"));
     let mut linker = Linker::new(engine.wasm());
-    bindings::tenon::host::log::add_to_linker::<_, HasSelf<Context>>(&mut linker, |context| {
-        context
-    })
-    .map_err(link)?;
+    bindings::tenon::host::log::add_to_linker::<_, HasSelf<Context>>(&mut linker, |context| context).map_err(link)?;
     let uses_wasi = wasi::add_to_linker(&mut linker, &component).map_err(link)?;
     let component = linker.instantiate_pre(&component).map_err(link)?;
     let lifecycle = bindings::PluginIndices::new(&component).map_err(link)?;
 
     // No slot is known yet: whatever any slot could allow.
     let limits = engine.widest_limits();
-    let log = Arc::new(LogGate::new(
-        "".into(),
-        "".into(),
-        0,
-        limits.log_lines_per_second,
-    ));
-    let (mut store, instance, world) =
-        instantiate(engine, &component, &lifecycle, &limits, log, uses_wasi)?;
+    let log = Arc::new(LogGate::new("".into(), "".into(), 0, limits.log_lines_per_second));
+    let (mut store, instance, world) = instantiate(engine, &component, &lifecycle, &limits, log, uses_wasi)?;
     (kind.check)(&component, &mut store, &instance).map_err(link)?;
     progress(Stage::Link, "instantiated");
 
-    let raw = world
-        .tenon_host_lifecycle()
-        .call_describe(&mut store)
-        .map_err(|error| {
-            let failure = classify(error, &store, limits.start_deadline_ms, &limits);
-            Rejection::new(Stage::Describe, failure)
-        })?;
-    let (description, schema) =
-        describe(raw).map_err(|reason| Rejection::new(Stage::Describe, reason))?;
-    progress(
-        Stage::Describe,
-        &format!("{} {}", description.name, description.version),
-    );
+    let raw = world.tenon_host_lifecycle().call_describe(&mut store).map_err(|error| {
+        let failure = classify(error, &store, limits.start_deadline_ms, &limits);
+        Rejection::new(Stage::Describe, failure)
+    })?;
+    let (description, schema) = describe(raw).map_err(|reason| Rejection::new(Stage::Describe, reason))?;
+    progress(Stage::Describe, &format!("{} {}", description.name, description.version));
     Ok(Plugin {
         digest,
         kind: kind.name,
@@ -347,34 +306,23 @@ fn describe(
     raw: bindings::exports::tenon::host::lifecycle::Description,
 ) -> Result<(Description, jsonschema::Validator), String> {
     if !is_name(&raw.name) {
-        return Err(format!(
-            "name {:?}: expected 1 to 64 lower-case letters, digits and `-`",
-            one_line(&raw.name)
-        ));
+        return Err(format!("name {:?}: expected 1 to 64 lower-case letters, digits and `-`", one_line(&raw.name)));
     }
     if let Err(error) = semver::Version::parse(&raw.version) {
         return Err(format!("version {:?}: {error}", one_line(&raw.version)));
     }
     if raw.summary.len() > 200 {
-        return Err(format!(
-            "summary of {} bytes, at most 200",
-            raw.summary.len()
-        ));
+        return Err(format!("summary of {} bytes, at most 200", raw.summary.len()));
     }
     if raw.config_schema.len() > SCHEMA_MAX_BYTES {
-        return Err(format!(
-            "config-schema of {} bytes, at most {SCHEMA_MAX_BYTES}",
-            raw.config_schema.len()
-        ));
+        return Err(format!("config-schema of {} bytes, at most {SCHEMA_MAX_BYTES}", raw.config_schema.len()));
     }
     let text = match raw.config_schema.trim() {
         "" => "{}",
         text => text,
     };
-    let config_schema: Value =
-        serde_json::from_str(text).map_err(|error| format!("config-schema: {error}"))?;
-    let schema = jsonschema::validator_for(&config_schema)
-        .map_err(|error| format!("config-schema: {error}"))?;
+    let config_schema: Value = serde_json::from_str(text).map_err(|error| format!("config-schema: {error}"))?;
+    let schema = jsonschema::validator_for(&config_schema).map_err(|error| format!("config-schema: {error}"))?;
     let description = Description {
         name: raw.name,
         version: raw.version,
@@ -386,24 +334,16 @@ fn describe(
 }
 
 fn is_name(name: &str) -> bool {
-    (1..=64).contains(&name.len())
-        && name
-            .bytes()
-            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+    (1..=64).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
 }
 
 /// A guest's text as one line of at most 500 bytes.
 fn one_line(text: &str) -> String {
-    text[..text.floor_char_boundary(500)]
-        .chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .collect()
+    text[..text.floor_char_boundary(500)].chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 impl From<Rejection> for Failure {
     fn from(rejection: Rejection) -> Failure {
-        Failure::Instance {
-            reason: rejection.to_string(),
-        }
+        Failure::Instance { reason: rejection.to_string() }
     }
 }

@@ -41,22 +41,13 @@ struct Window {
 }
 
 impl LogGate {
-    pub(crate) fn new(
-        slot: Arc<str>,
-        plugin: Arc<str>,
-        generation: u64,
-        lines_per_second: u32,
-    ) -> LogGate {
+    pub(crate) fn new(slot: Arc<str>, plugin: Arc<str>, generation: u64, lines_per_second: u32) -> LogGate {
         LogGate {
             slot,
             plugin,
             generation,
             lines_per_second,
-            window: Mutex::new(Window {
-                since: Instant::now(),
-                lines: 0,
-                dropped: 0,
-            }),
+            window: Mutex::new(Window { since: Instant::now(), lines: 0, dropped: 0 }),
         }
     }
 
@@ -77,11 +68,7 @@ impl LogGate {
         let mut dropped = 0;
         if now.saturating_duration_since(window.since) >= Duration::from_secs(1) {
             dropped = window.dropped;
-            *window = Window {
-                since: now,
-                lines: 0,
-                dropped: 0,
-            };
+            *window = Window { since: now, lines: 0, dropped: 0 };
         }
         if window.lines >= self.lines_per_second {
             // The count carries over, so that the line that tells of it comes with the first one let through.
@@ -117,10 +104,7 @@ enum Admitted {
 /// At most [`LINE_MAX_BYTES`] of `message`, as one line: a guest must not be able to forge other lines.
 fn one_line(message: &str) -> String {
     let end = message.floor_char_boundary(LINE_MAX_BYTES);
-    message[..end]
-        .chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .collect()
+    message[..end].chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 impl log::Host for Context {
@@ -158,9 +142,6 @@ mod tests {
     fn a_line_is_cut_at_a_character_within_its_bytes_and_stays_one_line() {
         assert_eq!(one_line("a\nb\u{1b}[1m"), "a b [1m");
         assert_eq!(one_line(&"é".repeat(600)).len(), LINE_MAX_BYTES);
-        assert_eq!(
-            one_line(&format!("a{}", "é".repeat(600))).len(),
-            LINE_MAX_BYTES - 1
-        );
+        assert_eq!(one_line(&format!("a{}", "é".repeat(600))).len(), LINE_MAX_BYTES - 1);
     }
 }

@@ -21,11 +21,7 @@ struct Entry<K, M> {
 impl<K: Eq, M> Memory<K, M> {
     /// Keeps at most `keys_max` keys, and at least 2.
     pub(crate) fn new(keys_max: usize) -> Memory<K, M> {
-        Memory {
-            young: HashTable::new(),
-            old: HashTable::new(),
-            half_max: (keys_max / 2).max(1),
-        }
+        Memory { young: HashTable::new(), old: HashTable::new(), half_max: (keys_max / 2).max(1) }
     }
 
     /// The memory of `key`, whose hash is `hash`; it counts as used.
@@ -57,9 +53,7 @@ impl<K: Eq, M> Memory<K, M> {
             std::mem::swap(&mut self.young, &mut self.old);
             self.young.clear();
         }
-        let added = self
-            .young
-            .insert_unique(entry.hash, entry, |entry| entry.hash);
+        let added = self.young.insert_unique(entry.hash, entry, |entry| entry.hash);
         &mut added.into_mut().memory
     }
 }

@@ -73,9 +73,8 @@ pub struct Step<K: Kind> {
 }
 
 /// The native step: what a slot falls back to.
-pub(crate) type Builtin<K> = dyn Fn(&<K as Kind>::Request, &<K as Kind>::Memory) -> (<K as Kind>::Answer, <K as Kind>::Memory)
-    + Send
-    + Sync;
+pub(crate) type Builtin<K> =
+    dyn Fn(&<K as Kind>::Request, &<K as Kind>::Memory) -> (<K as Kind>::Answer, <K as Kind>::Memory) + Send + Sync;
 
 struct Inner<K: Kind> {
     name: Arc<str>,
@@ -212,23 +211,12 @@ impl<K: Kind> Slot<K> {
             builtin,
             on_failure,
             limits,
-            live: ArcSwap::from_pointee(Serving {
-                generation: None,
-                memory_epoch: 0,
-                memory_id: MemoryId::BUILTIN,
-            }),
+            live: ArcSwap::from_pointee(Serving { generation: None, memory_epoch: 0, memory_id: MemoryId::BUILTIN }),
             hasher: RandomState::new(),
             shards: (0..shards)
                 .map(|_| {
-                    let kept = Kept {
-                        memory_epoch: 0,
-                        plugin: Memory::new(keys_max),
-                        builtin: Memory::new(keys_max),
-                    };
-                    Shard {
-                        kept: Mutex::new(kept),
-                        calls: AtomicU64::new(0),
-                    }
+                    let kept = Kept { memory_epoch: 0, plugin: Memory::new(keys_max), builtin: Memory::new(keys_max) };
+                    Shard { kept: Mutex::new(kept), calls: AtomicU64::new(0) }
                 })
                 .collect(),
             turn: AtomicUsize::new(0),
@@ -243,10 +231,7 @@ impl<K: Kind> Slot<K> {
             steps: AtomicU64::new(0),
             failures: Default::default(),
             fallbacks: AtomicU64::new(0),
-            failed: Mutex::new(FailedEvents {
-                next: None,
-                unreported: 0,
-            }),
+            failed: Mutex::new(FailedEvents { next: None, unreported: 0 }),
         }))
     }
 
@@ -291,9 +276,7 @@ impl<K: Kind> Slot<K> {
         if !generation.admits() {
             return inner.fail(&mut kept, hash, key, request, None);
         }
-        shard
-            .calls
-            .store(shard.calls.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        shard.calls.store(shard.calls.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
         let found = kept.plugin.find(hash, key);
         let (result, turn) = match &found {
             Some(memory) => generation.call(at, request, memory),
@@ -311,11 +294,7 @@ impl<K: Kind> Slot<K> {
                 if K::passes(&answer) {
                     return inner.builtin_decides(&mut kept, hash, key, request, None);
                 }
-                Decision {
-                    answer,
-                    by: By::Generation(generation.number),
-                    failure: None,
-                }
+                Decision { answer, by: By::Generation(generation.number), failure: None }
             }
             Err(failure) => {
                 inner.report(generation, &failure);
@@ -351,13 +330,7 @@ impl<K: Kind> Slot<K> {
             Some(id) => (memory, id),
             None => (memory, &serving.memory_id),
         };
-        let step = |answer, memory, by, failure| Step {
-            answer,
-            memory,
-            memory_id: memory_id.clone(),
-            by,
-            failure,
-        };
+        let step = |answer, memory, by, failure| Step { answer, memory, memory_id: memory_id.clone(), by, failure };
         let Some(generation) = &serving.generation else {
             // The caller's memory may be a plugin's, to be handed on when it is back: the built-in must not write it.
             if *memory_id != MemoryId::BUILTIN {
@@ -393,10 +366,7 @@ impl<K: Kind> Slot<K> {
         inner.fallbacks.fetch_add(1, Ordering::Relaxed);
         let (answer, by) = match inner.policy_answer(request) {
             Some(answer) => (answer, By::Policy),
-            None => (
-                (inner.builtin)(request, &K::Memory::default()).0,
-                By::Builtin,
-            ),
+            None => ((inner.builtin)(request, &K::Memory::default()).0, By::Builtin),
         };
         step(answer, memory.clone(), by, failure)
     }
@@ -430,9 +400,7 @@ impl<K: Kind> Shard<K> {
 
 impl<K: Kind> Serving<K> {
     fn number(&self) -> u64 {
-        self.generation
-            .as_ref()
-            .map_or(0, |generation| generation.number)
+        self.generation.as_ref().map_or(0, |generation| generation.number)
     }
 }
 
@@ -457,11 +425,7 @@ impl<K: Kind> Inner<K> {
                 answer
             }
         };
-        Decision {
-            answer,
-            by: By::Builtin,
-            failure,
-        }
+        Decision { answer, by: By::Builtin, failure }
     }
 
     /// Answers in place of a plugin that failed, or is not asked.
@@ -476,11 +440,7 @@ impl<K: Kind> Inner<K> {
     ) -> Decision<K> {
         self.fallbacks.fetch_add(1, Ordering::Relaxed);
         match self.policy_answer(request) {
-            Some(answer) => Decision {
-                answer,
-                by: By::Policy,
-                failure,
-            },
+            Some(answer) => Decision { answer, by: By::Policy, failure },
             None => self.builtin_decides(kept, hash, key, request, failure),
         }
     }
@@ -517,13 +477,7 @@ impl<K: Kind> Inner<K> {
         drop(failed);
         self.control().last_error = Some(failure.to_string());
         let failure = failure.clone();
-        self.events.send(self.event(
-            Some(generation),
-            Change::Failed {
-                failure,
-                unreported,
-            },
-        ));
+        self.events.send(self.event(Some(generation), Change::Failed { failure, unreported }));
     }
 
     #[cold]
@@ -531,21 +485,17 @@ impl<K: Kind> Inner<K> {
         let change = match turn {
             Turn::None => return,
             Turn::Recovered => Change::Recovered,
-            Turn::Quarantined { pause } => Change::Quarantined {
-                pause_ms: u64::try_from(pause.as_millis()).unwrap_or(u64::MAX),
-            },
+            Turn::Quarantined { pause } => {
+                Change::Quarantined { pause_ms: u64::try_from(pause.as_millis()).unwrap_or(u64::MAX) }
+            }
         };
         self.events.send(self.event(Some(generation), change));
     }
 
     #[cold]
     fn memory_reset(&self, serving: &Serving<K>, from: &MemoryId) {
-        let change = Change::MemoryReset {
-            from: from.to_string(),
-            to: serving.memory_id.to_string(),
-        };
-        self.events
-            .send(self.event(serving.generation.as_ref(), change));
+        let change = Change::MemoryReset { from: from.to_string(), to: serving.memory_id.to_string() };
+        self.events.send(self.event(serving.generation.as_ref(), change));
     }
 
     fn control(&self) -> MutexGuard<'_, Control> {
@@ -618,21 +568,14 @@ impl<K: Kind> Receiver for Inner<K> {
             },
         );
         let reset = (former != memory_id && former != MemoryId::BUILTIN).then(|| {
-            let change = Change::MemoryReset {
-                from: former.to_string(),
-                to: memory_id.to_string(),
-            };
+            let change = Change::MemoryReset { from: former.to_string(), to: memory_id.to_string() };
             self.event(Some(&generation), change)
         });
         control.last_number = number;
         control.settings = settings.clone();
         control.rejected = None;
         control.last_error = None;
-        let next = Serving {
-            generation: Some(generation),
-            memory_epoch: control.memory_epoch,
-            memory_id,
-        };
+        let next = Serving { generation: Some(generation), memory_epoch: control.memory_epoch, memory_id };
         // One pointer. Whoever is in the middle of a call ends it where it began; the last of them frees the old one.
         let previous = self.live.swap(Arc::new(next));
         drop(control);
@@ -652,11 +595,7 @@ impl<K: Kind> Receiver for Inner<K> {
         };
         let reason = reason.to_owned();
         let event = self.event(Some(generation), Change::Retired { reason });
-        let next = Serving {
-            generation: None,
-            memory_epoch: control.memory_epoch,
-            memory_id: MemoryId::BUILTIN,
-        };
+        let next = Serving { generation: None, memory_epoch: control.memory_epoch, memory_id: MemoryId::BUILTIN };
         // One pointer. Whoever is in the middle of a call ends it where it began; the last of them frees the old one.
         let previous = self.live.swap(Arc::new(next));
         drop(control);
@@ -672,25 +611,16 @@ impl<K: Kind> Receiver for Inner<K> {
 
     fn digest(&self) -> Option<Digest> {
         let serving = self.live.load();
-        serving
-            .generation
-            .as_ref()
-            .map(|generation| generation.plugin.digest)
+        serving.generation.as_ref().map(|generation| generation.plugin.digest)
     }
 
     fn status(&self) -> Status {
         let control = self.control();
         let serving = self.live.load();
         let generation = serving.generation.as_ref();
-        let failures = self
-            .failures
-            .each_ref()
-            .map(|count| count.load(Ordering::Relaxed));
+        let failures = self.failures.each_ref().map(|count| count.load(Ordering::Relaxed));
         let by_cause = Failure::CAUSES.into_iter().zip(failures);
-        let calls = self
-            .shards
-            .iter()
-            .map(|shard| shard.calls.load(Ordering::Relaxed));
+        let calls = self.shards.iter().map(|shard| shard.calls.load(Ordering::Relaxed));
         Status {
             slot: self.name.to_string(),
             kind: K::NAME,

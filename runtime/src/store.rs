@@ -50,11 +50,7 @@ impl Store {
             }),
             Err(_) => Record::default(),
         };
-        Ok(Store {
-            components,
-            record_path,
-            record,
-        })
+        Ok(Store { components, record_path, record })
     }
 
     /// Keeps `bytes` under their digest.
@@ -104,18 +100,13 @@ impl Store {
     /// Whether the record names `digest` (as text).
     pub(crate) fn names(&self, digest: &str) -> bool {
         let record = &self.record;
-        let mut digests = record
-            .files
-            .values()
-            .chain(record.slots.values().map(|good| &good.digest));
+        let mut digests = record.files.values().chain(record.slots.values().map(|good| &good.digest));
         digests.any(|known| known.to_string() == digest)
     }
 
     /// Drops components that the record does not name.
     pub(crate) fn forget_others(&self) {
-        remove_files(&self.components, |name| {
-            !self.names(name.strip_suffix(".wasm").unwrap_or(name))
-        });
+        remove_files(&self.components, |name| !self.names(name.strip_suffix(".wasm").unwrap_or(name)));
     }
 
     fn save(&self) {
@@ -136,9 +127,7 @@ pub(crate) fn private_dir(path: &Path) -> anyhow::Result<()> {
     builder.recursive(true);
     #[cfg(unix)]
     std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    builder
-        .create(path)
-        .with_context(|| format!("creating {}", path.display()))
+    builder.create(path).with_context(|| format!("creating {}", path.display()))
 }
 
 /// Writes `parts` one after the other to a file that is either there completely or not at all.

@@ -50,10 +50,7 @@ const WRITE_MAX_BYTES: u64 = 64 << 10;
 const RANDOM_MAX_BYTES: u64 = 64 << 10;
 
 /// Defines every `wasi:*` interface that `component` imports; returns whether there was one.
-pub(crate) fn add_to_linker(
-    linker: &mut Linker<Context>,
-    component: &Component,
-) -> wasmtime::Result<bool> {
+pub(crate) fn add_to_linker(linker: &mut Linker<Context>, component: &Component) -> wasmtime::Result<bool> {
     let engine = component.engine().clone();
     let mut any = false;
     for (name, item) in component.component_type().imports(&engine) {
@@ -101,11 +98,7 @@ fn define(
     Ok(())
 }
 
-fn answer(
-    function: &str,
-    mut store: StoreContextMut<'_, Context>,
-    params: &[Val],
-) -> wasmtime::Result<Val> {
+fn answer(function: &str, mut store: StoreContextMut<'_, Context>, params: &[Val]) -> wasmtime::Result<Val> {
     // A function without result gets a value that nobody reads.
     let nothing = Val::Bool(true);
     let wasi = |store: &mut StoreContextMut<'_, Context>| -> (u64, u64) {
@@ -116,9 +109,7 @@ fn answer(
         "wasi:cli/environment#get-environment"
         | "wasi:cli/environment#get-arguments"
         | "wasi:filesystem/preopens#get-directories" => Val::List(Vec::new()),
-        "wasi:cli/environment#initial-cwd" | "wasi:cli/environment#get-initial-cwd" => {
-            Val::Option(None)
-        }
+        "wasi:cli/environment#initial-cwd" | "wasi:cli/environment#get-initial-cwd" => Val::Option(None),
         "wasi:cli/terminal-stdin#get-terminal-stdin"
         | "wasi:cli/terminal-stdout#get-terminal-stdout"
         | "wasi:cli/terminal-stderr#get-terminal-stderr"
@@ -141,16 +132,11 @@ fn answer(
         "wasi:random/random#get-random-u64" | "wasi:random/insecure#get-insecure-random-u64" => {
             Val::U64(wasi(&mut store).1)
         }
-        "wasi:random/random#get-random-bytes"
-        | "wasi:random/insecure#get-insecure-random-bytes" => {
+        "wasi:random/random#get-random-bytes" | "wasi:random/insecure#get-insecure-random-bytes" => {
             let Some(Val::U64(count @ 0..=RANDOM_MAX_BYTES)) = params.first() else {
                 wasmtime::bail!("{function}: at most {RANDOM_MAX_BYTES} bytes at once");
             };
-            Val::List(
-                (0..*count)
-                    .map(|_| Val::U8(wasi(&mut store).1 as u8))
-                    .collect(),
-            )
+            Val::List((0..*count).map(|_| Val::U8(wasi(&mut store).1 as u8)).collect())
         }
         "wasi:random/insecure-seed#insecure-seed" => {
             let (_, low) = wasi(&mut store);
@@ -197,10 +183,7 @@ fn ok(value: Option<Val>) -> Val {
 
 fn datetime(seconds: u64, nanoseconds: u64) -> Val {
     let nanoseconds = u32::try_from(nanoseconds).unwrap_or(0);
-    Val::Record(vec![
-        ("seconds".into(), Val::U64(seconds)),
-        ("nanoseconds".into(), Val::U32(nanoseconds)),
-    ])
+    Val::Record(vec![("seconds".into(), Val::U64(seconds)), ("nanoseconds".into(), Val::U32(nanoseconds))])
 }
 
 fn resource(store: &mut StoreContextMut<'_, Context>, number: u32) -> wasmtime::Result<Val> {
@@ -214,15 +197,8 @@ fn write(store: &mut StoreContextMut<'_, Context>, params: &[Val]) -> wasmtime::
         wasmtime::bail!("write takes a stream and bytes");
     };
     let stream = stream.try_into_resource::<Inert>(store.as_context_mut())?;
-    let bytes: Vec<u8> = bytes
-        .iter()
-        .map(|byte| if let Val::U8(byte) = byte { *byte } else { 0 })
-        .collect();
-    let level = if stream.rep() == STDERR {
-        Level::Warn
-    } else {
-        Level::Info
-    };
+    let bytes: Vec<u8> = bytes.iter().map(|byte| if let Val::U8(byte) = byte { *byte } else { 0 }).collect();
+    let level = if stream.rep() == STDERR { Level::Warn } else { Level::Info };
     let lines = String::from_utf8_lossy(&bytes);
     for line in lines.lines().filter(|line| !line.trim().is_empty()) {
         store.data().log.write(level, line);

@@ -52,23 +52,18 @@ pub(crate) struct Watch {
 
 impl Watch {
     pub(crate) fn start(dir: &Path, wakes: Sender<Wake>) -> notify::Result<Watch> {
-        let mut watcher =
-            notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-                let Ok(event) = event else {
-                    let _ = wakes.send(Wake::Changed);
-                    return;
-                };
-                for wake in wakes_of(event) {
-                    // Nobody listens any more: the host is stopping.
-                    let _ = wakes.send(wake);
-                }
-            })?;
+        let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+            let Ok(event) = event else {
+                let _ = wakes.send(Wake::Changed);
+                return;
+            };
+            for wake in wakes_of(event) {
+                // Nobody listens any more: the host is stopping.
+                let _ = wakes.send(wake);
+            }
+        })?;
         watcher.watch(dir, RecursiveMode::Recursive)?;
-        Ok(Watch {
-            watcher,
-            dir: dir.to_owned(),
-            identity: identity(dir),
-        })
+        Ok(Watch { watcher, dir: dir.to_owned(), identity: identity(dir) })
     }
 
     /// Watches anew when the directory itself was replaced by another.
@@ -78,11 +73,7 @@ impl Watch {
             self.identity = identity;
             // Either may fail while the directory is missing; the periodic look goes on, and the next one tries again.
             let _ = self.watcher.unwatch(&self.dir);
-            if self
-                .watcher
-                .watch(&self.dir, RecursiveMode::Recursive)
-                .is_err()
-            {
+            if self.watcher.watch(&self.dir, RecursiveMode::Recursive).is_err() {
                 self.identity = None;
             }
         }
@@ -107,14 +98,12 @@ fn wakes_of(event: notify::Event) -> Vec<Wake> {
     }
     match event.kind {
         EventKind::Access(_) | EventKind::Modify(ModifyKind::Metadata(_)) => Vec::new(),
-        EventKind::Modify(ModifyKind::Name(RenameMode::To | RenameMode::Both)) => {
-            match event.paths.last() {
-                Some(path) if catalog::is_component_path(path) => {
-                    vec![Wake::Complete(path.clone())]
-                }
-                _ => vec![Wake::Changed],
+        EventKind::Modify(ModifyKind::Name(RenameMode::To | RenameMode::Both)) => match event.paths.last() {
+            Some(path) if catalog::is_component_path(path) => {
+                vec![Wake::Complete(path.clone())]
             }
-        }
+            _ => vec![Wake::Changed],
+        },
         EventKind::Remove(_) | EventKind::Modify(ModifyKind::Name(_)) => vec![Wake::Changed],
         _ => event
             .paths
@@ -211,21 +200,13 @@ impl Debounce {
         self.due = false;
         let mut complete = std::mem::take(&mut self.complete);
         complete.extend(calm);
-        Some(Look {
-            complete,
-            restless: self.restless.keys().cloned().collect(),
-            thorough,
-        })
+        Some(Look { complete, restless: self.restless.keys().cloned().collect(), thorough })
     }
 }
 
 /// Waits for wakes and calls `look` for each look that they come to, until `look` or a wake says stop. `look` returns
 /// whether to go on, and whether a file was too young.
-pub(crate) fn run(
-    wakes: &Receiver<Wake>,
-    mut debounce: Debounce,
-    mut look: impl FnMut(Look) -> Option<bool>,
-) {
+pub(crate) fn run(wakes: &Receiver<Wake>, mut debounce: Debounce, mut look: impl FnMut(Look) -> Option<bool>) {
     loop {
         let wait = debounce.next().saturating_duration_since(Instant::now());
         match wakes.recv_timeout(wait) {

@@ -19,10 +19,7 @@ fn check_rejected(bytes: &[u8], stage: Stage, reasons: &[&str]) {
     let rejection = report.rejection.expect("it is not sound");
     assert_eq!(rejection.stage, stage, "{rejection}");
     for reason in reasons {
-        assert!(
-            rejection.reason.contains(reason),
-            "{reason:?} is not in {rejection}"
-        );
+        assert!(rejection.reason.contains(reason), "{reason:?} is not in {rejection}");
     }
     assert_eq!(rejection.digest, Some(report.digest));
 }
@@ -32,13 +29,8 @@ fn with_wit(from: &str, to: &str, core: impl Fn(String) -> String) -> Vec<u8> {
     assert!(COUNTER_WIT.contains(from), "{from}");
     let wit = COUNTER_WIT.replace(from, to);
     // The world's name moves with the package.
-    let version = |version: &&&str| {
-        wit.starts_with("/// A kind") && wit.contains(&format!("counter{version};"))
-    };
-    let version = ["@0.1.0", "@0.1.9", "@0.2.0"]
-        .iter()
-        .find(version)
-        .expect("a version");
+    let version = |version: &&&str| wit.starts_with("/// A kind") && wit.contains(&format!("counter{version};"));
+    let version = ["@0.1.0", "@0.1.9", "@0.2.0"].iter().find(version).expect("a version");
     let world = format!("tenon-test:counter/counter-plugin{version}");
     component(&core(Text::new("adder", 1).counter_core()), &[&wit], &world)
 }
@@ -50,36 +42,22 @@ fn a_sound_component_is_told_by_its_exports_and_described() {
     assert_eq!(report.rejection, None);
     assert_eq!(report.kind, Some("echo"));
     let description = report.description.expect("described");
-    assert_eq!(
-        (&*description.name, &*description.version),
-        ("parrot", "1.3.0")
-    );
+    assert_eq!((&*description.name, &*description.version), ("parrot", "1.3.0"));
     let stages: Vec<Stage> = report.passed.iter().map(|(stage, _)| *stage).collect();
-    assert_eq!(
-        stages,
-        [Stage::Inspect, Stage::Compile, Stage::Link, Stage::Describe]
-    );
+    assert_eq!(stages, [Stage::Inspect, Stage::Compile, Stage::Link, Stage::Describe]);
     assert_eq!(bed.host.instances(), 0, "nothing is left");
 }
 
 #[test]
 fn a_core_module_is_told_how_to_become_a_component() {
     let module = wat::parse_str(Text::new("adder", 1).counter_core()).expect("a module");
-    check_rejected(
-        &module,
-        Stage::Inspect,
-        &["core module", "wasm-tools component new"],
-    );
+    check_rejected(&module, Stage::Inspect, &["core module", "wasm-tools component new"]);
 }
 
 #[test]
 fn anything_else_is_not_a_component() {
     check_rejected(b"", Stage::Inspect, &["not a WebAssembly component"]);
-    check_rejected(
-        b"#!/bin/sh\n",
-        Stage::Inspect,
-        &["not a WebAssembly component"],
-    );
+    check_rejected(b"#!/bin/sh\n", Stage::Inspect, &["not a WebAssembly component"]);
     check_rejected(b"\0asm\x0d\0\x01\0", Stage::Inspect, &["nothing"]);
 }
 
@@ -90,11 +68,7 @@ fn a_component_of_no_kind_is_told_the_kinds() {
     check_rejected(
         &component(core, &[wit], "a:b/e"),
         Stage::Inspect,
-        &[
-            "tenon-test:counter/counter@0.1.0",
-            "tenon-test:echo/echo@0.1.0",
-            "a:b/c@1.0.0",
-        ],
+        &["tenon-test:counter/counter@0.1.0", "tenon-test:echo/echo@0.1.0", "a:b/c@1.0.0"],
     );
 }
 
@@ -106,10 +80,7 @@ fn a_component_of_another_version_is_told_both() {
     check_rejected(
         &bytes,
         Stage::Inspect,
-        &[
-            "exports tenon-test:counter/counter@0.2.0",
-            "serves tenon-test:counter/counter@0.1.0",
-        ],
+        &["exports tenon-test:counter/counter@0.2.0", "serves tenon-test:counter/counter@0.1.0"],
     );
 }
 
@@ -133,33 +104,19 @@ fn a_missing_lifecycle_is_named() {
         .replace(r#"(export "tenon:host/lifecycle@0.1.0#describe")"#, "")
         .replace(r#"(export "tenon:host/lifecycle@0.1.0#configure")"#, "");
     let bytes = component(&core, &[&wit], Counter::WORLD);
-    check_rejected(
-        &bytes,
-        Stage::Inspect,
-        &["missing export tenon:host/lifecycle@0.1.0"],
-    );
+    check_rejected(&bytes, Stage::Inspect, &["missing export tenon:host/lifecycle@0.1.0"]);
 }
 
 #[test]
 fn a_missing_function_is_named_with_its_type() {
-    let bytes = with_wit("  count: func(", "  reckon: func(", |core| {
-        core.replace("#count", "#reckon")
-    });
-    check_rejected(
-        &bytes,
-        Stage::Inspect,
-        &["lacks count: func(request: request, cell: cell) -> tuple<answer, cell>"],
-    );
+    let bytes = with_wit("  count: func(", "  reckon: func(", |core| core.replace("#count", "#reckon"));
+    check_rejected(&bytes, Stage::Inspect, &["lacks count: func(request: request, cell: cell) -> tuple<answer, cell>"]);
 }
 
 #[test]
 fn a_mistyped_field_and_case_are_named_with_their_place() {
     let bytes = with_wit("    add: u64,", "    add: s64,", |core| core);
-    check_rejected(
-        &bytes,
-        Stage::Inspect,
-        &["count: parameter request: field add: is s64, expected u64"],
-    );
+    check_rejected(&bytes, Stage::Inspect, &["count: parameter request: field add: is s64, expected u64"]);
     let bytes = with_wit("    full(u64),", "    fuller(u64),", |core| core);
     check_rejected(
         &bytes,
@@ -181,10 +138,7 @@ fn an_import_that_is_not_given_is_named() {
     check_rejected(
         &bytes,
         Stage::Inspect,
-        &[
-            "imports tenon-test:counter/files@0.1.0, which a counter plugin is not given",
-            "tenon:host/log@0.1.0",
-        ],
+        &["imports tenon-test:counter/files@0.1.0, which a counter plugin is not given", "tenon:host/log@0.1.0"],
     );
 }
 
@@ -209,26 +163,14 @@ fn what_a_plugin_says_of_itself_is_checked() {
         adjust(&mut text);
         check_rejected(&text.counter(), Stage::Describe, &[reason]);
     };
-    check(
-        |text| text.name = "Adder".into(),
-        "name \"Adder\": expected 1 to 64",
-    );
+    check(|text| text.name = "Adder".into(), "name \"Adder\": expected 1 to 64");
     check(|text| text.name = String::new(), "name \"\"");
     check(|text| text.name = "a".repeat(65), "expected 1 to 64");
     check(|text| text.version = "1.0".into(), "version \"1.0\"");
-    check(
-        |text| text.summary = "x".repeat(201),
-        "summary of 201 bytes",
-    );
+    check(|text| text.summary = "x".repeat(201), "summary of 201 bytes");
     check(|text| text.schema = "{".into(), "config-schema");
-    check(
-        |text| text.schema = r#"{"type": "nonsense"}"#.into(),
-        "config-schema",
-    );
-    check(
-        |text| text.schema = r#"{"$ref": "http://example.org/schema"}"#.into(),
-        "config-schema",
-    );
+    check(|text| text.schema = r#"{"type": "nonsense"}"#.into(), "config-schema");
+    check(|text| text.schema = r#"{"$ref": "http://example.org/schema"}"#.into(), "config-schema");
     let mut text = Text::new("adder", 1);
     (text.schema, text.name) = (String::new(), "a".repeat(64));
     assert_eq!(bed().host.inspect(&text.counter()).rejection, None);
@@ -257,10 +199,7 @@ fn a_candidate_that_fails_while_it_is_configured_or_probed_is_rejected_there() {
 fn a_plugin_for_another_kinds_slot_is_not_taken_by_name() {
     let bed = bed();
     bed.put("adder.wasm", &Text::new("adder", 1).echo());
-    let slot = bed
-        .host
-        .slot::<Counter>("counter", PluginConfig::plugin("adder"), builtin)
-        .expect("a slot");
+    let slot = bed.host.slot::<Counter>("counter", PluginConfig::plugin("adder"), builtin).expect("a slot");
     bed.host.open();
     assert_eq!(slot.generation(), 0);
     assert_eq!(bed.host.plugins()[0].kind, Some("echo"));

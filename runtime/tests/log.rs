@@ -56,14 +56,8 @@ fn lines_carry_slot_plugin_and_generation_and_stay_within_their_rate() {
     let lines = Lines::default();
     tracing::subscriber::with_default(lines.clone(), || {
         let bed = Bed::new();
-        let limits = Limits {
-            log_lines_per_second: 3,
-            ..Limits::default()
-        };
-        let config = PluginConfig {
-            limits,
-            ..PluginConfig::plugin("adder")
-        };
+        let limits = Limits { log_lines_per_second: 3, ..Limits::default() };
+        let config = PluginConfig { limits, ..PluginConfig::plugin("adder") };
         let slot = bed.serving(&Text::new("adder", 1), config);
         let start = std::time::Instant::now();
         for _ in 0..100 {

@@ -70,13 +70,8 @@ fn a_scan_finds_what_the_watch_did_not_tell() {
     let bed = Bed::new();
     let slot = bed.serving(&Text::new("adder", 1), PluginConfig::plugin("adder"));
     let path = bed.plugins().join("adder.wasm");
-    let modified = fs::metadata(&path)
-        .and_then(|metadata| metadata.modified())
-        .expect("a time");
-    let file = fs::File::options()
-        .write(true)
-        .open(&path)
-        .expect("the file");
+    let modified = fs::metadata(&path).and_then(|metadata| metadata.modified()).expect("a time");
+    let file = fs::File::options().write(true).open(&path).expect("the file");
     std::io::Write::write_all(&mut &file, &Text::new("adder", 2).counter()).expect("the same size");
     file.set_modified(modified).expect("the same time");
     bed.host.reload("counter").expect("sound");
@@ -106,14 +101,9 @@ fn every_truncation_of_a_component_is_rejected_and_the_live_one_serves_on() {
     let bytes = Text::new("adder", 2).counter();
     for end in (0..bytes.len()).step_by(97) {
         bed.put("adder.wasm", &bytes[..end]);
-        bed.host
-            .reload("counter")
-            .expect("what was good there is offered again");
+        bed.host.reload("counter").expect("what was good there is offered again");
         let file = &bed.host.plugins()[0];
-        assert_eq!(
-            file.rejection.as_ref().map(|rejection| rejection.stage),
-            Some(Stage::Inspect)
-        );
+        assert_eq!(file.rejection.as_ref().map(|rejection| rejection.stage), Some(Stage::Inspect));
         assert_eq!(slot.decide(&(end as u64), &add(0, 1)), SUM_ONE(1));
     }
     bed.put("adder.wasm", &bytes);
@@ -129,18 +119,8 @@ fn a_bad_file_keeps_the_live_generation_and_is_reported_once() {
     bed.host.watch().expect("watching");
     bed.put("adder.wasm", b"not wasm at all");
     let event = await_event(&mut events, |event| rejection(event).is_some());
-    assert_eq!(
-        rejection(&event),
-        Some((Stage::Inspect, "not a WebAssembly component"))
-    );
-    assert_eq!(
-        (
-            event.slot.as_deref(),
-            event.plugin.as_deref(),
-            event.generation
-        ),
-        (Some("counter"), Some("adder"), 1)
-    );
+    assert_eq!(rejection(&event), Some((Stage::Inspect, "not a WebAssembly component")));
+    assert_eq!((event.slot.as_deref(), event.plugin.as_deref(), event.generation), (Some("counter"), Some("adder"), 1));
     // A good file elsewhere comes through several scans later: the bad one is no news any more.
     bed.put("other.wasm", &Text::new("other", 9).counter());
     while bed.host.plugins().len() < 2 {
@@ -159,8 +139,7 @@ fn removing_the_file_retires_the_plugin_and_overwriting_it_does_not() {
     let mut events = bed.host.events();
     fs::remove_file(bed.plugins().join("adder.wasm")).expect("removing");
     await_event(&mut events, |event| {
-        matches!(event.change, Change::Removed { .. })
-            || matches!(event.change, Change::Retired { .. })
+        matches!(event.change, Change::Removed { .. }) || matches!(event.change, Change::Retired { .. })
     });
     while slot.generation() != 0 {
         std::thread::yield_now();
@@ -176,25 +155,14 @@ fn of_two_files_with_one_name_the_newer_serves_and_the_other_is_reported() {
     let bed = Bed::new();
     let old = bed.put("a.wasm", &Text::new("adder", 1).counter());
     let past = std::time::SystemTime::now() - Duration::from_secs(60);
-    fs::File::options()
-        .write(true)
-        .open(&old)
-        .and_then(|file| file.set_modified(past))
-        .expect("an older time");
+    fs::File::options().write(true).open(&old).and_then(|file| file.set_modified(past)).expect("an older time");
     bed.put("b.wasm", &Text::new("adder", 2).counter());
     let slot = bed.counter(PluginConfig::plugin("adder"));
     let mut events = bed.host.events();
     bed.host.open();
     assert_eq!(slot.decide(&1, &add(0, 1)), SUM_ONE(2));
-    let duplicate = Change::Duplicate {
-        serves: "b.wasm".into(),
-        ignored: "a.wasm".into(),
-    };
-    assert!(
-        drain(&mut events)
-            .iter()
-            .any(|event| event.change == duplicate)
-    );
+    let duplicate = Change::Duplicate { serves: "b.wasm".into(), ignored: "a.wasm".into() };
+    assert!(drain(&mut events).iter().any(|event| event.change == duplicate));
     assert_eq!(bed.host.plugins()[0].shadowed_by, Some("b.wasm".into()));
     // The newer one goes: the older takes over.
     fs::remove_file(bed.plugins().join("b.wasm")).expect("removing");
@@ -206,42 +174,18 @@ fn of_two_files_with_one_name_the_newer_serves_and_the_other_is_reported() {
 fn a_bad_plugin_at_boot_never_stops_the_host() {
     let bed = Bed::new();
     bed.put("adder.wasm", b"\0asm\x0d\0\x01\0 and then nothing");
-    bed.put(
-        "spin.wasm",
-        &Text {
-            configure: 3,
-            ..Text::new("spin", 1)
-        }
-        .counter(),
-    );
-    let limits = Limits {
-        start_deadline_ms: 50,
-        ..Limits::default()
-    };
+    bed.put("spin.wasm", &Text { configure: 3, ..Text::new("spin", 1) }.counter());
+    let limits = Limits { start_deadline_ms: 50, ..Limits::default() };
     let slot = bed.counter(PluginConfig::plugin("adder"));
-    let config = PluginConfig {
-        limits,
-        ..PluginConfig::plugin("spin")
-    };
-    let spin = bed
-        .host
-        .slot::<Counter>("spin", config, builtin)
-        .expect("a slot");
+    let config = PluginConfig { limits, ..PluginConfig::plugin("spin") };
+    let spin = bed.host.slot::<Counter>("spin", config, builtin).expect("a slot");
     let report = bed.host.open();
     assert_eq!(report.rejected.len(), 2);
-    assert_eq!(
-        (report.rejected[0].stage, report.rejected[1].stage),
-        (Stage::Inspect, Stage::Configure)
-    );
+    assert_eq!((report.rejected[0].stage, report.rejected[1].stage), (Stage::Inspect, Stage::Configure));
     assert_eq!(report.rejected[0].path, Some("adder.wasm".into()));
     assert_eq!(slot.decide(&1, &add(0, 1)), SUM_ONE(0));
     assert_eq!(spin.decide(&1, &add(0, 1)), SUM_ONE(0));
-    assert!(
-        report
-            .slots
-            .iter()
-            .all(|status| status.status == Condition::Builtin)
-    );
+    assert!(report.slots.iter().all(|status| status.status == Condition::Builtin));
 }
 
 #[test]
@@ -271,15 +215,8 @@ fn what_last_worked_serves_after_a_restart_with_a_version_that_refuses_its_setti
     let bed = Bed::new();
     bed.serving(&Text::new("adder", 1), PluginConfig::plugin("adder"));
     let dirs = bed.shut_down();
-    let refuses = Text {
-        configure: 1,
-        ..Text::new("adder", 2)
-    };
-    put(
-        &dirs.path().join("plugins"),
-        "adder.wasm",
-        &refuses.counter(),
-    );
+    let refuses = Text { configure: 1, ..Text::new("adder", 2) };
+    put(&dirs.path().join("plugins"), "adder.wasm", &refuses.counter());
 
     let bed = Bed::again(dirs, |_| {});
     let slot = bed.counter(PluginConfig::plugin("adder"));
@@ -312,12 +249,7 @@ fn a_watch_never_takes_the_same_bytes_twice() {
 #[test]
 fn hidden_and_foreign_files_are_left_alone() {
     let bed = Bed::new();
-    for name in [
-        ".hidden.wasm",
-        "adder.wasm.part",
-        "notes.txt",
-        ".git/adder.wasm",
-    ] {
+    for name in [".hidden.wasm", "adder.wasm.part", "notes.txt", ".git/adder.wasm"] {
         let path = bed.plugins().join(name);
         fs::create_dir_all(path.parent().expect("a folder")).expect("the folder");
         fs::write(path, Text::new("adder", 1).counter()).expect("writing");
@@ -343,10 +275,8 @@ fn nothing_is_ever_written_to_the_plugin_directory() {
     let bed = Bed::new();
     bed.serving(&Text::new("adder", 1), PluginConfig::plugin("adder"));
     bed.host.reload("counter").expect("a second generation");
-    let names: Vec<_> = fs::read_dir(bed.plugins())
-        .expect("the directory")
-        .map(|entry| entry.expect("an entry").file_name())
-        .collect();
+    let names: Vec<_> =
+        fs::read_dir(bed.plugins()).expect("the directory").map(|entry| entry.expect("an entry").file_name()).collect();
     assert_eq!(names, ["adder.wasm"]);
 }
 
@@ -358,10 +288,7 @@ fn a_file_above_its_size_limit_is_not_read_to_its_end() {
         bed.counter(PluginConfig::plugin("adder"));
         bed.host.open()
     };
-    assert_eq!(
-        (report.rejected[0].stage, &*report.rejected[0].reason),
-        (Stage::Read, "larger than 1000 bytes")
-    );
+    assert_eq!((report.rejected[0].stage, &*report.rejected[0].reason), (Stage::Read, "larger than 1000 bytes"));
 }
 
 #[test]

@@ -31,10 +31,7 @@ fn foreign(sum: &str) -> Vec<u8> {
         .counter_core()
         .replacen("(module", imports, 1)
         .replacen("(global $heap", &format!("{functions} (global $heap"), 1)
-        .replace(
-            "(local.set $sum (i64.add (local.get $sum) (local.get $add)))",
-            &format!("(local.set $sum {sum})"),
-        );
+        .replace("(local.set $sum (i64.add (local.get $sum) (local.get $add)))", &format!("(local.set $sum {sum})"));
     let world = "tenon-test:foreign/foreign-counter@0.1.0";
     component(&core, &[COUNTER_WIT, WASI_WIT], world)
 }
@@ -58,10 +55,7 @@ fn the_clock_stands_at_the_requests_moment() {
     let bed = Bed::new();
     let slot = serving(&bed, "(call $clock)");
     for seconds in [1_700_000_000, 5, 0] {
-        let request = Request {
-            now: seconds * 1_000_000,
-            ..Request::default()
-        };
+        let request = Request { now: seconds * 1_000_000, ..Request::default() };
         assert_eq!(sum_of(&slot, &request), seconds);
     }
 }
@@ -73,16 +67,7 @@ fn randomness_is_the_same_for_every_call_of_every_instance() {
     let first = sum_of(&slot, &Request::default());
     assert_ne!(first, 0);
     for client in 0..20 {
-        assert_eq!(
-            sum_of(
-                &slot,
-                &Request {
-                    client,
-                    ..Request::default()
-                }
-            ),
-            first
-        );
+        assert_eq!(sum_of(&slot, &Request { client, ..Request::default() }), first);
     }
 }
 
@@ -91,16 +76,7 @@ fn there_is_no_environment_and_output_goes_to_the_log() {
     let bed = Bed::new();
     let slot = serving(&bed, "(block (result i64) (call $out) (call $variables))");
     for client in 0..50 {
-        assert_eq!(
-            sum_of(
-                &slot,
-                &Request {
-                    client,
-                    ..Request::default()
-                }
-            ),
-            0
-        );
+        assert_eq!(sum_of(&slot, &Request { client, ..Request::default() }), 0);
     }
     assert_eq!(bed.status().failures, 0);
 }
@@ -114,29 +90,17 @@ fn what_is_not_there_is_a_failure_that_names_it() {
         "(if (result i64) (i64.eqz (local.get $add)) (then (i64.const 0))
            (else (i64.extend_i32_u (call $network))))",
     );
-    let decision = slot.ask(
-        &1,
-        &Request {
-            add: 1,
-            ..Request::default()
-        },
-    );
+    let decision = slot.ask(&1, &Request { add: 1, ..Request::default() });
     assert_eq!(decision.by, By::Builtin);
     let Some(Failure::Trap { message }) = decision.failure else {
         panic!("{:?}", decision.failure);
     };
-    assert!(
-        message.contains("wasi:sockets/instance-network#instance-network"),
-        "{message}"
-    );
+    assert!(message.contains("wasi:sockets/instance-network#instance-network"), "{message}");
 }
 
 #[test]
 fn wasi_does_not_make_another_kind_of_it() {
     let bed = Bed::new();
     bed.host.kind::<Counter>().expect("the counter's WIT");
-    assert_eq!(
-        bed.host.inspect(&foreign("(i64.const 0)")).kind,
-        Some(Counter::NAME)
-    );
+    assert_eq!(bed.host.inspect(&foreign("(i64.const 0)")).kind, Some(Counter::NAME));
 }

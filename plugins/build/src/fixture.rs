@@ -46,22 +46,15 @@ pub fn idle(name: &str) -> Result<Vec<u8>> {
 /// are such texts). Its functions all trap; it imports all that its world imports.
 pub fn of_world(wit: &str) -> Result<Vec<u8>> {
     let mut resolve = contract::resolve()?;
-    let package = resolve
-        .push_str("fixture.wit", wit)
-        .context("parsing the fixture's WIT")?;
-    let world = resolve
-        .select_world(&[package], None)
-        .context("choosing the fixture's world")?;
+    let package = resolve.push_str("fixture.wit", wit).context("parsing the fixture's WIT")?;
+    let world = resolve.select_world(&[package], None).context("choosing the fixture's world")?;
     component(&resolve, world)
 }
 
 fn component(resolve: &Resolve, world: WorldId) -> Result<Vec<u8>> {
     let mut module = dummy_module(resolve, world, ManglingAndAbi::Standard32);
     embed_component_metadata(&mut module, resolve, world, StringEncoding::UTF8)?;
-    ComponentEncoder::default()
-        .module(&module)?
-        .validate(true)
-        .encode()
+    ComponentEncoder::default().module(&module)?.validate(true).encode()
 }
 
 #[cfg(test)]

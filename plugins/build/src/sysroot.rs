@@ -21,21 +21,14 @@ pub fn prepare(toolchain: &Toolchain, home: &Path) -> Result<Option<PathBuf>> {
     let sysroot = home.join("sysroot");
     let libs = sysroot.join("lib/rustlib").join(TARGET).join("lib");
     if !libs.is_dir() {
-        eprintln!(
-            "compiling the standard library for {TARGET} with {}; once, about a minute",
-            title(toolchain)?
-        );
+        eprintln!("compiling the standard library for {TARGET} with {}; once, about a minute", title(toolchain)?);
         let stage = home.join("sysroot-stage");
         compile(toolchain, source, &stage).context("compiling the standard library for guests")?;
         let unfinished = home.join("sysroot-unfinished");
         remove(&unfinished)?;
-        collect(
-            &stage,
-            &unfinished.join("lib/rustlib").join(TARGET).join("lib"),
-        )?;
+        collect(&stage, &unfinished.join("lib/rustlib").join(TARGET).join("lib"))?;
         // The folder appears under its name when it is complete, so its being there is proof enough.
-        fs::rename(&unfinished, &sysroot)
-            .with_context(|| format!("naming {}", sysroot.display()))?;
+        fs::rename(&unfinished, &sysroot).with_context(|| format!("naming {}", sysroot.display()))?;
         remove(&stage)?;
     }
     Ok(Some(sysroot))
@@ -68,15 +61,7 @@ debug = false
         .current_dir(stage)
         // build-std is unstable; this is the only step that uses it.
         .env("RUSTC_BOOTSTRAP", "1")
-        .args([
-            "build",
-            "--release",
-            "--target",
-            TARGET,
-            "-Zbuild-std=std,panic_abort",
-            "--target-dir",
-            "target",
-        ])
+        .args(["build", "--release", "--target", TARGET, "-Zbuild-std=std,panic_abort", "--target-dir", "target"])
         .status()?;
     if !status.success() {
         bail!("cargo failed; its messages are above");
@@ -90,11 +75,7 @@ fn collect(stage: &Path, libs: &Path) -> Result<()> {
     for entry in fs::read_dir(stage.join("target").join(TARGET).join("release/deps"))? {
         let path = entry?.path();
         let name = path.file_name().unwrap_or_default().to_owned();
-        if path
-            .extension()
-            .is_some_and(|extension| extension == "rlib")
-            && !is_stage(&name.to_string_lossy())
-        {
+        if path.extension().is_some_and(|extension| extension == "rlib") && !is_stage(&name.to_string_lossy()) {
             fs::copy(&path, libs.join(name))?;
         }
     }

@@ -1,15 +1,9 @@
 //! Two kinds and their components as text: everything that the tests host.
-#![allow(
-    dead_code,
-    clippy::allow_attributes,
-    reason = "each test file uses its part"
-)]
+#![allow(dead_code, clippy::allow_attributes, reason = "each test file uses its part")]
 
 use std::path::{Path, PathBuf};
 
-use tenon_runtime::{
-    Change, Event, Host, HostConfig, Kind, Limits, PluginConfig, Refusal, Slot, wasmtime, world,
-};
+use tenon_runtime::{Change, Event, Host, HostConfig, Kind, Limits, PluginConfig, Refusal, Slot, wasmtime, world};
 use tokio::sync::broadcast;
 use wit_component::{ComponentEncoder, StringEncoding, embed_component_metadata};
 use wit_parser::Resolve;
@@ -90,10 +84,7 @@ impl Kind for Counter {
     type Request = Request;
     type Answer = Answer;
     type Memory = (u64, u64, u64, u64);
-    world!(
-        counter_world::CounterPlugin,
-        counter_world::CounterPluginIndices
-    );
+    world!(counter_world::CounterPlugin, counter_world::CounterPluginIndices);
 
     fn step(
         world: &Self::World,
@@ -121,9 +112,9 @@ impl Kind for Counter {
 
     fn check(request: &Request, answer: &Answer, _: &Limits) -> Result<(), Refusal> {
         match answer {
-            Answer::Total { sum, .. } if request.limit > 0 && *sum > request.limit => Err(
-                Refusal::new(format!("sum {sum} is above {}", request.limit)),
-            ),
+            Answer::Total { sum, .. } if request.limit > 0 && *sum > request.limit => {
+                Err(Refusal::new(format!("sum {sum} is above {}", request.limit)))
+            }
             _ => Ok(()),
         }
     }
@@ -152,10 +143,7 @@ impl Kind for Counter {
 /// The native counter: build 0.
 pub fn builtin(request: &Request, cell: &(u64, u64, u64, u64)) -> (Answer, (u64, u64, u64, u64)) {
     let sum = cell.0 + request.add;
-    (
-        Answer::Total { sum, build: 0 },
-        (sum, cell.1 + 1, cell.2, cell.3),
-    )
+    (Answer::Total { sum, build: 0 }, (sum, cell.1 + 1, cell.2, cell.3))
 }
 
 /// Echoes what it was told before.
@@ -178,9 +166,7 @@ impl Kind for Echo {
         request: &String,
         memory: &Vec<u8>,
     ) -> wasmtime::Result<(Vec<u8>, Vec<u8>)> {
-        world
-            .tenon_test_echo_echo()
-            .call_say(store, request, memory)
+        world.tenon_test_echo_echo().call_say(store, request, memory)
     }
 
     fn size_bytes(answer: &Vec<u8>, memory: &Vec<u8>) -> usize {
@@ -356,12 +342,9 @@ pub fn component(core: &str, wit: &[&str], world: &str) -> Vec<u8> {
     for text in wit {
         package = resolve.push_source("test.wit", text).expect("test WIT");
     }
-    let world = resolve
-        .select_world(&[package], Some(world))
-        .expect("the world");
+    let world = resolve.select_world(&[package], Some(world)).expect("the world");
     let mut module = wat::parse_str(core).expect("the core module's text");
-    embed_component_metadata(&mut module, &resolve, world, StringEncoding::UTF8)
-        .expect("embedding");
+    embed_component_metadata(&mut module, &resolve, world, StringEncoding::UTF8).expect("embedding");
     ComponentEncoder::default()
         .module(&module)
         .expect("a module with metadata")
@@ -415,9 +398,7 @@ impl Bed {
     }
 
     pub fn counter(&self, config: PluginConfig) -> Slot<Counter> {
-        self.host
-            .slot("counter", config, builtin)
-            .expect("the counter slot")
+        self.host.slot("counter", config, builtin).expect("the counter slot")
     }
 
     /// A counter slot served by the component of `text`, opened.
@@ -446,25 +427,15 @@ pub fn put(dir: &Path, name: &str, bytes: &[u8]) -> PathBuf {
 
 /// `request(client, add)`, counting only.
 pub fn add(client: u64, add: u64) -> Request {
-    Request {
-        client,
-        add,
-        ..Request::default()
-    }
+    Request { client, add, ..Request::default() }
 }
 
 pub fn mode(mode: Mode) -> Request {
-    Request {
-        mode,
-        ..Request::default()
-    }
+    Request { mode, ..Request::default() }
 }
 
 /// Waits for the first event that `wanted` picks.
-pub fn await_event(
-    events: &mut broadcast::Receiver<Event>,
-    mut wanted: impl FnMut(&Event) -> bool,
-) -> Event {
+pub fn await_event(events: &mut broadcast::Receiver<Event>, mut wanted: impl FnMut(&Event) -> bool) -> Event {
     loop {
         let event = events.blocking_recv().expect("the host lives and is heard");
         if wanted(&event) {
