@@ -4,6 +4,9 @@
 use super::{Action, HeightRange, InFlight, Peer, PeerId, RequestId, View};
 use crate::chain::{Height, Time};
 
+/// A request for the lowest missing block is stuck when it is this many times as old as the watchdog's patience.
+pub const STUCK_PATIENCES: u64 = 2;
+
 /// Bytes of a report at most.
 pub const REPORT_BYTES_MAX: usize = 200;
 
@@ -150,8 +153,7 @@ impl Watchdog {
     /// What the host has to ask for by itself now, if anything, and of whom: the best peers in turn, also those that
     /// want to be left alone.
     ///
-    /// A request that is under way counts as asking, until it is twice as old as the patience; then a second peer is
-    /// asked.
+    /// A request that is under way counts as asking until it is stuck; then a second peer is asked.
     pub fn look(&mut self, view: &View) -> Option<Rescue> {
         let lowest = lowest_missing(view);
         if lowest != self.lowest {
@@ -190,7 +192,7 @@ impl Watchdog {
     fn due(&self, asking: &[&InFlight]) -> Time {
         match asking.iter().map(|request| request.since).max() {
             None => self.since.plus_ms(self.patience_ms),
-            Some(newest) => newest.plus_ms(2 * self.patience_ms),
+            Some(newest) => newest.plus_ms(STUCK_PATIENCES * self.patience_ms),
         }
     }
 }

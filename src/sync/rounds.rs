@@ -491,23 +491,33 @@ impl Rounds {
         match verified {
             Ok(blocks) if !blocks.is_empty() => {
                 self.order.insert(Segment { peer, blocks, room: Arc::new(room) });
-                // Who was asked for the same need not send it any more.
-                let next = self.order.next();
-                let here: Vec<_> = self.order.ranges().collect();
-                let known =
-                    |asked: &HeightRange| super::gaps(asked.first.max(next), asked.last, here.clone()).is_empty();
-                let spare: Vec<_> = self
-                    .requests
-                    .iter()
-                    .filter(|(_, request)| request.range.overlaps(&range) && known(&request.range))
-                    .map(|(&id, _)| id)
-                    .collect();
-                for id in spare {
-                    self.give_up(id, "another peer was faster");
-                }
+                self.end_spare_requests(range);
             }
             Ok(_) => self.failed(id, peer, asked, POINTS_INVALID, "an answer without blocks".into(), None),
             Err(fault) => self.invalid(id, peer, asked, fault.to_string()),
+        }
+    }
+
+    /// Who was asked for what is here now need not send it any more. One that the watchdog had found stuck was as good as
+    /// silent, and pays for that.
+    fn end_spare_requests(&mut self, came: HeightRange) {
+        let (now, next) = (self.clock.now(), self.order.next());
+        let here: Vec<_> = self.order.ranges().collect();
+        let known = |asked: HeightRange| super::gaps(asked.first.max(next), asked.last, here.clone()).is_empty();
+        let spare = |request: &Request| request.range.overlaps(&came) && known(request.range);
+        let spare: Vec<_> = self.requests.iter().filter(|(_, request)| spare(request)).map(|(&id, _)| id).collect();
+        for id in spare {
+            let Some(request) = self.requests.remove(&id) else { continue };
+            request.task.abort();
+            let ms = now.ms_since(request.since);
+            let Request { peer, range, .. } = request;
+            if ms >= plan::STUCK_PATIENCES * self.config.watchdog_ms {
+                let silence = SourceError::Timeout { ms };
+                self.failed(id, peer, range, silence.points(), silence.to_string(), None);
+            } else {
+                let reason = "another peer was faster".into();
+                self.events.push(Event::RangeFailed(RangeFailure { id, peer, range, reason }));
+            }
         }
     }
 
