@@ -83,7 +83,7 @@ impl Node {
         let info = NodeInfo::new(proposer.as_ref().map(|key| Address::of(&key.public_key())), Time::now());
         let (stop, stopped) = watch::channel(false);
         let mut tasks = Vec::new();
-        let sync_config = config.sync.sync_config();
+        let sync_config = config.sync.clone();
         let sources = sources(&sync_config)?;
         let follower =
             Follower::new(ledger.clone(), Arc::new(strategy), sources, info.node_id.clone(), sync_config.clone())
@@ -100,15 +100,7 @@ impl Node {
             metrics,
             collect: Vec::new(),
         };
-        let rpc_config = RpcConfig {
-            connections_max: usize::try_from(config.rpc.connections_max)?,
-            connections_per_client_max: usize::try_from(config.rpc.connections_per_client_max)?,
-            idle_timeout_ms: config.rpc.idle_timeout_ms,
-            stop_timeout_ms: config.rpc.stop_timeout_ms,
-            peers: config.rpc.peers.clone(),
-            proxies: config.rpc.proxies.clone(),
-            costs: config.rpc.costs.clone(),
-        };
+        let rpc_config = rpc_config(&config.rpc)?;
         tasks.push((
             "rpc",
             rpc::serve(rpc_listener, parts, rpc_config, stopped.clone()).map_err(|reason| anyhow!("rpc: {reason}"))?,
@@ -217,6 +209,18 @@ fn proposer(config: &Config) -> Result<Option<SecretKey>> {
 fn key(path: &Path) -> Result<SecretKey> {
     let password = wallet::read_password(&path.with_file_name(wallet::PASSWORD_FILE))?;
     Ok(Wallet::open(path, &password)?.key)
+}
+
+fn rpc_config(config: &config::Rpc) -> Result<RpcConfig> {
+    Ok(RpcConfig {
+        connections_max: usize::try_from(config.connections_max)?,
+        connections_per_client_max: usize::try_from(config.connections_per_client_max)?,
+        idle_timeout_ms: config.idle_timeout_ms,
+        stop_timeout_ms: config.stop_timeout_ms,
+        peers: config.peers.clone(),
+        proxies: config.proxies.clone(),
+        costs: config.costs.clone(),
+    })
 }
 
 fn mempool_config(config: &Config) -> Result<MempoolConfig> {

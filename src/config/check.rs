@@ -52,17 +52,20 @@ fn listeners(config: &Config, problems: &mut Vec<Problem>) {
 
 fn sources(config: &Config, problems: &mut Vec<Problem>) {
     let mut seen = BTreeSet::new();
-    for source in &config.sync.sources {
-        if !matches!(source.scheme(), "http" | "https") || source.host().is_none() {
-            problems.push(error("sync.sources", format!("`{source}` is no http or https URL")));
-        } else if is_self(source, config.rpc.listen) {
-            let text = format!("`{source}` is this node's own rpc.listen; a node cannot follow itself");
+    for text in &config.sync.sources {
+        let is_http = |url: &url::Url| matches!(url.scheme(), "http" | "https") && url.host().is_some();
+        let Some(source) = text.parse().ok().filter(is_http) else {
+            problems.push(error("sync.sources", format!("`{text}` is no http or https URL")));
+            continue;
+        };
+        if is_self(&source, config.rpc.listen) {
+            let text = format!("`{text}` is this node's own rpc.listen; a node cannot follow itself");
             problems.push(error("sync.sources", text));
-        } else if source.port_or_known_default() == Some(config.admin.listen.port()) && is_local(source) {
-            problems.push(error("sync.sources", format!("`{source}` is this node's own admin.listen")));
+        } else if source.port_or_known_default() == Some(config.admin.listen.port()) && is_local(&source) {
+            problems.push(error("sync.sources", format!("`{text}` is this node's own admin.listen")));
         }
-        if !seen.insert(source.as_str()) {
-            problems.push(Problem::warning("sync.sources", format!("`{source}` stands there twice")));
+        if !seen.insert(source) {
+            problems.push(Problem::warning("sync.sources", format!("`{text}` stands there twice")));
         }
     }
     if config.sync.sources.is_empty() && config.producer.is_none() {

@@ -10,7 +10,6 @@ use super::given::Content;
 use super::section::{Knob, section};
 use super::{Given, Problem};
 use crate::producer::EmptyBlocks;
-use crate::sync::SyncConfig;
 use tenon_runtime::{Limits, OnFailure, PluginConfig};
 
 fn loopback(port: u16) -> SocketAddr {
@@ -99,40 +98,6 @@ section! {
 }
 
 section! {
-    /// `[sync]`: whom this node reads the chain from.
-    pub struct Sync {
-        /// Nodes to read blocks from, never to write blocks to; empty on an authority.
-        sources: Vec<url::Url> = Vec::new();
-        /// Milliseconds between two looks at a source's head.
-        poll_ms: u64 = 500, 10..=60_000;
-        /// How far above the local head a range may end, in blocks.
-        window_blocks: u64 = 50_000, 1..=1_000_000;
-        /// Requests for ranges under way in all.
-        in_flight_max: u64 = 16, 1..=256;
-        /// Requests for ranges under way to one source.
-        in_flight_per_peer_max: u64 = 8, 1..=64;
-        /// Blocks in one request.
-        range_blocks_max: u64 = 1_000, 1..=1_000;
-        /// Encoded bytes of blocks that may be under way, waiting or being stored.
-        buffer_bytes_max: u64 = 32 << 20, 1 << 20..=4 << 30;
-        /// Threads that verify signatures; 0: as many as there are cores.
-        verify_threads: u64 = 0, 0..=256;
-        /// Milliseconds that the lowest missing block may go without being asked for before the node asks itself.
-        watchdog_ms: u64 = 3_000, 100..=4_000;
-        /// Milliseconds that a source may leave a request without a byte.
-        request_timeout_ms: u64 = 10_000, 100..=120_000;
-        /// Milliseconds until a connection must stand.
-        connect_timeout_ms: u64 = 3_000, 100..=60_000;
-        /// Bytes a second below which an answer that takes longer than `request_timeout_ms` is given up.
-        throughput_min: u64 = 16 << 10, 1..=1 << 30;
-        /// The longest that a source is left alone after failures, in milliseconds.
-        backoff_max_ms: u64 = 30_000, 100..=3_600_000;
-        /// Milliseconds after which a pending transaction is handed to a source once more.
-        forward_again_ms: u64 = 15_000, 1_000..=3_600_000;
-    }
-}
-
-section! {
     /// `[monitor]`: when the node says of itself that it is behind.
     pub struct Monitor {
         /// Blocks behind the best source from which `/ready` answers 503.
@@ -189,30 +154,6 @@ section! {
         limits: Limits = Limits::default();
         /// The plugin's own configuration, checked against the schema that it brings.
         config: serde_json::Map<String, serde_json::Value> = serde_json::Map::new();
-    }
-}
-
-impl Sync {
-    /// As the follower takes it.
-    pub fn sync_config(&self) -> SyncConfig {
-        let small = |value: u64| u32::try_from(value).expect("its range is checked");
-        SyncConfig {
-            // `http://host` and `http://host/` are one source.
-            sources: self.sources.iter().map(|url| url.as_str().trim_end_matches('/').to_owned()).collect(),
-            poll_ms: self.poll_ms,
-            window_blocks: self.window_blocks,
-            in_flight_max: small(self.in_flight_max),
-            in_flight_per_peer_max: small(self.in_flight_per_peer_max),
-            range_blocks_max: small(self.range_blocks_max),
-            buffer_bytes_max: self.buffer_bytes_max,
-            verify_threads: small(self.verify_threads) as usize,
-            watchdog_ms: self.watchdog_ms,
-            request_timeout_ms: self.request_timeout_ms,
-            connect_timeout_ms: self.connect_timeout_ms,
-            throughput_min: self.throughput_min,
-            backoff_max_ms: self.backoff_max_ms,
-            forward_again_ms: self.forward_again_ms,
-        }
     }
 }
 

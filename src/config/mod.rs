@@ -6,17 +6,20 @@
 mod check;
 mod given;
 mod knobs;
-mod section;
+pub(crate) mod section;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use crate::sync::SyncConfig;
+
 pub use given::{Given, Origin};
 pub use knobs::{
-    Admin, Agent, Chain, Mempool, Monitor, PluginSlot, Plugins, Producer, Rollout, RolloutMode, Rpc, Store, Sync,
+    Admin, Agent, Chain, Mempool, Monitor, PluginSlot, Plugins, Producer, Rollout, RolloutMode, Rpc, Store,
 };
+pub(crate) use section::section;
 pub use section::{Key, Knob};
 pub use tenon_runtime::OnFailure;
 
@@ -43,7 +46,7 @@ pub struct Config {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub producer: Option<Producer>,
     /// `[sync]`
-    pub sync: Sync,
+    pub sync: SyncConfig,
     /// `[monitor]`
     pub monitor: Monitor,
     /// `[plugins]`
@@ -171,7 +174,7 @@ impl Config {
             Rpc::keys("rpc"),
             Admin::keys("admin"),
             Producer::keys("producer"),
-            Sync::keys("sync"),
+            SyncConfig::keys("sync"),
             Monitor::keys("monitor"),
             knobs::PluginDirectory::keys("plugins"),
             PluginSlot::keys("plugins.rate-limit"),
@@ -208,6 +211,10 @@ impl Config {
             let text = "gossip between nodes is not available yet; followers read from `sync.sources`";
             problems.push(Problem::error(&p2p.origin, "p2p", text));
         }
+        if let Some(every) = given.get("sync").and_then(|sync| sync.get("verify_state_every")) {
+            let text = "verifying the state now and then is not available yet; it is verified at every start";
+            problems.push(Problem::error(&every.origin, "sync.verify_state_every", text));
+        }
         Self {
             chain: Chain::read(given.get("chain"), "chain", &[], problems),
             store: Store::read(given.get("store"), "store", &[], problems),
@@ -215,7 +222,7 @@ impl Config {
             rpc: Rpc::read(given.get("rpc"), "rpc", &[], problems),
             admin: Admin::read(given.get("admin"), "admin", &[], problems),
             producer: given.get("producer").map(|producer| Producer::read(Some(producer), "producer", &[], problems)),
-            sync: Sync::read(given.get("sync"), "sync", &[], problems),
+            sync: SyncConfig::read(given.get("sync"), "sync", &["verify_state_every"], problems),
             monitor: Monitor::read(given.get("monitor"), "monitor", &[], problems),
             plugins: Plugins::read(given.get("plugins"), problems),
             agents: knobs::read_agents(given.get("agents"), problems),

@@ -99,6 +99,16 @@ macro_rules! section {
                 this
             }
 
+            /// Whether every knob is within its range, where it was not read but set. Errors: the first that is not.
+            pub fn check(&self) -> Result<(), String> {
+                $( $crate::config::section::in_range(
+                    $crate::config::section::name(stringify!($key), [$($wire)?].first().copied()),
+                    &self.$key,
+                    [$($range)?].first(),
+                )?; )+
+                Ok(())
+            }
+
             /// Makes its relative paths ones below `dir`.
             pub(crate) fn resolve(&mut self, dir: &std::path::Path) {
                 $( $crate::config::Knob::resolve(&mut self.$key, dir); )+
@@ -119,6 +129,16 @@ pub fn name(field: &'static str, wire: Option<&'static str>) -> &'static str {
 /// The text of a range, after what is expected: `, 1 to 10`.
 pub fn range(range: Option<&Range>) -> String {
     range.map_or_else(String::new, |range| format!(", {} to {}", range.start(), range.end()))
+}
+
+/// Whether a knob is within its range. Errors: its name, its range and what it is.
+pub fn in_range<T: Knob>(name: &str, value: &T, range: Option<&Range>) -> Result<(), String> {
+    match (value.number(), range) {
+        (Some(number), Some(range)) if !range.contains(&number) => {
+            Err(format!("`{name}`: expected {}{}, got {number}", T::expected(), self::range(Some(range))))
+        }
+        _ => value.check(),
+    }
 }
 
 /// Describes one knob.
@@ -225,7 +245,6 @@ knobs! {
     String: "a text";
     Vec<String>: "a list of texts";
     SocketAddr: "an IP address and a port, like \"127.0.0.1:8006\"";
-    Vec<url::Url>: "a list of URLs, like [\"http://10.0.0.1:8006\"]";
     Vec<ipnet::IpNet>: "a list of networks, like [\"10.0.0.0/8\"]";
     BTreeMap<String, u64>: "a table of whole numbers";
     serde_json::Map<String, Value>: "a table";
@@ -248,6 +267,16 @@ impl Knob for u32 {
 
     fn number(&self) -> Option<u64> {
         Some((*self).into())
+    }
+}
+
+impl Knob for usize {
+    fn expected() -> String {
+        "a whole number".into()
+    }
+
+    fn number(&self) -> Option<u64> {
+        u64::try_from(*self).ok()
     }
 }
 
