@@ -26,9 +26,7 @@ pub fn encode(core: &[u8]) -> Result<Vec<u8>> {
 pub(crate) fn label(component: &[u8], name: &str, version: &str) -> Result<Vec<u8>> {
     let mut metadata = AddMetadata::default();
     metadata.name = AddMetadataField::Set(name.to_owned());
-    let mut labelled = metadata
-        .to_wasm(component)
-        .context("naming the component")?;
+    let mut labelled = metadata.to_wasm(component).context("naming the component")?;
     push_custom_section(&mut labelled, "version", version.as_bytes());
     Ok(labelled)
 }

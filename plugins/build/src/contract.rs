@@ -6,27 +6,14 @@ use wit_parser::{Resolve, WorldId};
 const PACKAGES: [(&str, &str); 5] = [
     ("host.wit", include_str!("../../../wit/host/host.wit")),
     ("chain.wit", include_str!("../../../wit/chain/chain.wit")),
-    (
-        "policy.wit",
-        include_str!("../../../wit/rate-limit/policy.wit"),
-    ),
-    (
-        "strategy.wit",
-        include_str!("../../../wit/sync/strategy.wit"),
-    ),
-    (
-        "handler.wit",
-        include_str!("../../../wit/agent/handler.wit"),
-    ),
+    ("policy.wit", include_str!("../../../wit/rate-limit/policy.wit")),
+    ("strategy.wit", include_str!("../../../wit/sync/strategy.wit")),
+    ("handler.wit", include_str!("../../../wit/agent/handler.wit")),
 ];
 
 /// The world a kind is, and the interface by which a component shows that it means to be of that kind.
 const KINDS: [(&str, &str, &str); 3] = [
-    (
-        "tenon:rate-limit",
-        "rate-limit-policy",
-        "tenon:rate-limit/policy@",
-    ),
+    ("tenon:rate-limit", "rate-limit-policy", "tenon:rate-limit/policy@"),
     ("tenon:sync", "sync-strategy", "tenon:sync/strategy@"),
     ("tenon:agent", "agent-handler", "tenon:agent/handler@"),
 ];
@@ -35,9 +22,7 @@ const KINDS: [(&str, &str, &str); 3] = [
 pub fn resolve() -> Result<Resolve> {
     let mut resolve = Resolve::default();
     for (name, text) in PACKAGES {
-        resolve
-            .push_str(name, text)
-            .with_context(|| format!("parsing {name}"))?;
+        resolve.push_str(name, text).with_context(|| format!("parsing {name}"))?;
     }
     Ok(resolve)
 }
@@ -49,11 +34,7 @@ pub fn world(resolve: &Resolve, package: &str, world: &str) -> Result<WorldId> {
         format!("{}:{}", name.namespace, name.name) == package
     });
     let (_, found) = found.with_context(|| format!("no WIT package {package}"))?;
-    found
-        .worlds
-        .get(world)
-        .copied()
-        .with_context(|| format!("no world {world} in {package}"))
+    found.worlds.get(world).copied().with_context(|| format!("no world {world} in {package}"))
 }
 
 /// Checks `component` against the world of its kind.
@@ -64,25 +45,15 @@ pub fn check(component: &[u8]) -> Result<()> {
     let wit_component::DecodedWasm::Component(own, own_world) = decoded else {
         bail!("this is a WIT package, not a component");
     };
-    let exports: Vec<String> = own.worlds[own_world]
-        .exports
-        .keys()
-        .map(|key| own.name_world_key(key))
-        .collect();
-    let kind = KINDS
-        .iter()
-        .find(|(_, _, interface)| exports.iter().any(|name| name.starts_with(interface)));
+    let exports: Vec<String> = own.worlds[own_world].exports.keys().map(|key| own.name_world_key(key)).collect();
+    let kind = KINDS.iter().find(|(_, _, interface)| exports.iter().any(|name| name.starts_with(interface)));
     let Some((package, name, _)) = kind else {
         let known: Vec<&str> = KINDS.iter().map(|(_, world, _)| *world).collect();
-        bail!(
-            "exports {exports:?}: none of the worlds {}",
-            known.join(", ")
-        );
+        bail!("exports {exports:?}: none of the worlds {}", known.join(", "));
     };
     let resolve = resolve()?;
     let world = world(&resolve, package, name)?;
-    wit_component::targets(&resolve, world, component)
-        .with_context(|| format!("does not fit the world {name}"))
+    wit_component::targets(&resolve, world, component).with_context(|| format!("does not fit the world {name}"))
 }
 
 #[cfg(test)]
@@ -95,12 +66,7 @@ mod tests {
         for (package, name, interface) in KINDS {
             let world = world(&resolve, package, name).unwrap();
             let exports = &resolve.worlds[world].exports;
-            assert!(
-                exports
-                    .keys()
-                    .any(|key| resolve.name_world_key(key).starts_with(interface)),
-                "{name}"
-            );
+            assert!(exports.keys().any(|key| resolve.name_world_key(key).starts_with(interface)), "{name}");
         }
     }
 }

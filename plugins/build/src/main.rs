@@ -20,11 +20,7 @@ fn main() -> Result<()> {
     for component in &built {
         println!("{:>9} bytes  {}", size(component)?, shown(component));
     }
-    println!(
-        "{} components in {:.1} s",
-        built.len(),
-        started.elapsed().as_secs_f64()
-    );
+    println!("{} components in {:.1} s", built.len(), started.elapsed().as_secs_f64());
     Ok(())
 }
 
@@ -36,8 +32,5 @@ fn size(path: &Path) -> Result<u64> {
 /// The path as a reader would type it: relative where that is shorter.
 fn shown(path: &Path) -> String {
     let here = std::env::current_dir().unwrap_or_default();
-    path.strip_prefix(&here)
-        .unwrap_or(path)
-        .display()
-        .to_string()
+    path.strip_prefix(&here).unwrap_or(path).display().to_string()
 }

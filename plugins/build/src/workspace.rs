@@ -43,99 +43,71 @@ pub fn build_all() -> Result<Vec<PathBuf>> {
 pub fn path(name: &str) -> PathBuf {
     static BUILT: OnceLock<Result<Vec<PathBuf>, String>> = OnceLock::new();
     let built = BUILT.get_or_init(|| build_all().map_err(|error| format!("{error:#}")));
-    let paths = built
-        .as_ref()
-        .unwrap_or_else(|error| panic!("cannot build the plugins: {error}"));
-    let found = paths
-        .iter()
-        .find(|path| path.file_stem().is_some_and(|stem| stem == name));
-    found
-        .cloned()
-        .unwrap_or_else(|| panic!("no plugin {name} among {paths:?}"))
+    let paths = built.as_ref().unwrap_or_else(|error| panic!("cannot build the plugins: {error}"));
+    let found = paths.iter().find(|path| path.file_stem().is_some_and(|stem| stem == name));
+    found.cloned().unwrap_or_else(|| panic!("no plugin {name} among {paths:?}"))
 }
 
 /// Builds an author's own crate in `dir` to the file `out`, or to `out/NAME.wasm` where `out` is a folder.
 ///
 /// The crate is a `cdylib` that uses `tenon-sdk`; its own workspace and lock file hold.
 pub fn build_dir(dir: &Path, out: &Path) -> Result<PathBuf> {
-    let dir = dir
-        .canonicalize()
-        .with_context(|| format!("no folder {}", dir.display()))?;
-    ensure!(
-        dir.join("Cargo.toml").is_file(),
-        "no Cargo.toml in {}",
-        dir.display()
-    );
+    let dir = dir.canonicalize().with_context(|| format!("no folder {}", dir.display()))?;
+    ensure!(dir.join("Cargo.toml").is_file(), "no Cargo.toml in {}", dir.display());
     let toolchain = Toolchain::find()?;
-    // The standard library is compiled beside the repository's own plugins where there is a repository.
+    // With the repository at hand, its standard library and its libraries as compiled for guests are shared.
     let home = match Workspace::here() {
         Ok(workspace) => workspace.build_home(),
         Err(_) => dir.join("target/wasm"),
     };
-    let sysroot = {
-        let _lock = Lock::take(&home)?;
-        sysroot::prepare(&toolchain, &home.join(toolchain.key()))?
-    };
-    let target_dir = dir.join("target/wasm").join(toolchain.key());
-    let arguments: Vec<String> = std::iter::once("--profile=guest".to_owned())
-        .chain(guest_profile())
-        .collect();
-    let module = cargo::build(
-        &toolchain,
-        sysroot.as_deref(),
-        &dir,
-        &target_dir,
-        None,
-        &arguments,
-    )?;
-    let out = if out.is_dir() {
-        out.join(format!("{}.wasm", module.name))
-    } else {
-        out.to_owned()
-    };
+    // Held to the end: two crates of one name would write the same file.
+    let _lock = Lock::take(&home)?;
+    let home = home.join(toolchain.key());
+    let sysroot = sysroot::prepare(&toolchain, &home)?;
+    let arguments: Vec<String> = std::iter::once("--profile=guest".to_owned()).chain(guest_profile()).collect();
+    let module = cargo::build(&toolchain, sysroot.as_deref(), &dir, &home.join("guests"), None, &arguments)?;
+    let out = if out.is_dir() { out.join(format!("{}.wasm", module.name)) } else { out.to_owned() };
     finish(&module, &out)?;
     Ok(out)
 }
 
-/// The profile of the repository's own guests, for crates elsewhere.
+/// The profile `guest` of the repository's manifest, for crates elsewhere.
 fn guest_profile() -> impl Iterator<Item = String> {
-    const PROFILE: [&str; 6] = [
+    const PROFILE: [&str; 7] = [
         r#"inherits="release""#,
-        r#"opt-level=3"#,
+        "opt-level=3",
         "lto=true",
         "codegen-units=1",
         r#"panic="abort""#,
-        "strip=true",
+        r#"strip="symbols""#,
+        r#"package."*".opt-level="z""#,
     ];
-    PROFILE
-        .into_iter()
-        .map(|setting| format!("--config=profile.guest.{setting}"))
+    PROFILE.into_iter().map(|setting| format!("--config=profile.guest.{setting}"))
 }
 
 /// A number that differs when `bytes` do, for file names and stamps; FNV-1a.
 pub(crate) fn digest(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-    })
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
-/// The repository that this crate was compiled in.
+/// The folder of the repository that this crate was compiled in.
+///
+/// Errors: it is not there (any more); this program was installed from elsewhere.
+pub(crate) fn root() -> Result<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let root = root.canonicalize().context("the repository that this program was built in is gone")?;
+    ensure!(root.join("wit/host/host.wit").is_file(), "{} is not Tenon's repository", root.display());
+    Ok(root)
+}
+
+/// This repository.
 struct Workspace {
     root: PathBuf,
 }
 
 impl Workspace {
     fn here() -> Result<Self> {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-        let root = root
-            .canonicalize()
-            .context("the repository that this program was built in is gone")?;
-        ensure!(
-            root.join("wit/host/host.wit").is_file(),
-            "{} is not Tenon's repository",
-            root.display()
-        );
-        Ok(Self { root })
+        Ok(Self { root: root()? })
     }
 
     /// Names of the plugins: the folders of `plugins/` whose crate is a `cdylib`. A crate is called like its folder.
@@ -145,12 +117,7 @@ impl Workspace {
             let dir = entry?.path();
             let manifest = fs::read_to_string(dir.join("Cargo.toml")).unwrap_or_default();
             if manifest.contains("cdylib") {
-                guests.insert(
-                    dir.file_name()
-                        .unwrap_or_default()
-                        .to_string_lossy()
-                        .into_owned(),
-                );
+                guests.insert(dir.file_name().unwrap_or_default().to_string_lossy().into_owned());
             }
         }
         Ok(guests)
@@ -165,14 +132,7 @@ impl Workspace {
     }
 
     fn outputs(&self, guests: &BTreeSet<String>) -> Vec<PathBuf> {
-        guests
-            .iter()
-            .map(|name| {
-                self.root
-                    .join("target/plugins")
-                    .join(format!("{name}.wasm"))
-            })
-            .collect()
+        guests.iter().map(|name| self.root.join("target/plugins").join(format!("{name}.wasm"))).collect()
     }
 
     fn is_built(&self, guests: &BTreeSet<String>, sources: &str) -> bool {
@@ -193,16 +153,16 @@ impl Workspace {
     fn list(&self, path: &Path, lines: &mut Vec<String>) -> Result<()> {
         let metadata = fs::metadata(path).with_context(|| format!("reading {}", path.display()))?;
         if metadata.is_dir() {
+            // Tests are no part of a component, and change most often.
+            if path.ends_with("tests") {
+                return Ok(());
+            }
             for entry in fs::read_dir(path)? {
                 self.list(&entry?.path(), lines)?;
             }
             return Ok(());
         }
-        let changed = metadata
-            .modified()?
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default()
-            .as_nanos();
+        let changed = metadata.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
         let name = path.strip_prefix(&self.root).unwrap_or(path);
         lines.push(format!("{} {} {changed}\n", name.display(), metadata.len()));
         Ok(())
@@ -215,14 +175,7 @@ impl Workspace {
         let target_dir = home.join("guests");
         let arguments = ["--profile=guest".to_owned()];
         for (name, output) in guests.iter().zip(self.outputs(guests)) {
-            let module = cargo::build(
-                &toolchain,
-                sysroot.as_deref(),
-                &self.root,
-                &target_dir,
-                Some(name),
-                &arguments,
-            )?;
+            let module = cargo::build(&toolchain, sysroot.as_deref(), &self.root, &target_dir, Some(name), &arguments)?;
             finish(&module, &output)?;
         }
         self.remove_strangers(guests)
@@ -243,10 +196,8 @@ impl Workspace {
 
 /// Encodes, labels and writes what cargo has linked.
 fn finish(module: &CoreModule, out: &Path) -> Result<()> {
-    let core =
-        fs::read(&module.path).with_context(|| format!("reading {}", module.path.display()))?;
-    let component =
-        encode(&core).with_context(|| format!("making a component of {}", module.name))?;
+    let core = fs::read(&module.path).with_context(|| format!("reading {}", module.path.display()))?;
+    let component = encode(&core).with_context(|| format!("making a component of {}", module.name))?;
     write_if_changed(out, &label(&component, &module.name, &module.version)?)
 }
 
@@ -267,21 +218,14 @@ fn write_if_changed(path: &Path, bytes: &[u8]) -> Result<()> {
 }
 
 /// Keeps other processes out while it lives; the system lets go of it when its process ends, however that ends.
-struct Lock(
-    #[expect(
-        dead_code,
-        reason = "held, not read: closing the file gives the lock back"
-    )]
-    File,
-);
+struct Lock(#[expect(dead_code, reason = "held, not read: closing the file gives the lock back")] File);
 
 impl Lock {
     fn take(home: &Path) -> Result<Self> {
         fs::create_dir_all(home).with_context(|| format!("creating {}", home.display()))?;
         let path = home.join("lock");
         let file = File::create(&path).with_context(|| format!("creating {}", path.display()))?;
-        file.lock()
-            .with_context(|| format!("locking {}", path.display()))?;
+        file.lock().with_context(|| format!("locking {}", path.display()))?;
         Ok(Self(file))
     }
 }

@@ -8,9 +8,7 @@ use serde::de::DeserializeOwned;
 
 use crate::Plugin;
 
-pub use wit::exports::tenon::agent::handler::{
-    Context, Effect, Event, Message, Note, Outgoing, Payload, Timer,
-};
+pub use wit::exports::tenon::agent::handler::{Context, Effect, Event, Message, Note, Outgoing, Payload, Timer};
 pub use wit::tenon::chain::types::{Address, Hash, Height, Time};
 
 /// The bindings.
@@ -36,12 +34,7 @@ pub trait Handler: Plugin {
     ///
     /// Errors: why the event cannot be handled. It is set aside with that text, nothing is sent, and the memory stays as
     /// it was, whatever was written to it here.
-    fn handle(
-        &self,
-        context: &Context,
-        event: &Event,
-        memory: &mut Self::Memory,
-    ) -> Result<Vec<Effect>, String>;
+    fn handle(&self, context: &Context, event: &Event, memory: &mut Self::Memory) -> Result<Vec<Effect>, String>;
 }
 
 /// Makes a [`Handler`] the plugin of this crate; once a crate. Empty off wasm32.
@@ -64,13 +57,7 @@ macro_rules! export_handler {
                 > {
                     PLUGIN.with(|plugin| {
                         let handler = $crate::export::configured(plugin);
-                        $crate::agent::step(
-                            handler,
-                            ::std::env!("CARGO_PKG_NAME"),
-                            &context,
-                            &event,
-                            &memory,
-                        )
+                        $crate::agent::step(handler, ::std::env!("CARGO_PKG_NAME"), &context, &event, &memory)
                     })
                 }
             }

@@ -25,9 +25,7 @@ pub fn describe<P: Plugin>(name: &str, version: &str, summary: &str) -> Descript
 pub fn configure<P: Plugin>(plugin: &OnceCell<P>, config: &str) -> Result<(), String> {
     log_panics();
     let configured = P::new(crate::settings::<P>(config)?)?;
-    plugin
-        .set(configured)
-        .map_err(|_| "configured twice: an instance takes one configuration".to_owned())
+    plugin.set(configured).map_err(|_| "configured twice: an instance takes one configuration".to_owned())
 }
 
 /// The configured plugin.
@@ -35,19 +33,13 @@ pub fn configure<P: Plugin>(plugin: &OnceCell<P>, config: &str) -> Result<(), St
 /// # Panics
 /// Before `configure`: the host never asks an instance that it has not configured.
 pub fn configured<P: Plugin>(plugin: &OnceCell<P>) -> &P {
-    plugin
-        .get()
-        .expect("the host configures an instance before it asks it anything")
+    plugin.get().expect("the host configures an instance before it asks it anything")
 }
 
 /// Sends what a panic has to say to the log. The trap that follows tells the host only that there was one.
 fn log_panics() {
     static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        std::panic::set_hook(Box::new(|panic| {
-            log::write(log::Level::Error, &panic.to_string())
-        }))
-    });
+    ONCE.call_once(|| std::panic::set_hook(Box::new(|panic| log::write(log::Level::Error, &panic.to_string()))));
 }
 
 /// What marks memory as written by one plugin in one form: the node may hand in what another plugin left behind.
@@ -75,17 +67,13 @@ impl Seal {
         if memory.is_empty() {
             return Ok(M::default());
         }
-        let content = memory
-            .strip_prefix(&self.0)
-            .ok_or("this memory was written by another plugin")?;
-        postcard::from_bytes(content)
-            .map_err(|error| format!("this memory cannot be read: {error}"))
+        let content = memory.strip_prefix(&self.0).ok_or("this memory was written by another plugin")?;
+        postcard::from_bytes(content).map_err(|error| format!("this memory cannot be read: {error}"))
     }
 
     /// Writes a memory.
     pub fn close<M: Serialize>(self, memory: &M) -> Vec<u8> {
-        postcard::to_extend(memory, self.0.to_vec())
-            .expect("a memory is plain data, and writing to a Vec cannot fail")
+        postcard::to_extend(memory, self.0.to_vec()).expect("a memory is plain data, and writing to a Vec cannot fail")
     }
 }
 
@@ -153,11 +141,7 @@ mod tests {
         impl Plugin for Never {
             type Settings = Vec<u32>;
             fn new(settings: Vec<u32>) -> Result<Self, String> {
-                if settings.is_empty() {
-                    Err("no numbers".to_owned())
-                } else {
-                    Ok(Self)
-                }
+                if settings.is_empty() { Err("no numbers".to_owned()) } else { Ok(Self) }
             }
         }
         let plugin = OnceCell::<Never>::new();

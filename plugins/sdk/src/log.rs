@@ -7,9 +7,7 @@
 
 pub use crate::host::tenon::host::log::Level;
 #[doc(inline)]
-pub use crate::{
-    __debug as debug, __error as error, __info as info, __trace as trace, __warn as warn,
-};
+pub use crate::{__debug as debug, __error as error, __info as info, __trace as trace, __warn as warn};
 
 /// Writes one line.
 pub fn write(level: Level, message: &str) {

@@ -30,11 +30,7 @@ pub trait Policy: Plugin {
 
 impl Allowance {
     /// Of a caller who has no limit.
-    pub const UNLIMITED: Self = Self {
-        limit: u64::MAX,
-        remaining: u64::MAX,
-        reset_ms: 0,
-    };
+    pub const UNLIMITED: Self = Self { limit: u64::MAX, remaining: u64::MAX, reset_ms: 0 };
 }
 
 /// Makes a [`Policy`] the plugin of this crate; once a crate. Empty off wasm32.

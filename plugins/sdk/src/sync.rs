@@ -10,8 +10,7 @@ use serde::de::DeserializeOwned;
 use crate::Plugin;
 
 pub use wit::exports::tenon::sync::strategy::{
-    Action, Arrival, Event, Failure, Fetch, Fork, InFlight, Limits, Peer, PeerId, Penalty,
-    RequestId, Snapshot, View,
+    Action, Arrival, Event, Failure, Fetch, Fork, InFlight, Limits, Peer, PeerId, Penalty, RequestId, Snapshot, View,
 };
 pub use wit::tenon::chain::types::{Hash, Head, Height, HeightRange, Time};
 
@@ -57,13 +56,7 @@ macro_rules! export_strategy {
                 ) -> (::std::vec::Vec<$crate::sync::Action>, ::std::vec::Vec<u8>) {
                     PLUGIN.with(|plugin| {
                         let strategy = $crate::export::configured(plugin);
-                        $crate::sync::step(
-                            strategy,
-                            ::std::env!("CARGO_PKG_NAME"),
-                            &view,
-                            &events,
-                            &memory,
-                        )
+                        $crate::sync::step(strategy, ::std::env!("CARGO_PKG_NAME"), &view, &events, &memory)
                     })
                 }
             }

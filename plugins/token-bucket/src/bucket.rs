@@ -67,23 +67,12 @@ impl Bucket {
         let full_at = full_at.max(now).min(empty);
         let after = full_at.saturating_add(self.ns(cost));
         if after > empty {
-            return (
-                Taken::TooSoon {
-                    retry_after_ms: (after - empty).div_ceil(NS_PER_MS),
-                },
-                full_at,
-            );
+            return (Taken::TooSoon { retry_after_ms: (after - empty).div_ceil(NS_PER_MS) }, full_at);
         }
         let remaining = (empty - after) * u64::from(self.refill_per_second) / NS_PER_SECOND;
         // Rounded up, the capacity's time may hold a unit more than the capacity.
         let remaining = remaining.min(u64::from(self.capacity));
-        (
-            Taken::Granted {
-                remaining,
-                reset_ms: (after - now).div_ceil(NS_PER_MS),
-            },
-            after,
-        )
+        (Taken::Granted { remaining, reset_ms: (after - now).div_ceil(NS_PER_MS) }, after)
     }
 
     /// The time to gain `units`, at most [`UNITS_MAX`], in nanoseconds, rounded up: at most 10¹⁸.
@@ -103,10 +92,7 @@ mod tests {
     const DAY_US: u64 = 1_790_000_000 * SECOND_US;
 
     fn bucket(capacity: u32, refill_per_second: u32) -> Bucket {
-        Bucket {
-            capacity,
-            refill_per_second,
-        }
+        Bucket { capacity, refill_per_second }
     }
 
     #[test]
@@ -115,63 +101,28 @@ mod tests {
         let mut word = 0;
         for remaining in [2, 1, 0] {
             let (taken, next) = bucket.take(word, 1, DAY_US);
-            assert_eq!(
-                taken,
-                Taken::Granted {
-                    remaining,
-                    reset_ms: (3 - remaining) * 1000
-                }
-            );
+            assert_eq!(taken, Taken::Granted { remaining, reset_ms: (3 - remaining) * 1000 });
             word = next;
         }
-        assert_eq!(
-            bucket.take(word, 1, DAY_US),
-            (
-                Taken::TooSoon {
-                    retry_after_ms: 1000
-                },
-                word
-            )
-        );
+        assert_eq!(bucket.take(word, 1, DAY_US), (Taken::TooSoon { retry_after_ms: 1000 }, word));
     }
 
     #[test]
     fn it_fills_at_its_rate() {
         let bucket = bucket(10, 2);
         let (_, word) = bucket.take(0, 10, DAY_US);
-        assert_eq!(
-            bucket.take(word, 1, DAY_US + SECOND_US / 2 - 1).0,
-            Taken::TooSoon { retry_after_ms: 1 }
-        );
+        assert_eq!(bucket.take(word, 1, DAY_US + SECOND_US / 2 - 1).0, Taken::TooSoon { retry_after_ms: 1 });
         let (taken, _) = bucket.take(word, 1, DAY_US + SECOND_US / 2);
-        assert_eq!(
-            taken,
-            Taken::Granted {
-                remaining: 0,
-                reset_ms: 5000
-            }
-        );
+        assert_eq!(taken, Taken::Granted { remaining: 0, reset_ms: 5000 });
         let (taken, _) = bucket.take(word, 1, DAY_US + 60 * SECOND_US);
-        assert_eq!(
-            taken,
-            Taken::Granted {
-                remaining: 9,
-                reset_ms: 500
-            }
-        );
+        assert_eq!(taken, Taken::Granted { remaining: 9, reset_ms: 500 });
     }
 
     #[test]
     fn more_than_the_capacity_is_too_expensive_and_costs_nothing() {
         assert_eq!(bucket(3, 1).take(77, 4, DAY_US), (Taken::TooExpensive, 77));
-        assert!(matches!(
-            bucket(3, 1).take(0, 3, DAY_US).0,
-            Taken::Granted { .. }
-        ));
-        assert_eq!(
-            bucket(3, 1).take(0, u64::MAX, DAY_US).0,
-            Taken::TooExpensive
-        );
+        assert!(matches!(bucket(3, 1).take(0, 3, DAY_US).0, Taken::Granted { .. }));
+        assert_eq!(bucket(3, 1).take(0, u64::MAX, DAY_US).0, Taken::TooExpensive);
     }
 
     #[test]
@@ -180,16 +131,8 @@ mod tests {
         let (_, word) = bucket.take(0, 2, DAY_US);
         let earlier = DAY_US - 3600 * SECOND_US;
         let (taken, word) = bucket.take(word, 1, earlier);
-        assert_eq!(
-            taken,
-            Taken::TooSoon {
-                retry_after_ms: 1000
-            }
-        );
-        assert!(matches!(
-            bucket.take(word, 1, earlier + SECOND_US).0,
-            Taken::Granted { .. }
-        ));
+        assert_eq!(taken, Taken::TooSoon { retry_after_ms: 1000 });
+        assert!(matches!(bucket.take(word, 1, earlier + SECOND_US).0, Taken::Granted { .. }));
     }
 
     /// Takes as long as time passes, and the most that a level counted in fractions of a unit would have granted.
@@ -200,10 +143,7 @@ mod tests {
     }
 
     fn steps() -> impl Strategy<Value = Vec<Step>> {
-        let step = (
-            0..50_u64,
-            prop_oneof![Just(0), 0..2000_u64, 0..5_000_000_u64],
-        )
+        let step = (0..50_u64, prop_oneof![Just(0), 0..2000_u64, 0..5_000_000_u64])
             .prop_map(|(cost, wait_us)| Step { cost, wait_us });
         prop::collection::vec(step, 1..200)
     }

@@ -7,9 +7,7 @@ pub mod bucket;
 
 use serde::Deserialize;
 use tenon_sdk::Plugin;
-use tenon_sdk::rate_limit::{
-    Allowance, Cell, Denial, Policy, Request, RouteClass, Throttled, Trust, Verdict,
-};
+use tenon_sdk::rate_limit::{Allowance, Cell, Denial, Policy, Request, RouteClass, Throttled, Trust, Verdict};
 
 use crate::bucket::{Bucket, Taken, UNITS_MAX};
 
@@ -56,12 +54,7 @@ pub enum Trusted {
 
 impl Default for Settings {
     fn default() -> Self {
-        let rate = |capacity, refill_per_second| {
-            Some(Rate {
-                capacity,
-                refill_per_second,
-            })
-        };
+        let rate = |capacity, refill_per_second| Some(Rate { capacity, refill_per_second });
         Self {
             sync: None,
             read: rate(2000, 1000),
@@ -97,28 +90,12 @@ impl Plugin for TokenBucket {
     const SCHEMA: &'static str = include_str!("../schema.json");
 
     fn new(settings: Settings) -> Result<Self, String> {
-        let Settings {
-            sync,
-            read,
-            write,
-            import,
-            ..
-        } = &settings;
-        for (class, rate) in [
-            ("sync", sync),
-            ("read", read),
-            ("write", write),
-            ("import", import),
-        ] {
+        let Settings { sync, read, write, import, .. } = &settings;
+        for (class, rate) in [("sync", sync), ("read", read), ("write", write), ("import", import)] {
             let Some(rate) = rate else { continue };
-            for (name, value) in [
-                ("capacity", rate.capacity),
-                ("refill_per_second", rate.refill_per_second),
-            ] {
+            for (name, value) in [("capacity", rate.capacity), ("refill_per_second", rate.refill_per_second)] {
                 if !(1..=UNITS_MAX).contains(&value) {
-                    return Err(format!(
-                        "{class}.{name} is {value}: it must be 1 to {UNITS_MAX}"
-                    ));
+                    return Err(format!("{class}.{name} is {value}: it must be 1 to {UNITS_MAX}"));
                 }
             }
         }
@@ -128,37 +105,20 @@ impl Plugin for TokenBucket {
 
 impl Policy for TokenBucket {
     fn check(&self, request: &Request, mut cell: Cell) -> (Verdict, Cell) {
-        let Some(Rate {
-            capacity,
-            refill_per_second,
-        }) = self.settings.rate(request.class)
-        else {
+        let Some(Rate { capacity, refill_per_second }) = self.settings.rate(request.class) else {
             return (Verdict::Allow(Allowance::UNLIMITED), cell);
         };
         if self.settings.trusts(request.trust) {
             return (Verdict::Allow(Allowance::UNLIMITED), cell);
         }
-        let bucket = Bucket {
-            capacity,
-            refill_per_second,
-        };
+        let bucket = Bucket { capacity, refill_per_second };
         let word = word(&mut cell, request.class);
         let (taken, full_at) = bucket.take(*word, request.cost, request.now);
         *word = full_at;
         let limit = u64::from(capacity);
         let verdict = match taken {
-            Taken::Granted {
-                remaining,
-                reset_ms,
-            } => Verdict::Allow(Allowance {
-                limit,
-                remaining,
-                reset_ms,
-            }),
-            Taken::TooSoon { retry_after_ms } => Verdict::Throttle(Throttled {
-                limit,
-                retry_after_ms,
-            }),
+            Taken::Granted { remaining, reset_ms } => Verdict::Allow(Allowance { limit, remaining, reset_ms }),
+            Taken::TooSoon { retry_after_ms } => Verdict::Throttle(Throttled { limit, retry_after_ms }),
             Taken::TooExpensive => Verdict::Deny(Denial::TooExpensive),
         };
         (verdict, cell)
@@ -186,14 +146,7 @@ mod tests {
     }
 
     fn request(class: RouteClass, trust: Trust) -> Request {
-        Request {
-            client: 1,
-            route: 0,
-            class,
-            trust,
-            cost: 1,
-            now: 1_790_000_000_000_000,
-        }
+        Request { client: 1, route: 0, class, trust, cost: 1, now: 1_790_000_000_000_000 }
     }
 
     #[test]
@@ -220,55 +173,29 @@ mod tests {
             r#"{"sync": {"capacity": 1, "refill_per_second": 1}, "read": {"capacity": 1, "refill_per_second": 1},
                 "write": {"capacity": 1, "refill_per_second": 1}, "import": {"capacity": 1, "refill_per_second": 1}}"#,
         );
-        let classes = [
-            RouteClass::Sync,
-            RouteClass::Read,
-            RouteClass::Write,
-            RouteClass::Import,
-        ];
+        let classes = [RouteClass::Sync, RouteClass::Read, RouteClass::Write, RouteClass::Import];
         let mut cell = (0, 0, 0, 0);
         for class in classes {
             let (verdict, next) = policy.check(&request(class, Trust::Public), cell);
-            assert_eq!(
-                verdict,
-                Verdict::Allow(Allowance {
-                    limit: 1,
-                    remaining: 0,
-                    reset_ms: 1000
-                })
-            );
+            assert_eq!(verdict, Verdict::Allow(Allowance { limit: 1, remaining: 0, reset_ms: 1000 }));
             cell = next;
         }
         for class in classes {
             let (verdict, _) = policy.check(&request(class, Trust::Public), cell);
-            assert_eq!(
-                verdict,
-                Verdict::Throttle(Throttled {
-                    limit: 1,
-                    retry_after_ms: 1000
-                })
-            );
+            assert_eq!(verdict, Verdict::Throttle(Throttled { limit: 1, retry_after_ms: 1000 }));
         }
     }
 
     #[test]
     fn what_can_never_pass_is_denied() {
         let policy = policy(r#"{"read": {"capacity": 5, "refill_per_second": 1}}"#);
-        let dear = Request {
-            cost: 6,
-            ..request(RouteClass::Read, Trust::Public)
-        };
-        assert_eq!(
-            policy.check(&dear, (0, 0, 0, 0)),
-            (Verdict::Deny(Denial::TooExpensive), (0, 0, 0, 0))
-        );
+        let dear = Request { cost: 6, ..request(RouteClass::Read, Trust::Public) };
+        assert_eq!(policy.check(&dear, (0, 0, 0, 0)), (Verdict::Deny(Denial::TooExpensive), (0, 0, 0, 0)));
     }
 
     #[test]
     fn null_takes_a_limit_away_and_trust_can_be_withdrawn() {
-        let policy = policy(
-            r#"{"read": null, "write": {"capacity": 1, "refill_per_second": 1}, "trusted": []}"#,
-        );
+        let policy = policy(r#"{"read": null, "write": {"capacity": 1, "refill_per_second": 1}, "trusted": []}"#);
         let (verdict, _) = policy.check(&request(RouteClass::Read, Trust::Public), (0, 0, 0, 0));
         assert_eq!(verdict, Verdict::Allow(Allowance::UNLIMITED));
         let (_, cell) = policy.check(&request(RouteClass::Write, Trust::Loopback), (0, 0, 0, 0));
@@ -279,16 +206,9 @@ mod tests {
     #[test]
     fn wrong_settings_are_named() {
         let zero = r#"{"write": {"capacity": 0, "refill_per_second": 1}}"#;
-        let error = TokenBucket::new(tenon_sdk::settings::<TokenBucket>(zero).unwrap())
-            .err()
-            .unwrap();
+        let error = TokenBucket::new(tenon_sdk::settings::<TokenBucket>(zero).unwrap()).err().unwrap();
         assert_eq!(error, "write.capacity is 0: it must be 1 to 1000000000");
-        for text in [
-            r#"{"reed": null}"#,
-            r#"{"read": {"capacity": 1}}"#,
-            r#"{"read": 5}"#,
-            r#"{"trusted": ["me"]}"#,
-        ] {
+        for text in [r#"{"reed": null}"#, r#"{"read": {"capacity": 1}}"#, r#"{"read": 5}"#, r#"{"trusted": ["me"]}"#] {
             assert!(tenon_sdk::settings::<TokenBucket>(text).is_err(), "{text}");
         }
     }
