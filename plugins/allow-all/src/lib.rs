@@ -39,14 +39,8 @@ mod tests {
     #[test]
     fn everything_passes_and_nothing_is_remembered() {
         let policy = AllowAll::new(tenon_sdk::settings::<AllowAll>("{}").unwrap()).unwrap();
-        let request = Request {
-            client: 1,
-            route: 0,
-            class: RouteClass::Write,
-            trust: Trust::Public,
-            cost: u64::MAX,
-            now: 0,
-        };
+        let request =
+            Request { client: 1, route: 0, class: RouteClass::Write, trust: Trust::Public, cost: u64::MAX, now: 0 };
         let (verdict, cell) = policy.check(&request, (1, 2, 3, 4));
         assert_eq!(verdict, Verdict::Allow(Allowance::UNLIMITED));
         assert_eq!(cell, (1, 2, 3, 4));

@@ -32,14 +32,7 @@ pub fn build(
     package: Option<&str>,
     arguments: &[String],
 ) -> Result<CoreModule> {
-    let mut flags = vec![
-        // Panic messages hold source paths: the same source has to give the same bytes wherever it is built.
-        format!("--remap-path-prefix={}=.", dir.display()),
-        format!("--remap-path-prefix={}=cargo", cargo_home().display()),
-    ];
-    if let Some(sysroot) = sysroot {
-        flags.push(format!("--sysroot={}", sysroot.display()));
-    }
+    let flags = flags(sysroot);
     let mut command = command(toolchain, &flags);
     command
         .current_dir(dir)
@@ -60,7 +53,7 @@ pub fn build(
         bail!("cargo could not build {what}; its messages are above");
     }
     let messages = String::from_utf8(output.stdout).context("cargo's messages are not UTF-8")?;
-    messages.lines().filter_map(core_module).last().with_context(|| format!("cargo linked no module for {what}"))
+    messages.lines().filter_map(core_module).next_back().with_context(|| format!("cargo linked no module for {what}"))
 }
 
 /// cargo as `toolchain` has it, compiling with `flags`, untouched by the environment of a build around it.
@@ -113,7 +106,22 @@ fn is_left_over(name: &OsString) -> bool {
     EXACT.contains(&name.as_ref()) || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
 
-fn cargo_home() -> PathBuf {
+/// What every guest is compiled with. The same for all: cargo shares libraries only between builds with equal flags.
+fn flags(sysroot: Option<&Path>) -> Vec<String> {
+    // Panic messages hold source paths: the same source has to give the same bytes wherever it is built. Crates of the
+    // workspace at hand need nothing, since cargo names them relative to it.
+    let mut flags = vec![format!("--remap-path-prefix={}=cargo", home().display())];
+    if let Ok(root) = crate::workspace::root() {
+        flags.push(format!("--remap-path-prefix={}=tenon", root.display()));
+    }
+    if let Some(sysroot) = sysroot {
+        flags.push(format!("--sysroot={}", sysroot.display()));
+    }
+    flags
+}
+
+/// Where cargo keeps the sources of libraries.
+pub fn home() -> PathBuf {
     env::var_os("CARGO_HOME")
         .map(PathBuf::from)
         .or_else(|| Some(env::home_dir()?.join(".cargo")))

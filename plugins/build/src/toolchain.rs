@@ -187,3 +187,40 @@ pub(crate) fn title(toolchain: &Toolchain) -> Result<String> {
     let line = toolchain.version.lines().next().context("rustc -vV printed nothing")?;
     Ok(format!("{line} at {}", toolchain.rustc.display()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_has_no_compiler_is_told_both_cures() {
+        let stable = Probe {
+            rustc: PathBuf::from("rustc"),
+            cargo: PathBuf::from("cargo"),
+            version: "rustc 1.95.0\nrelease: 1.95.0".to_owned(),
+            sysroot: PathBuf::from("nowhere"),
+            target_libs: PathBuf::from("nowhere"),
+        };
+        assert!(!stable.has_std() && stable.std_source().is_none());
+        let text = missing(&[stable]);
+        for part in
+            ["rustc 1.95.0", "rustup target add wasm32-unknown-unknown", "apt-get install rustc-web", "make setup"]
+        {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+    }
+
+    #[test]
+    fn compilers_of_one_release_do_not_share_a_folder() {
+        let toolchain = |version: &str| Toolchain {
+            rustc: PathBuf::from("rustc"),
+            cargo: PathBuf::from("cargo"),
+            version: version.to_owned(),
+            linker: None,
+            std: Std::Installed,
+        };
+        let one = toolchain("rustc 1.95.0 (a)\nrelease: 1.95.0").key();
+        let other = toolchain("rustc 1.95.0 (b)\nrelease: 1.95.0").key();
+        assert!(one.starts_with("1.95.0-") && one != other, "{one} {other}");
+    }
+}

@@ -55,27 +55,33 @@ pub fn build_dir(dir: &Path, out: &Path) -> Result<PathBuf> {
     let dir = dir.canonicalize().with_context(|| format!("no folder {}", dir.display()))?;
     ensure!(dir.join("Cargo.toml").is_file(), "no Cargo.toml in {}", dir.display());
     let toolchain = Toolchain::find()?;
-    // The standard library is compiled beside the repository's own plugins where there is a repository.
+    // With the repository at hand, its standard library and its libraries as compiled for guests are shared.
     let home = match Workspace::here() {
         Ok(workspace) => workspace.build_home(),
         Err(_) => dir.join("target/wasm"),
     };
-    let sysroot = {
-        let _lock = Lock::take(&home)?;
-        sysroot::prepare(&toolchain, &home.join(toolchain.key()))?
-    };
-    let target_dir = dir.join("target/wasm").join(toolchain.key());
+    // Held to the end: two crates of one name would write the same file.
+    let _lock = Lock::take(&home)?;
+    let home = home.join(toolchain.key());
+    let sysroot = sysroot::prepare(&toolchain, &home)?;
     let arguments: Vec<String> = std::iter::once("--profile=guest".to_owned()).chain(guest_profile()).collect();
-    let module = cargo::build(&toolchain, sysroot.as_deref(), &dir, &target_dir, None, &arguments)?;
+    let module = cargo::build(&toolchain, sysroot.as_deref(), &dir, &home.join("guests"), None, &arguments)?;
     let out = if out.is_dir() { out.join(format!("{}.wasm", module.name)) } else { out.to_owned() };
     finish(&module, &out)?;
     Ok(out)
 }
 
-/// The profile of the repository's own guests, for crates elsewhere.
+/// The profile `guest` of the repository's manifest, for crates elsewhere.
 fn guest_profile() -> impl Iterator<Item = String> {
-    const PROFILE: [&str; 6] =
-        [r#"inherits="release""#, r#"opt-level=3"#, "lto=true", "codegen-units=1", r#"panic="abort""#, "strip=true"];
+    const PROFILE: [&str; 7] = [
+        r#"inherits="release""#,
+        "opt-level=3",
+        "lto=true",
+        "codegen-units=1",
+        r#"panic="abort""#,
+        r#"strip="symbols""#,
+        r#"package.serde_json.opt-level="z""#,
+    ];
     PROFILE.into_iter().map(|setting| format!("--config=profile.guest.{setting}"))
 }
 
@@ -84,17 +90,24 @@ pub(crate) fn digest(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
-/// The repository that this crate was compiled in.
+/// The folder of the repository that this crate was compiled in.
+///
+/// Errors: it is not there (any more); this program was installed from elsewhere.
+pub(crate) fn root() -> Result<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let root = root.canonicalize().context("the repository that this program was built in is gone")?;
+    ensure!(root.join("wit/host/host.wit").is_file(), "{} is not Tenon's repository", root.display());
+    Ok(root)
+}
+
+/// This repository.
 struct Workspace {
     root: PathBuf,
 }
 
 impl Workspace {
     fn here() -> Result<Self> {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-        let root = root.canonicalize().context("the repository that this program was built in is gone")?;
-        ensure!(root.join("wit/host/host.wit").is_file(), "{} is not Tenon's repository", root.display());
-        Ok(Self { root })
+        Ok(Self { root: root()? })
     }
 
     /// Names of the plugins: the folders of `plugins/` whose crate is a `cdylib`. A crate is called like its folder.
@@ -140,6 +153,10 @@ impl Workspace {
     fn list(&self, path: &Path, lines: &mut Vec<String>) -> Result<()> {
         let metadata = fs::metadata(path).with_context(|| format!("reading {}", path.display()))?;
         if metadata.is_dir() {
+            // Tests are no part of a component, and change most often.
+            if path.ends_with("tests") {
+                return Ok(());
+            }
             for entry in fs::read_dir(path)? {
                 self.list(&entry?.path(), lines)?;
             }

@@ -103,12 +103,7 @@ impl Plugin for Faults {
 impl Handler for Faults {
     type Memory = Memory;
 
-    fn handle(
-        &self,
-        context: &Context,
-        event: &Event,
-        memory: &mut Memory,
-    ) -> Result<Vec<Effect>, String> {
+    fn handle(&self, context: &Context, event: &Event, memory: &mut Memory) -> Result<Vec<Effect>, String> {
         memory.calls = memory.calls.saturating_add(1);
         let is_meant = match (&self.settings.sender, event) {
             (None, _) => true,
@@ -127,24 +122,9 @@ impl Handler for Faults {
 
 fn effects(mode: Mode, context: &Context, event: &Event) -> Result<Vec<Effect>, String> {
     let text = |text: &str| Payload::Text(text.to_owned());
-    let to_self = |payload| {
-        Effect::Send(Outgoing {
-            to: context.wallet.clone(),
-            payload,
-        })
-    };
-    let timer = |tag: &str, at| {
-        Effect::StartTimer(Timer {
-            tag: tag.to_owned(),
-            at,
-        })
-    };
-    let note = |topic: &str, text: String| {
-        Effect::Emit(Note {
-            topic: topic.to_owned(),
-            text,
-        })
-    };
+    let to_self = |payload| Effect::Send(Outgoing { to: context.wallet.clone(), payload });
+    let timer = |tag: &str, at| Effect::StartTimer(Timer { tag: tag.to_owned(), at });
+    let note = |topic: &str, text: String| Effect::Emit(Note { topic: topic.to_owned(), text });
     Ok(match mode {
         Mode::Silent | Mode::MemoryHuge | Mode::ConfigureError => Vec::new(),
         Mode::Echo => match event {
@@ -167,10 +147,7 @@ fn effects(mode: Mode, context: &Context, event: &Event) -> Result<Vec<Effect>, 
         Mode::PayloadBroken => vec![Effect::Reply(Payload::Object("{not json".to_owned()))],
         Mode::AddressBroken => {
             let to = "nobody".to_owned();
-            vec![Effect::Send(Outgoing {
-                to,
-                payload: text("hello"),
-            })]
+            vec![Effect::Send(Outgoing { to, payload: text("hello") })]
         }
         Mode::Timers => vec![
             timer("", context.now),
@@ -182,10 +159,7 @@ fn effects(mode: Mode, context: &Context, event: &Event) -> Result<Vec<Effect>, 
             Event::Message(_) => vec![timer("again", context.now)],
             Event::Timer(tag) => vec![Effect::Reply(text("nobody asked")), timer(tag, context.now)],
         },
-        Mode::NoteHuge => vec![
-            note("huge", "note ".repeat(200_000)),
-            note("", String::new()),
-        ],
+        Mode::NoteHuge => vec![note("huge", "note ".repeat(200_000)), note("", String::new())],
         Mode::FloodLog => {
             harm::flood_log();
             Vec::new()
@@ -219,49 +193,26 @@ mod tests {
 
     fn message(from: &str) -> Event {
         let payload = Payload::Text("hello".to_owned());
-        Event::Message(Message {
-            id: vec![0; 32],
-            from: from.to_owned(),
-            payload,
-            height: 7,
-            time: 5,
-        })
+        Event::Message(Message { id: vec![0; 32], from: from.to_owned(), payload, height: 7, time: 5 })
     }
 
     #[test]
     fn it_misbehaves_from_the_call_and_for_the_sender_it_was_told() {
         let handler = handler(r#"{"mode": "error", "from_call": 2, "sender": "ait1mallory"}"#);
         let mut memory = Memory::default();
-        assert!(
-            handler
-                .handle(&context(), &message("ait1mallory"), &mut memory)
-                .is_ok()
-        );
-        assert!(
-            handler
-                .handle(&context(), &message("ait1alice"), &mut memory)
-                .is_ok()
-        );
-        assert!(
-            handler
-                .handle(&context(), &message("ait1mallory"), &mut memory)
-                .is_err()
-        );
+        assert!(handler.handle(&context(), &message("ait1mallory"), &mut memory).is_ok());
+        assert!(handler.handle(&context(), &message("ait1alice"), &mut memory).is_ok());
+        assert!(handler.handle(&context(), &message("ait1mallory"), &mut memory).is_err());
     }
 
     #[test]
     fn each_breach_is_one() {
         let effects = |mode: &str| {
             let handler = handler(&format!(r#"{{"mode": "{mode}"}}"#));
-            handler
-                .handle(&context(), &message("ait1alice"), &mut Memory::default())
-                .unwrap()
+            handler.handle(&context(), &message("ait1alice"), &mut Memory::default()).unwrap()
         };
         assert_eq!(effects("silent"), []);
-        assert_eq!(
-            effects("echo"),
-            [Effect::Reply(Payload::Text("hello".to_owned()))]
-        );
+        assert_eq!(effects("echo"), [Effect::Reply(Payload::Text("hello".to_owned()))]);
         assert_eq!(effects("overspend").len(), 6, "ten is enough for five");
         assert_eq!(effects("flood").len(), FLOOD);
         assert_eq!(effects("timers").len(), 4);
@@ -270,13 +221,7 @@ mod tests {
     #[test]
     fn a_huge_memory_is_huge() {
         let handler = handler(r#"{"mode": "memory-huge"}"#);
-        let step = tenon_sdk::agent::step(
-            &handler,
-            "faults-agent",
-            &context(),
-            &message("ait1alice"),
-            &[],
-        );
+        let step = tenon_sdk::agent::step(&handler, "faults-agent", &context(), &message("ait1alice"), &[]);
         assert!(step.unwrap().1.len() > HUGE_MEMORY_BYTES);
     }
 }

@@ -8,9 +8,7 @@ mod harm;
 
 use serde::{Deserialize, Serialize};
 use tenon_sdk::Plugin;
-use tenon_sdk::sync::{
-    Action, Event, Fetch, HeightRange, Peer, PeerId, Penalty, Snapshot, Strategy, View,
-};
+use tenon_sdk::sync::{Action, Event, Fetch, HeightRange, Peer, PeerId, Penalty, Snapshot, Strategy, View};
 
 /// Actions of a flood: more than any host takes.
 pub const FLOOD: usize = 100_000;
@@ -131,10 +129,7 @@ fn one_peer(view: &View) -> Vec<Action> {
     let able = |peer: &&Peer| {
         peer.score > 0
             && peer.not_before <= view.now
-            && peer
-                .head
-                .as_ref()
-                .is_some_and(|head| head.height >= range.last)
+            && peer.head.as_ref().is_some_and(|head| head.height >= range.last)
     };
     match view.peers.iter().find(able) {
         Some(peer) if view.in_flight.is_empty() && range.first <= range.last => {
@@ -147,14 +142,7 @@ fn one_peer(view: &View) -> Vec<Action> {
 fn lowest(view: &View) -> HeightRange {
     let first = view.head.height.saturating_add(1);
     let blocks = u64::from(view.limits.range_blocks_max).min(view.limits.window_blocks);
-    HeightRange {
-        first,
-        last: view
-            .head
-            .height
-            .saturating_add(blocks)
-            .min(view.best_height),
-    }
+    HeightRange { first, last: view.head.height.saturating_add(blocks).min(view.best_height) }
 }
 
 fn fetch(peer: PeerId, range: HeightRange) -> Action {
@@ -180,75 +168,27 @@ fn actions(mode: Mode, view: &View) -> Vec<Action> {
         }
         Mode::BeyondWindow => {
             let above = first.saturating_add(window);
-            vec![fetch(
-                peer,
-                HeightRange {
-                    first: above,
-                    last: above,
-                },
-            )]
+            vec![fetch(peer, HeightRange { first: above, last: above })]
         }
-        Mode::BelowHead => vec![fetch(
-            peer,
-            HeightRange {
-                first: view.head.height,
-                last: view.head.height,
-            },
-        )],
-        Mode::Reversed => vec![fetch(
-            peer,
-            HeightRange {
-                first: last.saturating_add(1),
-                last: first,
-            },
-        )],
-        Mode::Everything => vec![fetch(
-            peer,
-            HeightRange {
-                first: 0,
-                last: u64::MAX,
-            },
-        )],
+        Mode::BelowHead => vec![fetch(peer, HeightRange { first: view.head.height, last: view.head.height })],
+        Mode::Reversed => vec![fetch(peer, HeightRange { first: last.saturating_add(1), last: first })],
+        Mode::Everything => vec![fetch(peer, HeightRange { first: 0, last: u64::MAX })],
         Mode::Repeat => {
-            let every = view
-                .peers
-                .iter()
-                .map(|peer| fetch(peer.id, HeightRange { first, last }));
-            every
-                .cycle()
-                .take(view.limits.actions_max as usize)
-                .collect()
+            let every = view.peers.iter().map(|peer| fetch(peer.id, HeightRange { first, last }));
+            every.cycle().take(view.limits.actions_max as usize).collect()
         }
         Mode::Flood => vec![fetch(peer, HeightRange { first, last: first }); FLOOD],
         Mode::CancelUnknown => vec![Action::Cancel(u64::MAX)],
-        Mode::CancelAll => view
-            .in_flight
-            .iter()
-            .map(|request| Action::Cancel(request.id))
-            .collect(),
+        Mode::CancelAll => view.in_flight.iter().map(|request| Action::Cancel(request.id)).collect(),
         Mode::PenaltyHuge => {
             let penalty = |peer, points| Action::Penalise(Penalty { peer, points });
-            vec![
-                penalty(peer, 0),
-                penalty(peer, u32::MAX),
-                penalty(NOBODY, 1),
-            ]
+            vec![penalty(peer, 0), penalty(peer, u32::MAX), penalty(NOBODY, 1)]
         }
-        Mode::DropAll => view
-            .peers
-            .iter()
-            .map(|peer| Action::DropPeer(peer.id))
-            .collect(),
+        Mode::DropAll => view.peers.iter().map(|peer| Action::DropPeer(peer.id)).collect(),
         Mode::UnknownSnapshot => {
             vec![
-                Action::FetchSnapshot(Snapshot {
-                    peer,
-                    height: u64::MAX,
-                }),
-                Action::FetchSnapshot(Snapshot {
-                    peer: NOBODY,
-                    height: first,
-                }),
+                Action::FetchSnapshot(Snapshot { peer, height: u64::MAX }),
+                Action::FetchSnapshot(Snapshot { peer: NOBODY, height: first }),
             ]
         }
         Mode::ReportHuge => vec![Action::Report("report ".repeat(150_000))],
@@ -268,10 +208,7 @@ mod tests {
     use super::*;
 
     fn view() -> View {
-        let head = |height| Head {
-            height,
-            hash: vec![0; 32],
-        };
+        let head = |height| Head { height, hash: vec![0; 32] };
         let peer = Peer {
             id: 3,
             head: Some(head(100)),
@@ -316,32 +253,13 @@ mod tests {
 
     #[test]
     fn each_breach_is_one() {
-        let actions = |mode: &str| {
-            strategy(&format!(r#"{{"mode": "{mode}"}}"#)).next(&view(), &[], &mut Memory::default())
-        };
+        let actions =
+            |mode: &str| strategy(&format!(r#"{{"mode": "{mode}"}}"#)).next(&view(), &[], &mut Memory::default());
         assert_eq!(actions("idle"), []);
-        assert_eq!(
-            actions("too-long"),
-            [fetch(3, HeightRange { first: 1, last: 11 })]
-        );
-        assert_eq!(
-            actions("beyond-window"),
-            [fetch(
-                3,
-                HeightRange {
-                    first: 51,
-                    last: 51
-                }
-            )]
-        );
-        assert_eq!(
-            actions("below-head"),
-            [fetch(3, HeightRange { first: 0, last: 0 })]
-        );
-        assert_eq!(
-            actions("reversed"),
-            [fetch(3, HeightRange { first: 11, last: 1 })]
-        );
+        assert_eq!(actions("too-long"), [fetch(3, HeightRange { first: 1, last: 11 })]);
+        assert_eq!(actions("beyond-window"), [fetch(3, HeightRange { first: 51, last: 51 })]);
+        assert_eq!(actions("below-head"), [fetch(3, HeightRange { first: 0, last: 0 })]);
+        assert_eq!(actions("reversed"), [fetch(3, HeightRange { first: 11, last: 1 })]);
         assert_eq!(actions("repeat").len(), 8);
         assert_eq!(actions("flood").len(), FLOOD);
     }

@@ -29,11 +29,7 @@ pub fn hoard() -> ! {
 pub fn recurse(depth: u64) -> u64 {
     let frame = black_box([depth; 16]);
     // Never false; but the compiler must not know.
-    if black_box(true) {
-        recurse(frame[0] + 1) + frame[1]
-    } else {
-        0
-    }
+    if black_box(true) { recurse(frame[0] + 1) + frame[1] } else { 0 }
 }
 
 /// Writes far more lines than anybody reads.

@@ -82,32 +82,16 @@ impl Plugin for Faults {
 impl Policy for Faults {
     fn check(&self, request: &Request, mut cell: Cell) -> (Verdict, Cell) {
         cell.0 = cell.0.saturating_add(1);
-        let is_meant = self
-            .settings
-            .client
-            .is_none_or(|client| client == request.client);
-        let mode = if is_meant && cell.0 >= self.settings.from_call {
-            self.settings.mode
-        } else {
-            Mode::Allow
-        };
+        let is_meant = self.settings.client.is_none_or(|client| client == request.client);
+        let mode = if is_meant && cell.0 >= self.settings.from_call { self.settings.mode } else { Mode::Allow };
         (verdict(mode), cell)
     }
 }
 
 fn verdict(mode: Mode) -> Verdict {
     const LIMIT: u64 = 1000;
-    let allow = Verdict::Allow(Allowance {
-        limit: LIMIT,
-        remaining: LIMIT - 1,
-        reset_ms: 1,
-    });
-    let throttle = |retry_after_ms| {
-        Verdict::Throttle(Throttled {
-            limit: LIMIT,
-            retry_after_ms,
-        })
-    };
+    let allow = Verdict::Allow(Allowance { limit: LIMIT, remaining: LIMIT - 1, reset_ms: 1 });
+    let throttle = |retry_after_ms| Verdict::Throttle(Throttled { limit: LIMIT, retry_after_ms });
     match mode {
         Mode::Allow | Mode::ConfigureError | Mode::ConfigurePanic | Mode::ConfigureSpin => allow,
         Mode::DenyAll => Verdict::Deny(Denial::Forbidden),
@@ -119,11 +103,7 @@ fn verdict(mode: Mode) -> Verdict {
         Mode::Recurse => throttle(harm::recurse(0)),
         Mode::RetryZero => throttle(0),
         Mode::RetryHuge => throttle(u64::MAX),
-        Mode::RemainingAboveLimit => Verdict::Allow(Allowance {
-            limit: 1,
-            remaining: u64::MAX,
-            reset_ms: u64::MAX,
-        }),
+        Mode::RemainingAboveLimit => Verdict::Allow(Allowance { limit: 1, remaining: u64::MAX, reset_ms: u64::MAX }),
         Mode::FloodLog => {
             harm::flood_log();
             allow
@@ -144,14 +124,7 @@ mod tests {
     }
 
     fn request(client: u64) -> Request {
-        Request {
-            client,
-            route: 0,
-            class: RouteClass::Read,
-            trust: Trust::Public,
-            cost: 1,
-            now: 0,
-        }
+        Request { client, route: 0, class: RouteClass::Read, trust: Trust::Public, cost: 1, now: 0 }
     }
 
     #[test]

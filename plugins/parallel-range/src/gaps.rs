@@ -3,23 +3,14 @@
 use tenon_sdk::sync::{Height, HeightRange};
 
 /// The stretches of `first..=last` that none of `taken` covers, lowest first. `taken` comes in any order, and may overlap.
-pub fn missing(
-    first: Height,
-    last: Height,
-    taken: impl Iterator<Item = HeightRange>,
-) -> Vec<HeightRange> {
-    let mut taken: Vec<HeightRange> = taken
-        .filter(|range| range.last >= first && range.first <= last)
-        .collect();
+pub fn missing(first: Height, last: Height, taken: impl Iterator<Item = HeightRange>) -> Vec<HeightRange> {
+    let mut taken: Vec<HeightRange> = taken.filter(|range| range.last >= first && range.first <= last).collect();
     taken.sort_by_key(|range| range.first);
     let mut gaps = Vec::new();
     let mut next = first;
     for range in taken {
         if range.first > next {
-            gaps.push(HeightRange {
-                first: next,
-                last: range.first - 1,
-            });
+            gaps.push(HeightRange { first: next, last: range.first - 1 });
         }
         match range.last.checked_add(1) {
             Some(above) => next = next.max(above),

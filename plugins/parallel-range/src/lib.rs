@@ -74,10 +74,7 @@ impl Plugin for ParallelRange {
             }
         }
         if !(1..=100).contains(&settings.penalty) {
-            return Err(format!(
-                "penalty is {}: it must be 1 to 100",
-                settings.penalty
-            ));
+            return Err(format!("penalty is {}: it must be 1 to 100", settings.penalty));
         }
         Ok(Self { settings })
     }

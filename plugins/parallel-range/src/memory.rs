@@ -66,67 +66,42 @@ impl Memory {
         if self.refused.len() == REFUSED_MAX {
             self.refused.remove(0);
         }
-        self.refused.push(Refused {
-            peer,
-            first: range.first,
-            last: range.last,
-        });
-        let rest_us = REST_US
-            .saturating_mul(1 << failures.min(10))
-            .min(REST_MAX_US);
+        self.refused.push(Refused { peer, first: range.first, last: range.last });
+        let rest_us = REST_US.saturating_mul(1 << failures.min(10)).min(REST_MAX_US);
         self.resting.retain(|resting| resting.peer != peer);
         if self.resting.len() == RESTING_MAX {
             self.resting.remove(0);
         }
-        self.resting.push(Resting {
-            peer,
-            until: now.saturating_add(rest_us),
-        });
+        self.resting.push(Resting { peer, until: now.saturating_add(rest_us) });
     }
 
     /// Forgets what no longer matters: rests that are over, peers that are gone, heights that are imported.
     pub fn tidy(&mut self, now: Time, imported: u64, known: impl Fn(PeerId) -> bool) {
         // A clock that was set back must not make a rest of hours.
-        self.resting.retain(|resting| {
-            resting.until > now && resting.until - now <= REST_MAX_US && known(resting.peer)
-        });
-        self.refused
-            .retain(|refused| refused.last > imported && known(refused.peer));
+        self.resting.retain(|resting| resting.until > now && resting.until - now <= REST_MAX_US && known(resting.peer));
+        self.refused.retain(|refused| refused.last > imported && known(refused.peer));
     }
 
     /// Whether `peer` failed to give `height`.
     pub fn has_refused(&self, peer: PeerId, height: u64) -> bool {
-        self.refused
-            .iter()
-            .any(|refused| refused.peer == peer && (refused.first..=refused.last).contains(&height))
+        self.refused.iter().any(|refused| refused.peer == peer && (refused.first..=refused.last).contains(&height))
     }
 
     /// Until when `peer` is left alone; 0 if it is not.
     pub fn rests_until(&self, peer: PeerId) -> Time {
-        self.resting
-            .iter()
-            .find(|resting| resting.peer == peer)
-            .map_or(0, |resting| resting.until)
+        self.resting.iter().find(|resting| resting.peer == peer).map_or(0, |resting| resting.until)
     }
 
     /// Blocks to ask for at once.
     pub fn blocks(&self, settings: &Settings) -> u32 {
-        if self.blocks == 0 {
-            settings.start_blocks
-        } else {
-            self.blocks
-        }
+        if self.blocks == 0 { settings.start_blocks } else { self.blocks }
     }
 
     /// Bytes that a block has, as far as is known; at least 1.
     pub fn block_bytes(&self) -> u64 {
         // Before the first arrival, a block with a transaction or two.
         const GUESS: u64 = 1024;
-        if self.block_bytes == 0 {
-            GUESS
-        } else {
-            self.block_bytes
-        }
+        if self.block_bytes == 0 { GUESS } else { self.block_bytes }
     }
 }
 
@@ -135,16 +110,7 @@ mod tests {
     use super::*;
 
     fn arrival(blocks: u64, bytes: u64, duration_us: u64) -> Arrival {
-        Arrival {
-            id: 1,
-            peer: 1,
-            range: HeightRange {
-                first: 1,
-                last: blocks,
-            },
-            bytes,
-            duration_us,
-        }
+        Arrival { id: 1, peer: 1, range: HeightRange { first: 1, last: blocks }, bytes, duration_us }
     }
 
     fn learned(arrivals: impl IntoIterator<Item = Arrival>) -> Memory {
@@ -164,11 +130,7 @@ mod tests {
     #[test]
     fn ranges_stay_below_the_target_of_bytes() {
         let memory = learned((0..20).map(|_| arrival(32, 32 << 20, 5_000)));
-        assert_eq!(
-            memory.blocks(&Settings::default()),
-            1,
-            "a block is as large as the target"
-        );
+        assert_eq!(memory.blocks(&Settings::default()), 1, "a block is as large as the target");
     }
 
     #[test]
@@ -176,24 +138,13 @@ mod tests {
         let quick = (0..6).map(|_| arrival(1000, 400_000, 5_000));
         let slow = (0..20).map(|_| arrival(100, 40_000, 60_000_000));
         let memory = learned(quick.chain(slow));
-        assert_eq!(
-            memory.blocks(&Settings::default()),
-            Settings::default().start_blocks
-        );
+        assert_eq!(memory.blocks(&Settings::default()), Settings::default().start_blocks);
     }
 
     #[test]
     fn a_failure_is_remembered_until_its_range_is_imported() {
         let mut memory = Memory::default();
-        memory.failed(
-            7,
-            &HeightRange {
-                first: 10,
-                last: 19,
-            },
-            1,
-            1000,
-        );
+        memory.failed(7, &HeightRange { first: 10, last: 19 }, 1, 1000);
         assert!(memory.has_refused(7, 10) && memory.has_refused(7, 19));
         assert!(!memory.has_refused(7, 20) && !memory.has_refused(8, 10));
         memory.tidy(1000, 18, |_| true);
@@ -231,21 +182,9 @@ mod tests {
     #[test]
     fn numbers_at_the_edge_do_no_harm() {
         let mut memory = Memory::default();
-        let endless = HeightRange {
-            first: 0,
-            last: u64::MAX,
-        };
+        let endless = HeightRange { first: 0, last: u64::MAX };
         for (bytes, duration_us) in [(u64::MAX, 0), (0, u64::MAX), (u64::MAX, u64::MAX), (0, 0)] {
-            memory.arrived(
-                &Settings::default(),
-                &Arrival {
-                    id: 0,
-                    peer: 0,
-                    range: endless,
-                    bytes,
-                    duration_us,
-                },
-            );
+            memory.arrived(&Settings::default(), &Arrival { id: 0, peer: 0, range: endless, bytes, duration_us });
             assert!(memory.blocks(&Settings::default()) >= 1);
         }
         memory.failed(0, &endless, u32::MAX, u64::MAX);

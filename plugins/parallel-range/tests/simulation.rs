@@ -7,8 +7,7 @@ use parallel_range::{ParallelRange, Settings};
 use proptest::prelude::*;
 use tenon_sdk::Plugin;
 use tenon_sdk::sync::{
-    Action, Arrival, Event, Failure, Fetch, Head, HeightRange, InFlight, Limits, Peer, PeerId,
-    View, step,
+    Action, Arrival, Event, Failure, Fetch, Head, HeightRange, InFlight, Limits, Peer, PeerId, View, step,
 };
 
 const SECOND_US: u64 = 1_000_000;
@@ -106,11 +105,7 @@ impl Host {
     fn run(&mut self, forgets_percent: u64) -> u64 {
         for _ in 0..50_000 {
             if self.percent() < forgets_percent {
-                self.memory = if self.percent() < 50 {
-                    Vec::new()
-                } else {
-                    vec![0xab; 40]
-                };
+                self.memory = if self.percent() < 50 { Vec::new() } else { vec![0xab; 40] };
                 self.events.push(Event::TakenOver);
             }
             self.ask();
@@ -119,20 +114,11 @@ impl Host {
             }
             self.pass_time();
         }
-        panic!(
-            "no end in sight: at {} of {}, {:?}",
-            self.head,
-            self.best(),
-            self.view()
-        );
+        panic!("no end in sight: at {} of {}, {:?}", self.head, self.best(), self.view());
     }
 
     fn best(&self) -> u64 {
-        self.natures
-            .iter()
-            .map(|nature| nature.head)
-            .max()
-            .unwrap_or(0)
+        self.natures.iter().map(|nature| nature.head).max().unwrap_or(0)
     }
 
     fn view(&self) -> View {
@@ -150,18 +136,8 @@ impl Host {
     fn ask(&mut self) {
         let view = self.view();
         let events = std::mem::take(&mut self.events);
-        let (actions, memory) = step(
-            &self.strategy,
-            "parallel-range",
-            &view,
-            &events,
-            &self.memory,
-        );
-        assert!(
-            actions.len() <= self.limits.actions_max as usize,
-            "{} actions",
-            actions.len()
-        );
+        let (actions, memory) = step(&self.strategy, "parallel-range", &view, &events, &self.memory);
+        assert!(actions.len() <= self.limits.actions_max as usize, "{} actions", actions.len());
         assert!(memory.len() <= 1 << 20);
         self.memory = memory;
         self.wake_at = None;
@@ -171,11 +147,7 @@ impl Host {
                 Action::Cancel(id) => {
                     let before = self.pending.len();
                     self.pending.retain(|pending| pending.request.id != id);
-                    assert_eq!(
-                        self.pending.len() + 1,
-                        before,
-                        "cancelled what is not under way"
-                    );
+                    assert_eq!(self.pending.len() + 1, before, "cancelled what is not under way");
                 }
                 Action::Penalise(penalty) => {
                     assert!((1..=100).contains(&penalty.points));
@@ -199,87 +171,39 @@ impl Host {
         let Fetch { peer, range } = *fetch;
         self.count();
         let (now, limits, local) = (self.now, self.limits, self.head);
-        assert!(
-            range.first <= range.last && range.first > local,
-            "{range:?} at {local}"
-        );
-        assert!(
-            range.last - range.first < u64::from(limits.range_blocks_max),
-            "{range:?} is too long"
-        );
-        assert!(
-            range.last <= local + limits.window_blocks,
-            "{range:?} is beyond the window"
-        );
-        assert!(
-            self.pending.len() < limits.in_flight_max as usize,
-            "too many requests"
-        );
-        assert!(
-            !self.waiting.iter().any(|here| overlap(here, &range)),
-            "{range:?} is here already"
-        );
+        assert!(range.first <= range.last && range.first > local, "{range:?} at {local}");
+        assert!(range.last - range.first < u64::from(limits.range_blocks_max), "{range:?} is too long");
+        assert!(range.last <= local + limits.window_blocks, "{range:?} is beyond the window");
+        assert!(self.pending.len() < limits.in_flight_max as usize, "too many requests");
+        assert!(!self.waiting.iter().any(|here| overlap(here, &range)), "{range:?} is here already");
         let lowest_missing = self.lowest_missing();
-        let same: Vec<&Pending> = self
-            .pending
-            .iter()
-            .filter(|other| overlap(&other.request.range, &range))
-            .collect();
+        let same: Vec<&Pending> = self.pending.iter().filter(|other| overlap(&other.request.range, &range)).collect();
         match same.as_slice() {
             [] => {}
             [one] => {
                 let hedged = one.request;
                 assert_ne!(hedged.peer, peer, "asked the same of the same peer");
-                assert_eq!(
-                    range.first, lowest_missing,
-                    "{range:?} is a duplicate, and not of the lowest"
-                );
-                assert!(
-                    range.last <= hedged.range.last,
-                    "{range:?} is more than the hedge of {hedged:?}"
-                );
+                assert_eq!(range.first, lowest_missing, "{range:?} is a duplicate, and not of the lowest");
+                assert!(range.last <= hedged.range.last, "{range:?} is more than the hedge of {hedged:?}");
                 assert!(now - hedged.since >= 2 * SECOND_US, "hedged too soon");
             }
             more => panic!("{range:?} is asked for {} times already", more.len()),
         }
         let asked = self.peer(peer);
-        assert!(
-            asked.score > 0 && asked.not_before <= now,
-            "{asked:?} is not to be asked"
-        );
-        assert!(
-            asked.head.as_ref().unwrap().height >= range.last,
-            "{asked:?} has no {range:?}"
-        );
-        assert!(
-            asked.in_flight < limits.in_flight_per_peer_max,
-            "too many requests to {asked:?}"
-        );
+        assert!(asked.score > 0 && asked.not_before <= now, "{asked:?} is not to be asked");
+        assert!(asked.head.as_ref().unwrap().height >= range.last, "{asked:?} has no {range:?}");
+        assert!(asked.in_flight < limits.in_flight_per_peer_max, "too many requests to {asked:?}");
         self.requests += 1;
         *self.asked.entry(peer).or_default() += 1;
         let index = self.index(peer);
         let nature = self.natures[index].clone();
         let bytes = (range.last - range.first + 1) * BLOCK_BYTES;
         // A peer serves one request after the other.
-        let queue = self
-            .pending
-            .iter()
-            .filter(|other| other.request.peer == peer)
-            .map(|other| other.due)
-            .max();
+        let queue = self.pending.iter().filter(|other| other.request.peer == peer).map(|other| other.due).max();
         let begins = queue.unwrap_or(now).max(now);
         let due = begins + nature.latency_us + bytes * SECOND_US / nature.bytes_per_second;
-        let due = if nature.silent {
-            now + PATIENCE_US
-        } else {
-            due.min(now + PATIENCE_US)
-        };
-        let request = InFlight {
-            id: self.requests,
-            peer,
-            range,
-            since: now,
-        };
+        let due = if nature.silent { now + PATIENCE_US } else { due.min(now + PATIENCE_US) };
+        let request = InFlight { id: self.requests, peer, range, since: now };
         self.pending.push(Pending { request, due });
     }
 
@@ -287,11 +211,7 @@ impl Host {
     fn pass_time(&mut self) {
         let tick = self.now + SECOND_US;
         let due = self.pending.iter().map(|pending| pending.due).min();
-        let next = [Some(tick), due, self.wake_at]
-            .into_iter()
-            .flatten()
-            .min()
-            .unwrap();
+        let next = [Some(tick), due, self.wake_at].into_iter().flatten().min().unwrap();
         self.now = next.max(self.now);
         let (now, before) = (self.now, self.events.len());
         for peer in &mut self.peers {
@@ -300,10 +220,7 @@ impl Host {
                 self.restored_at.remove(&peer.id);
             }
         }
-        let done: Vec<Pending> = self
-            .pending
-            .extract_if(.., |pending| pending.due <= now)
-            .collect();
+        let done: Vec<Pending> = self.pending.extract_if(.., |pending| pending.due <= now).collect();
         for pending in done {
             self.answer(pending.request);
         }
@@ -316,12 +233,7 @@ impl Host {
     fn answer(&mut self, request: InFlight) {
         let now = self.now;
         let nature = self.natures[self.index(request.peer)].clone();
-        let failure = Failure {
-            id: request.id,
-            peer: request.peer,
-            range: request.range,
-            reason: "down".to_owned(),
-        };
+        let failure = Failure { id: request.id, peer: request.peer, range: request.range, reason: "down".to_owned() };
         let late = now - request.since >= PATIENCE_US;
         if late || self.percent() < nature.fails_percent {
             let asks_for_rest = self.percent() < 30;
@@ -360,19 +272,13 @@ impl Host {
     fn store(&mut self, range: HeightRange) {
         let first = self.head + 1;
         if range.last >= first {
-            self.waiting.push(HeightRange {
-                first: range.first.max(first),
-                last: range.last,
-            });
+            self.waiting.push(HeightRange { first: range.first.max(first), last: range.last });
             self.waiting.sort_by_key(|here| here.first);
             self.waiting = merged(&self.waiting);
         }
         if self.waiting.first().is_some_and(|here| here.first == first) {
             self.head = self.waiting.remove(0).last;
-            self.events.push(Event::Imported(HeightRange {
-                first,
-                last: self.head,
-            }));
+            self.events.push(Event::Imported(HeightRange { first, last: self.head }));
         }
     }
 
@@ -383,19 +289,12 @@ impl Host {
 
     fn count(&mut self) {
         for peer in &mut self.peers {
-            peer.in_flight = self
-                .pending
-                .iter()
-                .filter(|pending| pending.request.peer == peer.id)
-                .count() as u32;
+            peer.in_flight = self.pending.iter().filter(|pending| pending.request.peer == peer.id).count() as u32;
         }
     }
 
     fn index(&self, id: PeerId) -> usize {
-        self.peers
-            .iter()
-            .position(|peer| peer.id == id)
-            .unwrap_or_else(|| panic!("no peer {id}"))
+        self.peers.iter().position(|peer| peer.id == id).unwrap_or_else(|| panic!("no peer {id}"))
     }
 
     fn peer(&mut self, id: PeerId) -> &mut Peer {
@@ -413,10 +312,7 @@ impl Host {
 }
 
 fn head(height: u64) -> Head {
-    Head {
-        height,
-        hash: vec![7; 32],
-    }
+    Head { height, hash: vec![7; 32] }
 }
 
 fn overlap(one: &HeightRange, other: &HeightRange) -> bool {
@@ -463,10 +359,7 @@ fn four_peers_are_nearly_four_times_as_fast() {
 
 #[test]
 fn a_fast_peer_gets_more_than_a_slow_one() {
-    let slow = Nature {
-        bytes_per_second: 100_000,
-        ..Nature::good(40_000)
-    };
+    let slow = Nature { bytes_per_second: 100_000, ..Nature::good(40_000) };
     let mut host = Host::new(vec![slow, Nature::good(40_000)], limits(), 1);
     host.run(0);
     assert!(host.asked[&10] > 3 * host.asked[&3], "{:?}", host.asked);
@@ -474,14 +367,8 @@ fn a_fast_peer_gets_more_than_a_slow_one() {
 
 #[test]
 fn a_silent_peer_costs_a_hedge_and_no_more() {
-    let silent = Nature {
-        silent: true,
-        ..Nature::good(10_000)
-    };
-    for natures in [
-        vec![silent.clone(), Nature::good(10_000)],
-        vec![Nature::good(10_000), silent],
-    ] {
+    let silent = Nature { silent: true, ..Nature::good(10_000) };
+    for natures in [vec![silent.clone(), Nature::good(10_000)], vec![Nature::good(10_000), silent]] {
         let took_us = Host::new(natures, limits(), 1).run(0);
         assert!(took_us < 12 * SECOND_US, "{took_us}");
     }
@@ -489,12 +376,7 @@ fn a_silent_peer_costs_a_hedge_and_no_more() {
 
 #[test]
 fn a_liar_is_penalised_and_the_blocks_come_from_another() {
-    let liar = Nature {
-        lies_percent: 100,
-        latency_us: 1,
-        bytes_per_second: 1 << 30,
-        ..Nature::good(5_000)
-    };
+    let liar = Nature { lies_percent: 100, latency_us: 1, bytes_per_second: 1 << 30, ..Nature::good(5_000) };
     let mut host = Host::new(vec![liar, Nature::good(5_000)], limits(), 1);
     host.run(0);
     assert!(host.asked[&3] < 50, "{:?}", host.asked);
@@ -520,26 +402,16 @@ fn nothing_is_asked_when_nothing_is_missing() {
 }
 
 fn nature(best: u64) -> impl Strategy<Value = Nature> {
-    (
-        0..=best,
-        1_000..500_000_u64,
-        20_000..5_000_000_u64,
-        0..100_u64,
-        0..60_u64,
-        0..100_u64,
-        prop::bool::weighted(0.15),
-    )
-        .prop_map(
-            |(head, latency_us, bytes_per_second, fails, lies, stops_short, silent)| Nature {
-                head,
-                latency_us,
-                bytes_per_second,
-                fails_percent: fails,
-                lies_percent: lies,
-                stops_short_percent: stops_short,
-                silent,
-            },
-        )
+    (0..=best, 1_000..500_000_u64, 20_000..5_000_000_u64, 0..100_u64, 0..60_u64, 0..100_u64, prop::bool::weighted(0.15))
+        .prop_map(|(head, latency_us, bytes_per_second, fails, lies, stops_short, silent)| Nature {
+            head,
+            latency_us,
+            bytes_per_second,
+            fails_percent: fails,
+            lies_percent: lies,
+            stops_short_percent: stops_short,
+            silent,
+        })
 }
 
 proptest! {

@@ -25,10 +25,7 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self {
-            trigger: "ping".to_owned(),
-            reply: "pong".to_owned(),
-        }
+        Self { trigger: "ping".to_owned(), reply: "pong".to_owned() }
     }
 }
 
@@ -58,24 +55,16 @@ impl Plugin for PingPong {
 impl Handler for PingPong {
     type Memory = Memory;
 
-    fn handle(
-        &self,
-        context: &Context,
-        event: &Event,
-        memory: &mut Memory,
-    ) -> Result<Vec<Effect>, String> {
+    fn handle(&self, context: &Context, event: &Event, memory: &mut Memory) -> Result<Vec<Effect>, String> {
         let Event::Message(message) = event else {
             return Ok(Vec::new());
         };
-        let triggered =
-            matches!(&message.payload, Payload::Text(text) if *text == self.settings.trigger);
+        let triggered = matches!(&message.payload, Payload::Text(text) if *text == self.settings.trigger);
         if !triggered || message.from == context.wallet {
             return Ok(Vec::new());
         }
         memory.answered += 1;
-        Ok(vec![Effect::Reply(Payload::Text(
-            self.settings.reply.clone(),
-        ))])
+        Ok(vec![Effect::Reply(Payload::Text(self.settings.reply.clone()))])
     }
 }
 
@@ -104,13 +93,7 @@ mod tests {
     }
 
     fn message(from: &str, payload: Payload) -> Event {
-        Event::Message(Message {
-            id: vec![0; 32],
-            from: from.to_owned(),
-            payload,
-            height: 7,
-            time: 0,
-        })
+        Event::Message(Message { id: vec![0; 32], from: from.to_owned(), payload, height: 7, time: 0 })
     }
 
     fn text(text: &str) -> Payload {
@@ -122,8 +105,7 @@ mod tests {
         let handler = handler("{}").unwrap();
         let mut memory = Memory::default();
         for answered in 1..=3 {
-            let effects =
-                handler.handle(&context(), &message("ait1alice", text("ping")), &mut memory);
+            let effects = handler.handle(&context(), &message("ait1alice", text("ping")), &mut memory);
             assert_eq!(effects, Ok(vec![Effect::Reply(text("pong"))]));
             assert_eq!(memory, Memory { answered });
         }
@@ -143,11 +125,7 @@ mod tests {
         ];
         for event in silent {
             let mut memory = Memory::default();
-            assert_eq!(
-                handler.handle(&context(), &event, &mut memory),
-                Ok(Vec::new()),
-                "{event:?}"
-            );
+            assert_eq!(handler.handle(&context(), &event, &mut memory), Ok(Vec::new()), "{event:?}");
             assert_eq!(memory, Memory::default());
         }
     }
@@ -155,22 +133,14 @@ mod tests {
     #[test]
     fn two_such_agents_do_not_keep_each_other_busy() {
         let handler = handler("{}").unwrap();
-        let effects = handler.handle(
-            &context(),
-            &message("ait1carol", text("pong")),
-            &mut Memory::default(),
-        );
+        let effects = handler.handle(&context(), &message("ait1carol", text("pong")), &mut Memory::default());
         assert_eq!(effects, Ok(Vec::new()));
     }
 
     #[test]
     fn the_texts_can_be_chosen_but_not_the_same() {
         let chosen = handler(r#"{"trigger": "status?", "reply": "fine"}"#).unwrap();
-        let effects = chosen.handle(
-            &context(),
-            &message("ait1alice", text("status?")),
-            &mut Memory::default(),
-        );
+        let effects = chosen.handle(&context(), &message("ait1alice", text("status?")), &mut Memory::default());
         assert_eq!(effects, Ok(vec![Effect::Reply(text("fine"))]));
         assert!(handler(r#"{"trigger": "a", "reply": "a"}"#).is_err());
         assert!(handler(r#"{"tigger": "a"}"#).is_err());

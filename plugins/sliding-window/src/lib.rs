@@ -8,9 +8,7 @@ pub mod window;
 
 use serde::Deserialize;
 use tenon_sdk::Plugin;
-use tenon_sdk::rate_limit::{
-    Allowance, Cell, Denial, Policy, Request, RouteClass, Throttled, Trust, Verdict,
-};
+use tenon_sdk::rate_limit::{Allowance, Cell, Denial, Policy, Request, RouteClass, Throttled, Trust, Verdict};
 
 use crate::window::{Counts, Spent, Window};
 
@@ -91,35 +89,19 @@ impl Plugin for SlidingWindow {
 
 impl Policy for SlidingWindow {
     fn check(&self, request: &Request, cell: Cell) -> (Verdict, Cell) {
-        let limit = self
-            .settings
-            .limit(request.class)
-            .filter(|_| !self.settings.trusts(request.trust));
+        let limit = self.settings.limit(request.class).filter(|_| !self.settings.trusts(request.trust));
         let Some(limit) = limit else {
             return (Verdict::Allow(Allowance::UNLIMITED), cell);
         };
-        let window = Window {
-            length_us: u64::from(self.settings.window_ms) * 1000,
-            limit,
-        };
+        let window = Window { length_us: u64::from(self.settings.window_ms) * 1000, limit };
         let mut counts = Windows::from(cell).at(request.now / window.length_us);
         let class = counts.class(request.class);
         let (spent, next) = window.spend(*class, request.cost, request.now);
         *class = next;
         let limit = u64::from(limit);
         let verdict = match spent {
-            Spent::Granted {
-                remaining,
-                reset_ms,
-            } => Verdict::Allow(Allowance {
-                limit,
-                remaining,
-                reset_ms,
-            }),
-            Spent::TooSoon { retry_after_ms } => Verdict::Throttle(Throttled {
-                limit,
-                retry_after_ms,
-            }),
+            Spent::Granted { remaining, reset_ms } => Verdict::Allow(Allowance { limit, remaining, reset_ms }),
+            Spent::TooSoon { retry_after_ms } => Verdict::Throttle(Throttled { limit, retry_after_ms }),
             Spent::TooExpensive => Verdict::Deny(Denial::TooExpensive),
         };
         (verdict, counts.into())
@@ -138,12 +120,7 @@ impl Windows {
     /// The same, moved to the window `index`.
     fn at(self, index: u64) -> Self {
         let moved = |counts: Counts| counts.moved(self.index, index);
-        Self {
-            index,
-            read: moved(self.read),
-            write: moved(self.write),
-            import: moved(self.import),
-        }
+        Self { index, read: moved(self.read), write: moved(self.write), import: moved(self.import) }
     }
 
     fn class(&mut self, class: RouteClass) -> &mut Counts {
@@ -158,28 +135,15 @@ impl Windows {
 
 impl From<Cell> for Windows {
     fn from((index, read, write, import): Cell) -> Self {
-        let counts = |word: u64| Counts {
-            before: (word >> 32) as u32,
-            current: word as u32,
-        };
-        Self {
-            index,
-            read: counts(read),
-            write: counts(write),
-            import: counts(import),
-        }
+        let counts = |word: u64| Counts { before: (word >> 32) as u32, current: word as u32 };
+        Self { index, read: counts(read), write: counts(write), import: counts(import) }
     }
 }
 
 impl From<Windows> for Cell {
     fn from(windows: Windows) -> Self {
         let word = |counts: Counts| u64::from(counts.before) << 32 | u64::from(counts.current);
-        (
-            windows.index,
-            word(windows.read),
-            word(windows.write),
-            word(windows.import),
-        )
+        (windows.index, word(windows.read), word(windows.write), word(windows.import))
     }
 }
 
@@ -196,14 +160,7 @@ mod tests {
     }
 
     fn request(class: RouteClass, trust: Trust) -> Request {
-        Request {
-            client: 1,
-            route: 0,
-            class,
-            trust,
-            cost: 1,
-            now: NOW,
-        }
+        Request { client: 1, route: 0, class, trust, cost: 1, now: NOW }
     }
 
     #[test]
@@ -218,28 +175,16 @@ mod tests {
         }
         for class in classes {
             let (verdict, _) = policy.check(&request(class, Trust::Public), cell);
-            assert_eq!(
-                verdict,
-                Verdict::Throttle(Throttled {
-                    limit: 1,
-                    retry_after_ms: 2000
-                })
-            );
+            assert_eq!(verdict, Verdict::Throttle(Throttled { limit: 1, retry_after_ms: 2000 }));
         }
     }
 
     #[test]
     fn sync_and_trusted_callers_are_not_counted() {
         let policy = policy(r#"{"read": 0, "write": 0}"#);
-        for (class, trust) in [
-            (RouteClass::Sync, Trust::Public),
-            (RouteClass::Read, Trust::Loopback),
-        ] {
+        for (class, trust) in [(RouteClass::Sync, Trust::Public), (RouteClass::Read, Trust::Loopback)] {
             let (verdict, cell) = policy.check(&request(class, trust), (1, 2, 3, 4));
-            assert_eq!(
-                (verdict, cell),
-                (Verdict::Allow(Allowance::UNLIMITED), (1, 2, 3, 4))
-            );
+            assert_eq!((verdict, cell), (Verdict::Allow(Allowance::UNLIMITED), (1, 2, 3, 4)));
         }
         let (verdict, _) = policy.check(&request(RouteClass::Write, Trust::Public), (0, 0, 0, 0));
         assert_eq!(verdict, Verdict::Deny(Denial::TooExpensive));
@@ -253,17 +198,9 @@ mod tests {
 
     #[test]
     fn wrong_settings_are_refused() {
-        assert!(
-            SlidingWindow::new(
-                tenon_sdk::settings::<SlidingWindow>(r#"{"window_ms": 0}"#).unwrap()
-            )
-            .is_err()
-        );
+        assert!(SlidingWindow::new(tenon_sdk::settings::<SlidingWindow>(r#"{"window_ms": 0}"#).unwrap()).is_err());
         for text in [r#"{"sync": 1}"#, r#"{"read": -1}"#, r#"{"read": 1.5}"#] {
-            assert!(
-                tenon_sdk::settings::<SlidingWindow>(text).is_err(),
-                "{text}"
-            );
+            assert!(tenon_sdk::settings::<SlidingWindow>(text).is_err(), "{text}");
         }
     }
 }

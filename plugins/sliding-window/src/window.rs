@@ -53,10 +53,7 @@ impl Counts {
         match index.checked_sub(written) {
             // A clock set back: what was spent stays spent, for a window or two and no longer.
             None | Some(0) => self,
-            Some(1) => Self {
-                before: self.current,
-                current: 0,
-            },
+            Some(1) => Self { before: self.current, current: 0 },
             Some(_) => Self::default(),
         }
     }
@@ -75,12 +72,7 @@ impl Window {
         let spent = self.share(before, left_us) + current;
         if spent + cost > limit {
             let wait_us = self.wait_us(counts, limit - cost, left_us);
-            return (
-                Spent::TooSoon {
-                    retry_after_ms: wait_us.div_ceil(1000).max(1),
-                },
-                counts,
-            );
+            return (Spent::TooSoon { retry_after_ms: wait_us.div_ceil(1000).max(1) }, counts);
         }
         // `cost` is at most `limit`, and `current + cost` too: both fit.
         let current = (current + cost) as u32;
@@ -91,13 +83,7 @@ impl Window {
             _ => left_us.saturating_add(self.length_us),
         };
         let remaining = limit - spent - cost;
-        (
-            Spent::Granted {
-                remaining,
-                reset_ms: reset_us.div_ceil(1000),
-            },
-            Counts { current, ..counts },
-        )
+        (Spent::Granted { remaining, reset_ms: reset_us.div_ceil(1000) }, Counts { current, ..counts })
     }
 
     /// How long until no more than `allowed` units weigh.
@@ -108,8 +94,7 @@ impl Window {
             left_us.saturating_sub(self.stretch(u64::from(counts.before), allowed - current))
         } else {
             // Not before the next one, where what is current now slides out.
-            left_us
-                .saturating_add(self.length_us - self.stretch(current, allowed).min(self.length_us))
+            left_us.saturating_add(self.length_us - self.stretch(current, allowed).min(self.length_us))
         }
     }
 
@@ -138,10 +123,7 @@ mod tests {
     const DAY_US: u64 = 1_790_000_000 * LENGTH_US;
 
     fn window(limit: u32) -> Window {
-        Window {
-            length_us: LENGTH_US,
-            limit,
-        }
+        Window { length_us: LENGTH_US, limit }
     }
 
     #[test]
@@ -149,39 +131,19 @@ mod tests {
         let mut counts = Counts::default();
         for remaining in [1, 0] {
             let (spent, next) = window(2).spend(counts, 1, DAY_US);
-            assert_eq!(
-                spent,
-                Spent::Granted {
-                    remaining,
-                    reset_ms: 2000
-                }
-            );
+            assert_eq!(spent, Spent::Granted { remaining, reset_ms: 2000 });
             counts = next;
         }
         let (spent, next) = window(2).spend(counts, 1, DAY_US);
-        assert_eq!(
-            spent,
-            Spent::TooSoon {
-                retry_after_ms: 1500
-            },
-            "when half of them slid out"
-        );
+        assert_eq!(spent, Spent::TooSoon { retry_after_ms: 1500 }, "when half of them slid out");
         assert_eq!(next, counts);
     }
 
     #[test]
     fn the_window_before_slides_out() {
-        let counts = Counts {
-            before: 10,
-            current: 0,
-        };
+        let counts = Counts { before: 10, current: 0 };
         let at = |us| window(10).spend(counts, 1, DAY_US + us).0;
-        assert_eq!(
-            at(0),
-            Spent::TooSoon {
-                retry_after_ms: 100
-            }
-        );
+        assert_eq!(at(0), Spent::TooSoon { retry_after_ms: 100 });
         assert_eq!(at(99_999), Spent::TooSoon { retry_after_ms: 1 });
         assert!(matches!(at(100_000), Spent::Granted { remaining: 0, .. }));
         assert!(matches!(at(900_000), Spent::Granted { remaining: 8, .. }));
@@ -189,28 +151,16 @@ mod tests {
 
     #[test]
     fn counts_move_with_the_clock_and_stay_when_it_is_set_back() {
-        let counts = Counts {
-            before: 1,
-            current: 2,
-        };
+        let counts = Counts { before: 1, current: 2 };
         assert_eq!(counts.moved(7, 7), counts);
-        assert_eq!(
-            counts.moved(7, 8),
-            Counts {
-                before: 2,
-                current: 0
-            }
-        );
+        assert_eq!(counts.moved(7, 8), Counts { before: 2, current: 0 });
         assert_eq!(counts.moved(7, 9), Counts::default());
         assert_eq!(counts.moved(7, 3), counts);
     }
 
     #[test]
     fn more_than_the_limit_is_too_expensive() {
-        assert_eq!(
-            window(3).spend(Counts::default(), 4, DAY_US),
-            (Spent::TooExpensive, Counts::default())
-        );
+        assert_eq!(window(3).spend(Counts::default(), 4, DAY_US), (Spent::TooExpensive, Counts::default()));
     }
 
     proptest! {

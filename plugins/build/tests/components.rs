@@ -1,0 +1,257 @@
+//! The plugins as they are built, run in an engine without a node around it.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::{fs, slice};
+
+use tenon_build::fixture::{self, Description};
+use wasmtime::component::{Component, Instance, Linker, Val};
+use wasmtime::{Engine, Store};
+
+const SHIPPED: [&str; 5] = ["allow-all", "parallel-range", "ping-pong", "sliding-window", "token-bucket"];
+const FAULTS: [&str; 3] = ["faults", "faults-agent", "faults-sync"];
+
+/// Lines that a component has written: level and text.
+type Log = Arc<Mutex<Vec<(String, String)>>>;
+
+/// One instance, with nothing but the log to call.
+struct Guest {
+    store: Store<Log>,
+    instance: Instance,
+}
+
+impl Guest {
+    fn new(bytes: &[u8]) -> Self {
+        let engine = Engine::default();
+        let component = Component::from_binary(&engine, bytes).unwrap();
+        let mut linker = Linker::<Log>::new(&engine);
+        let mut log = linker.instance("tenon:host/log@0.1.0").unwrap();
+        log.func_new("write", |store, _, arguments, _| {
+            let [Val::Enum(level), Val::String(message)] = arguments else {
+                panic!("not the arguments of the log: {arguments:?}");
+            };
+            store.data().lock().unwrap().push((level.clone(), message.clone()));
+            Ok(())
+        })
+        .unwrap();
+        let mut store = Store::new(&engine, Log::default());
+        let instance = linker.instantiate(&mut store, &component).unwrap();
+        Self { store, instance }
+    }
+
+    fn of(name: &str) -> Self {
+        Self::new(&fs::read(tenon_build::path(name)).unwrap())
+    }
+
+    fn call(&mut self, interface: &str, function: &str, arguments: &[Val]) -> wasmtime::Result<Val> {
+        let interface = self.instance.get_export_index(&mut self.store, None, interface).unwrap();
+        let index = self.instance.get_export_index(&mut self.store, Some(&interface), function).unwrap();
+        let function = self.instance.get_func(&mut self.store, index).unwrap();
+        let mut result = Val::Bool(false);
+        function.call(&mut self.store, arguments, slice::from_mut(&mut result))?;
+        Ok(result)
+    }
+
+    fn describe(&mut self) -> Vec<(String, Val)> {
+        let description = self.call("tenon:host/lifecycle@0.1.0", "describe", &[]).unwrap();
+        let Val::Record(fields) = description else { panic!("not a record: {description:?}") };
+        fields
+    }
+
+    fn configure(&mut self, config: &str) -> Result<(), String> {
+        match self.call("tenon:host/lifecycle@0.1.0", "configure", &[Val::String(config.to_owned())]).unwrap() {
+            Val::Result(Ok(None)) => Ok(()),
+            Val::Result(Err(Some(error))) => match *error {
+                Val::String(text) => Err(text),
+                other => panic!("not a text: {other:?}"),
+            },
+            other => panic!("not a result: {other:?}"),
+        }
+    }
+
+    /// One read by a stranger at the beginning of time, by a caller with this cell.
+    fn check(&mut self, cell: &Val) -> wasmtime::Result<(Val, Val)> {
+        let number = |name: &str, value| (name.to_owned(), Val::U64(value));
+        let choice = |name: &str, value: &str| (name.to_owned(), Val::Enum(value.to_owned()));
+        let request = Val::Record(vec![
+            number("client", 1),
+            ("route".to_owned(), Val::U32(0)),
+            choice("class", "read"),
+            choice("trust", "public"),
+            number("cost", 1),
+            number("now", 1_790_000_000_000_000),
+        ]);
+        match self.call("tenon:rate-limit/policy@0.1.0", "check", &[request, cell.clone()])? {
+            Val::Tuple(mut pair) if pair.len() == 2 => {
+                let cell = pair.pop().unwrap();
+                Ok((pair.pop().unwrap(), cell))
+            }
+            other => panic!("not a verdict and a cell: {other:?}"),
+        }
+    }
+}
+
+fn empty_cell() -> Val {
+    Val::Tuple(vec![Val::U64(0); 4])
+}
+
+fn text(fields: &[(String, Val)], name: &str) -> String {
+    match fields.iter().find(|(field, _)| field == name) {
+        Some((_, Val::String(text))) => text.clone(),
+        other => panic!("no text {name}: {other:?}"),
+    }
+}
+
+#[test]
+fn every_plugin_is_there_and_says_who_it_is() {
+    let built = tenon_build::build_all().unwrap();
+    let names: Vec<&str> = built.iter().map(|path| path.file_stem().unwrap().to_str().unwrap()).collect();
+    let mut expected = [SHIPPED.as_slice(), FAULTS.as_slice()].concat();
+    expected.sort_unstable();
+    assert_eq!(names, expected);
+    for name in names {
+        let mut guest = Guest::of(name);
+        let description = guest.describe();
+        assert_eq!(text(&description, "name"), name);
+        assert_eq!(text(&description, "version"), env!("CARGO_PKG_VERSION"));
+        assert!((1..=200).contains(&text(&description, "summary").len()), "{description:?}");
+        let schema: serde_json::Value = serde_json::from_str(&text(&description, "config-schema")).unwrap();
+        assert_eq!(schema["type"], "object", "{name}");
+        assert_eq!(guest.configure("{}"), Ok(()), "{name}: its defaults have to do");
+        assert!(Guest::of(name).configure(r#"{"no such setting": 1}"#).is_err(), "{name}");
+    }
+}
+
+#[test]
+fn a_policy_decides_and_remembers_in_its_cell() {
+    let mut guest = Guest::of("token-bucket");
+    guest.configure(r#"{"read": {"capacity": 1, "refill_per_second": 1}}"#).unwrap();
+    let (verdict, cell) = guest.check(&empty_cell()).unwrap();
+    assert!(matches!(&verdict, Val::Variant(case, _) if case == "allow"), "{verdict:?}");
+    let (verdict, _) = guest.check(&cell).unwrap();
+    assert!(matches!(&verdict, Val::Variant(case, _) if case == "throttle"), "{verdict:?}");
+}
+
+#[test]
+fn a_panic_traps_and_its_text_is_in_the_log() {
+    let mut guest = Guest::of("faults");
+    guest.configure(r#"{"mode": "panic"}"#).unwrap();
+    assert!(guest.check(&empty_cell()).is_err());
+    let log = guest.store.data().lock().unwrap().clone();
+    let [(level, line)] = log.as_slice() else { panic!("not one line: {log:?}") };
+    assert_eq!(level, "error");
+    assert!(line.contains("a panic, as the configuration demands"), "{line}");
+    assert!(line.contains("src/lib.rs"), "{line}");
+}
+
+#[test]
+fn a_component_holds_no_path_of_the_machine_that_built_it() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap();
+    for path in tenon_build::build_all().unwrap() {
+        let bytes = fs::read(&path).unwrap();
+        for secret in [root.as_path(), &std::env::home_dir().unwrap().join(".cargo")] {
+            let secret = secret.to_str().unwrap().as_bytes();
+            assert!(!bytes.windows(secret.len()).any(|window| window == secret), "{}", path.display());
+        }
+    }
+}
+
+#[test]
+fn a_restamped_component_still_runs() {
+    let bytes = fs::read(tenon_build::path("allow-all")).unwrap();
+    let stamped = tenon_build::restamp(&bytes, "again");
+    assert_ne!(stamped, bytes);
+    let mut guest = Guest::new(&stamped);
+    guest.configure("{}").unwrap();
+    let (verdict, _) = guest.check(&empty_cell()).unwrap();
+    assert!(matches!(&verdict, Val::Variant(case, _) if case == "allow"), "{verdict:?}");
+}
+
+#[test]
+fn a_fixture_says_what_it_is_told() {
+    let long = "{\"$comment\": \"".to_owned() + &"x".repeat(100_000) + "\"}";
+    let description = Description {
+        name: "Not A Name!".to_owned(),
+        config_schema: long,
+        memory_version: 9,
+        ..Description::default()
+    };
+    let mut guest = Guest::new(&fixture::describing(&description).unwrap());
+    let said = guest.describe();
+    assert_eq!(text(&said, "name"), description.name);
+    assert_eq!(text(&said, "version"), description.version);
+    assert_eq!(text(&said, "summary"), description.summary);
+    assert_eq!(text(&said, "config-schema"), description.config_schema);
+    assert!(said.contains(&("memory-version".to_owned(), Val::U32(9))));
+    assert_eq!(guest.configure(&"y".repeat(300_000)), Ok(()));
+    assert_eq!(guest.describe(), said, "a configuration overwrote it");
+    let cell = Val::Tuple(vec![Val::U64(1), Val::U64(2), Val::U64(3), Val::U64(u64::MAX)]);
+    assert_eq!(guest.check(&cell).unwrap(), (Val::Variant("pass".to_owned(), None), cell));
+}
+
+#[test]
+fn an_authors_crate_outside_the_repository_becomes_a_component() {
+    let dir = tempfile::tempdir().unwrap();
+    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap();
+    let manifest = format!(
+        r#"
+[package]
+name = "no-opinion"
+version = "2.3.4"
+edition = "2024"
+description = "Leaves every decision to the built-in"
+
+[lib]
+crate-type = ["cdylib"]
+
+[dependencies]
+tenon-sdk = {{ path = "{}" }}
+"#,
+        repository.join("plugins/sdk").display()
+    );
+    let source = r#"
+use tenon_sdk::rate_limit::{Cell, Policy, Request, Verdict};
+use tenon_sdk::serde::de::IgnoredAny;
+use tenon_sdk::Plugin;
+
+pub struct NoOpinion;
+
+impl Plugin for NoOpinion {
+    type Settings = IgnoredAny;
+
+    fn new(_: IgnoredAny) -> Result<Self, String> {
+        Ok(Self)
+    }
+}
+
+impl Policy for NoOpinion {
+    fn check(&self, _: &Request, cell: Cell) -> (Verdict, Cell) {
+        (Verdict::Pass, cell)
+    }
+}
+
+tenon_sdk::export_policy!(NoOpinion);
+"#;
+    fs::create_dir(dir.path().join("src")).unwrap();
+    fs::write(dir.path().join("Cargo.toml"), manifest).unwrap();
+    fs::write(dir.path().join("src/lib.rs"), source).unwrap();
+    // The versions of the repository: what is compiled for its guests is used again.
+    fs::copy(repository.join("Cargo.lock"), dir.path().join("Cargo.lock")).unwrap();
+    tenon_build::path("allow-all");
+
+    let out = tenon_build::build_dir(dir.path(), dir.path()).unwrap();
+    assert_eq!(out, dir.path().join("no-opinion.wasm"));
+    let mut guest = Guest::new(&fs::read(out).unwrap());
+    let description = guest.describe();
+    assert_eq!(text(&description, "name"), "no-opinion");
+    assert_eq!(text(&description, "version"), "2.3.4");
+    guest.configure("{}").unwrap();
+    let (verdict, _) = guest.check(&empty_cell()).unwrap();
+    assert_eq!(verdict, Val::Variant("pass".to_owned(), None));
+
+    fs::write(dir.path().join("src/lib.rs"), "this is not Rust").unwrap();
+    let error = tenon_build::build_dir(dir.path(), dir.path()).unwrap_err();
+    assert!(error.to_string().contains("could not build"), "{error}");
+    let error = tenon_build::build_dir(&dir.path().join("src"), dir.path()).unwrap_err();
+    assert!(error.to_string().contains("no Cargo.toml"), "{error}");
+}
