@@ -56,6 +56,8 @@ impl Node {
         let strategy = host.slot::<SyncStrategy>("sync", config.plugins.sync.plugin_config(), |question, memory| {
             one_peer::step(&question.view, &question.events, memory)
         })?;
+        // A node without agents knows their plugins all the same, and does not refuse them as strangers.
+        host.kind::<AgentHandler>()?;
         let (agents, proposer) = (agents(&host, &config)?, proposer(&config)?);
         let scan = host.open();
         for rejection in &scan.rejected {

@@ -159,6 +159,16 @@ fn config_keys_lists_every_knob_with_its_default() {
 }
 
 #[test]
+fn the_readme_names_every_knob() {
+    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+    for key in tenon::config::Config::keys() {
+        let (section, name) = key.name.rsplit_once('.').unwrap();
+        let row = readme.lines().find(|line| line.starts_with('|') && line.contains(&format!("[{section}]")));
+        assert!(row.is_some_and(|row| row.contains(&format!("`{name}`"))), "{}", key.name);
+    }
+}
+
+#[test]
 fn wallets_are_made_once_and_listed() {
     let dir = authority();
     let made = json(dir.path(), &["wallet", "create", "carol", "--dir", "node"]);
@@ -223,7 +233,7 @@ fn plugin_check_says_where_a_file_stops() {
         ("text.wasm", &b"text"[..], 1, "not a WebAssembly component"),
         ("core.wasm", b"\0asm\x01\0\0\0", 1, "a core module, not a component"),
         ("idle.wasm", &idle, 1, "refused: describe: trapped"),
-        ("good.wasm", &good, 0, "token-bucket 0.1.0, a rate-limit plugin: it would be served"),
+        ("good.wasm", &good, 0, "token-bucket 0.1.0 of kind rate-limit: it would be served"),
     ] {
         fs::write(dir.path().join(name), bytes).unwrap();
         let text = printed(dir.path(), &["plugin", "check", name], code);

@@ -100,7 +100,9 @@ impl Arguments {
             Ok(Outcome::DoesNotHold) => 1,
             Ok(Outcome::Behind) => 4,
             Err(error) => {
-                eprintln!("error: {error:#}");
+                let text = format!("{error:#}");
+                // A configuration's problems bring their own heads, one a line.
+                eprintln!("{}{text}", if text.starts_with("error: ") { "" } else { "error: " });
                 match error.chain().find_map(|cause| cause.downcast_ref::<ClientError>()) {
                     Some(ClientError::Unreachable { .. }) => 3,
                     Some(ClientError::Address { .. }) => 2,

@@ -170,8 +170,7 @@ fn check(file: &Path, output: &Output) -> Result<Outcome> {
         match (&report.rejection, &report.description, report.kind) {
             (Some(rejection), ..) => output.line(format!("refused: {rejection}")),
             (None, Some(description), Some(kind)) => {
-                output
-                    .line(format!("{} {}, a {kind} plugin: it would be served", description.name, description.version));
+                output.line(format!("{} {} of kind {kind}: it would be served", description.name, description.version));
             }
             _ => output.line("it would be served"),
         }

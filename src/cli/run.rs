@@ -77,7 +77,6 @@ impl Run {
         let addresses = Addresses { rpc: node.rpc_addr(), admin: node.admin_addr(), pid: std::process::id() };
         let written = addresses.write(dir);
         if written.is_ok() {
-            tracing::info!(rpc = %addresses.rpc, admin = %addresses.admin, "serving");
             let mut config = config;
             while signals.next().await == Signal::Reload {
                 config = reload(dir, config).await;

@@ -97,12 +97,14 @@ async fn watch(node: &Node, patience: Option<Duration>, output: &Output) -> Resu
             output.json(&status.answer);
         } else if bar.is_hidden() && line != last_line {
             output.line(&line);
-            last_line = line;
+            last_line.clone_from(&line);
         }
         let is_over = patience.is_some_and(|patience| started.elapsed() >= patience);
         if patience.is_some() && (status.is_live() || status.is_stuck() || is_over) {
             bar.finish_and_clear();
-            output.note(status.line());
+            if line != last_line {
+                output.note(line);
+            }
             return Ok(status.outcome());
         }
         tokio::time::sleep(if output.is_json() || bar.is_hidden() { Duration::from_secs(1) } else { POLL }).await;

@@ -241,7 +241,7 @@ async fn load_while_swapping(
     findings.figure("policy_swaps", "rate-limit policy swapped under load", made.len());
     findings.figure("requests", "requests meanwhile", outcome.requests);
     findings.figure("requests_per_second", "requests/s", (outcome.requests as f64 / seconds).round());
-    findings.figure("decisions", "of them decided by Wasm policies", calls(&after).saturating_sub(calls(&before)));
+    findings.figure("decisions", "decisions by Wasm policies meanwhile", calls(&after).saturating_sub(calls(&before)));
     findings.figure("failed_requests", "failed requests", outcome.failed);
     findings.expect(made.len() == 5, format!("expected 5 swaps of the policy, made {}", made.len()));
     let first = outcome.first_failure.unwrap_or_default();

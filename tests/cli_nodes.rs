@@ -1,0 +1,218 @@
+//! The command line against nodes that run: real processes, driven and stopped as an operator does it.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Lines};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStderr, Command, Stdio};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+fn command(dir: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tenon"));
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("TENON_") || text == "NODE_URL" {
+            command.env_remove(&name);
+        }
+    }
+    command.current_dir(dir).env("TENON_PLUGINS", tenon_build::path("token-bucket").parent().unwrap());
+    command
+}
+
+/// What a command printed, after making sure that it ended with `code`.
+#[track_caller]
+fn printed(dir: &Path, arguments: &[&str], code: i32) -> String {
+    let output = command(dir).args(arguments).output().unwrap();
+    let (out, err) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    assert_eq!(output.status.code(), Some(code), "{arguments:?}\n{out}\n{err}");
+    if code == 0 { out } else { out + &err }
+}
+
+#[track_caller]
+fn json(dir: &Path, arguments: &[&str]) -> Value {
+    serde_json::from_str(&printed(dir, &[&["--output", "json"], arguments].concat(), 0)).unwrap()
+}
+
+/// A node that runs in `dir/name`, and its log.
+struct Node {
+    child: Child,
+    log: Lines<BufReader<ChildStderr>>,
+    url: String,
+    path: PathBuf,
+}
+
+impl Node {
+    fn start(dir: &Path, name: &str) -> Self {
+        let arguments = ["run", "--dir", name, "--stop-with-stdin"];
+        let mut child = command(dir).args(arguments).stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let log = BufReader::new(child.stderr.take().unwrap()).lines();
+        let path = dir.join(name);
+        let mut node = Self { child, log, url: String::new(), path };
+        node.logged("serving rpc=");
+        // The addresses are written right after.
+        let addresses = loop {
+            if let Ok(text) = fs::read_to_string(node.path.join("data/addresses.json")) {
+                break text;
+            }
+            std::thread::yield_now();
+        };
+        let addresses: Value = serde_json::from_str(&addresses).unwrap();
+        node.url = format!("http://{}", addresses["rpc"].as_str().unwrap());
+        node
+    }
+
+    /// The next line of the log with `part` in it.
+    fn logged(&mut self, part: &str) -> String {
+        let mut read = Vec::new();
+        for line in self.log.by_ref() {
+            let line = line.unwrap();
+            if line.contains(part) {
+                return line;
+            }
+            read.push(line);
+        }
+        panic!("`{part}` was not logged:\n{}", read.join("\n"));
+    }
+
+    fn signal(&self, name: &str) {
+        let ended = Command::new("kill").arg(format!("-{name}")).arg(self.child.id().to_string()).status().unwrap();
+        assert!(ended.success());
+    }
+
+    /// Waits until it has ended by itself.
+    fn ended(mut self) {
+        // Nobody else reads the log, and a full pipe would hold the node up.
+        self.log.by_ref().for_each(drop);
+        assert_eq!(self.child.wait().unwrap().code(), Some(0));
+        assert!(!self.path.join("data/addresses.json").exists(), "a node that has stopped has no addresses");
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        // Fails where it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+const PORTS: [&str; 4] = ["--rpc-listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"];
+
+/// An authority that makes blocks quickly, running.
+fn authority() -> (TempDir, Node) {
+    let dir = tempfile::tempdir().unwrap();
+    printed(
+        dir.path(),
+        &[&["init", "--dir", "authority", "--authority", "--chain-id", "test"], &PORTS[..]].concat(),
+        0,
+    );
+    let file = dir.path().join("authority/tenon.toml");
+    let text = fs::read_to_string(&file).unwrap().replace("interval_ms = 2000", "interval_ms = 50");
+    fs::write(&file, text).unwrap();
+    let node = Node::start(dir.path(), "authority");
+    (dir, node)
+}
+
+#[test]
+fn an_operator_works_with_two_nodes() {
+    let (dir, authority) = authority();
+    let dir = dir.path();
+    let keys = ["--dir", "authority"];
+
+    // A transfer on the authority: the node is found through the directory.
+    let carol = json(dir, &[&["wallet", "create", "carol"], &keys[..]].concat());
+    let sent = json(dir, &[&["wallet", "send", "alice", "carol", "500", "--wait"], &keys[..]].concat());
+    assert_eq!(sent["status"], "confirmed");
+    assert_eq!(json(dir, &[&["wallet", "balance", "carol"], &keys[..]].concat())["balance"], 500);
+    let text = printed(dir, &[&["wallet", "send", "carol", "alice", "500"], &keys[..]].concat(), 1);
+    assert!(text.contains("has 500, and needs 501: 500 and a fee of 1"), "{text}");
+    let listed = json(dir, &[&["wallet", "transactions", "carol"], &keys[..]].concat());
+    assert_eq!((&listed[0]["to"], &listed[0]["amount"]), (&carol["address"], &500.into()));
+
+    // A follower of that chain and no other.
+    let follow = ["init", "--dir", "follower", "--follow", &authority.url];
+    let other = format!("0x{}", "1".repeat(64));
+    let text = printed(dir, &[&follow[..], &["--genesis-hash", &other], &PORTS[..]].concat(), 1);
+    assert!(text.contains("is on another chain") && !dir.join("follower").exists(), "{text}");
+    let genesis = json(dir, &["chain", "block", "0", "--node", &authority.url]);
+    let hash = genesis["hash"].as_str().unwrap();
+    printed(dir, &[&follow[..], &["--genesis-hash", hash], &PORTS[..]].concat(), 0);
+    let follower = Node::start(dir, "follower");
+    let at = ["--node", follower.url.as_str()];
+    printed(dir, &[&["sync", "once"], &at[..]].concat(), 0);
+    assert_eq!(json(dir, &[&["sync", "status"], &at[..]].concat())["state"], "live");
+    let verified = json(dir, &[&["chain", "verify"], &at[..]].concat());
+    assert_eq!(verified["valid"], true, "{verified}");
+
+    // A ping handed to the follower, answered on the authority, read on the follower.
+    let ping = ["agent", "send", "--wallet", "alice", "--to", "bob", "ping", "--wait"];
+    printed(dir, &[&ping[..], &keys, &at].concat(), 0);
+    let follow = ["--output", "json", "agent", "messages", "--wallet", "alice", "--follow"];
+    let arguments = [&follow[..], &keys, &at].concat();
+    let mut reader = command(dir).args(arguments).stdout(Stdio::piped()).spawn().unwrap();
+    let lines = BufReader::new(reader.stdout.take().unwrap()).lines().map(|line| line.unwrap());
+    let texts: Vec<Value> =
+        lines.take(2).map(|line| serde_json::from_str::<Value>(&line).unwrap()["payload"].take()).collect();
+    reader.kill().unwrap();
+    reader.wait().unwrap();
+    assert_eq!(texts, ["ping", "pong"]);
+
+    // Stopped as a service manager does it, and as a program that started it does.
+    follower.signal("TERM");
+    follower.ended();
+    let mut authority = authority;
+    drop(authority.child.stdin.take());
+    authority.ended();
+    let text = printed(dir, &[&["chain", "head", "--node", "http://127.0.0.1:9"], &[][..]].concat(), 3);
+    assert!(text.contains("no node answers"), "{text}");
+}
+
+#[test]
+fn plugins_are_swapped_by_command_by_file_and_by_configuration() {
+    let (dir, mut node) = authority();
+    let dir = dir.path();
+    let admin = ["--dir", "authority"];
+    let slot = |arguments: &[&str]| json(dir, &[&["plugin"], arguments, &admin[..]].concat());
+
+    let listed = slot(&["list"]);
+    let serving: Vec<_> = listed.as_array().unwrap().iter().map(|slot| slot["plugin"].as_str().unwrap()).collect();
+    assert_eq!(serving, ["ping-pong", "token-bucket", "parallel-range"]);
+    assert_eq!(slot(&["use", "rate-limit", "sliding-window"])["generation"], 2);
+    assert_eq!(slot(&["use", "rate-limit", "--builtin"])["status"], "builtin");
+    assert_eq!(slot(&["use", "rate-limit", "token-bucket"])["generation"], 3);
+    assert_eq!(slot(&["reload", "agent/bob"])["generation"], 2);
+    let text = printed(dir, &[&["plugin", "use", "rate-limit", "ping-pong"], &admin[..]].concat(), 1);
+    assert!(text.contains("ping-pong"), "{text}");
+    let text = printed(dir, &[&["plugin", "reload", "nosuch"], &admin[..]].concat(), 1);
+    assert!(text.contains("known: agent/bob, rate-limit, sync"), "{text}");
+    let text = printed(dir, &[&["plugin", "list", "--token", "wrong"], &admin[..]].concat(), 1);
+    assert!(text.contains("token"), "{text}");
+
+    // Nonsense under the plugin's own name changes nothing, and is listed with its reason.
+    let file = node.path.join("plugins/token-bucket.wasm");
+    fs::write(node.path.join("plugins/new"), "nonsense").unwrap();
+    fs::rename(node.path.join("plugins/new"), &file).unwrap();
+    node.logged("not a WebAssembly component");
+    let listed = slot(&["list"]);
+    assert_eq!((&listed[1]["plugin"], &listed[1]["generation"]), (&"token-bucket".into(), &3.into()));
+    assert!(listed[1]["last_error"].as_str().unwrap().contains("not a WebAssembly component"));
+
+    // What can change while it runs does so at SIGHUP; a mistake changes nothing.
+    let file = node.path.join("tenon.toml");
+    let text = fs::read_to_string(&file).unwrap();
+    fs::write(&file, text.replace("use = \"token-bucket\"", "usse = \"token-bucket\"")).unwrap();
+    node.signal("HUP");
+    node.logged("did you mean `plugins.rate-limit.use`?");
+    let text =
+        text.replace("use = \"token-bucket\"", "use = \"allow-all\"").replace("reply = \"pong\"", "reply = \"Pong!\"");
+    fs::write(&file, text).unwrap();
+    node.signal("HUP");
+    node.logged("configuration taken over slot=\"rate-limit\"");
+    node.logged("configuration taken over slot=\"agent/bob\"");
+    let listed = slot(&["list"]);
+    assert_eq!(listed[1]["plugin"], "allow-all");
+    assert_eq!(listed[0]["settings"]["reply"], "Pong!");
+    node.signal("INT");
+    node.ended();
+}
