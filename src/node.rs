@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 use crate::agent::{self, AgentConfig, AgentLimits, Agents, Dispatcher, Park};
 use crate::bindings::{AgentHandler, RateLimit, SyncStrategy};
 use crate::chain::{Address, Genesis, SecretKey, Time};
-use crate::config::{self, Config};
+use crate::config::{self, Config, Monitor};
 use crate::ledger::{Ledger, LedgerOptions};
 use crate::mempool::{Mempool, MempoolConfig, MempoolHook};
 use crate::producer::{self, ProducerConfig};
@@ -24,7 +24,7 @@ use crate::rpc::{self, NodeInfo, RpcConfig, RpcParts, admin::AdminParts};
 use crate::sync::follower::Follower;
 use crate::sync::http::HttpSource;
 use crate::sync::source::Source;
-use crate::sync::{self, SyncConfig, one_peer};
+use crate::sync::{self, SyncConfig, Tolerance, one_peer};
 use crate::telemetry;
 use crate::wallet::{self, Wallet};
 
@@ -87,9 +87,12 @@ impl Node {
         let mut tasks = Vec::new();
         let sync_config = config.sync.clone();
         let sources = sources(&sync_config)?;
+        let Monitor { lag_blocks, lag_seconds, .. } = config.monitor;
+        let tolerance = Tolerance { lag_blocks, lag_ms: lag_seconds * 1_000 };
         let follower =
             Follower::new(ledger.clone(), Arc::new(strategy), sources, info.node_id.clone(), sync_config.clone())
-                .map_err(|reason| anyhow!("sync: {reason}"))?;
+                .map_err(|reason| anyhow!("sync: {reason}"))?
+                .tolerating(tolerance);
         let chain_id = ledger.genesis().chain_id.clone();
         let forwarding = sync::forward::run(mempool.clone(), chain_id, follower.usable(), sync_config, stopped.clone());
         let sync_status = follower.status();

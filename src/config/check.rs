@@ -14,6 +14,7 @@ pub fn check(config: &Config) -> Vec<Problem> {
     let mut problems = Vec::new();
     let genesis = genesis(config, &mut problems);
     listeners(config, &mut problems);
+    costs(config, &mut problems);
     sources(config, &mut problems);
     producer(config, genesis.as_ref(), &mut problems);
     agents(config, &mut problems);
@@ -47,6 +48,13 @@ fn listeners(config: &Config, problems: &mut Vec<Problem>) {
     if !admin.ip().is_loopback() {
         let text = format!("{admin} is reachable from other machines, and its token travels unencrypted");
         problems.push(Problem::warning("admin.listen", text));
+    }
+}
+
+fn costs(config: &Config, problems: &mut Vec<Problem>) {
+    let rpc = crate::rpc::RpcConfig { costs: config.rpc.costs.clone(), ..Default::default() };
+    if let Err(text) = rpc.check() {
+        problems.push(error("rpc.costs", text));
     }
 }
 

@@ -100,9 +100,9 @@ section! {
 section! {
     /// `[monitor]`: when the node says of itself that it is behind.
     pub struct Monitor {
-        /// Blocks behind the best source from which `/ready` answers 503.
-        lag_blocks: u64 = 10, 1..=1_000_000;
-        /// Seconds without a new block, while a source has one, from which `/ready` answers 503.
+        /// Blocks that may be missing while the node still counts as live, and `/ready` answers 200.
+        lag_blocks: u64 = 10, 0..=1_000_000;
+        /// Seconds without a new block after which a node below its sources is behind, and `/ready` answers 503.
         lag_seconds: u64 = 60, 1..=86_400;
         /// A URL to call on an alert; not available yet.
         webhook: String = String::new();

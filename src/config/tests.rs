@@ -100,7 +100,7 @@ fn every_mistake_is_named_with_its_line() {
             "error: tenon.toml:5: producer.interval_ms: expected a whole number, 1 to 3600000, got 0",
             "error: tenon.toml:6: producer.empty_blocks: expected \"heartbeat\", \"always\" or \"never\", got \"often\"",
             "error: tenon.toml:7: sinc: unknown key; did you mean `sync`?",
-            "error: tenon.toml:9: monitor.lag_blocks: expected a whole number, 1 to 1000000, got \"many\"",
+            "error: tenon.toml:9: monitor.lag_blocks: expected a whole number, 0 to 1000000, got \"many\"",
             "error: tenon.toml:10: plugins.rate-limt: unknown key; did you mean `plugins.rate-limit`?",
         ]
     );
@@ -168,7 +168,7 @@ fn a_variable_that_means_nothing_is_named() {
         lines,
         [
             "error: TENON_RPC_LISTN: no knob has this variable; did you mean `TENON_RPC_LISTEN`?",
-            "error: TENON_MONITOR_LAG_BLOCKS: monitor.lag_blocks: expected a whole number, 1 to 1000000, got \"x\"",
+            "error: TENON_MONITOR_LAG_BLOCKS: monitor.lag_blocks: expected a whole number, 0 to 1000000, got \"x\"",
         ]
     );
 }
@@ -229,9 +229,10 @@ fn nothing_is_wrong_with_a_good_node() {
 #[test]
 fn each_thing_that_does_not_fit_is_found() {
     type Change = fn(&Path, &mut Config);
-    let cases: [(Severity, &str, &str, Change); 17] = [
+    let cases: [(Severity, &str, &str, Change); 18] = [
         (Severity::Error, "chain.genesis", "cannot read", |_, c| c.chain.genesis = "nowhere".into()),
         (Severity::Error, "chain.genesis", "genesis", |dir, _| std::fs::write(dir.join("genesis.json"), "{}").unwrap()),
+        (Severity::Error, "rpc.costs", "`/nowhere` is no route", |_, c| _ = c.rpc.costs.insert("/nowhere".into(), 2)),
         (Severity::Error, "admin.listen", "taken", |_, c| c.admin.listen = c.rpc.listen),
         (Severity::Warning, "admin.listen", "other machines", |_, c| c.admin.listen = "0.0.0.0:1".parse().unwrap()),
         (Severity::Error, "sync.sources", "itself", |_, c| c.sync.sources = vec!["http://127.0.0.1:8006".into()]),

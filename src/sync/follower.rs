@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::rounds::{Rounds, Wake};
 use super::source::Source;
-use super::{Strategy, SyncConfig, SyncStatus, pipeline};
+use super::{Strategy, SyncConfig, SyncStatus, Tolerance, pipeline};
 use crate::ledger::Ledger;
 
 /// Follows the sources of a node.
@@ -36,6 +36,12 @@ impl Follower {
         let (job_sender, jobs) = mpsc::channel(pipeline::JOBS_MAX);
         let rounds = Rounds::new(ledger.clone(), strategy, sources, node_id, config, sender, job_sender)?;
         Ok(Self { rounds, wakes, jobs, ledger })
+    }
+
+    /// The same, but live and behind by another measure than the usual one.
+    pub fn tolerating(mut self, tolerance: Tolerance) -> Self {
+        self.rounds.tolerate(tolerance);
+        self
     }
 
     /// What it says of itself; changes at most ten times a second, and with every change of state.

@@ -23,7 +23,7 @@ pub mod status;
 use crate::chain::{Hash, Height, Time};
 
 pub use config::SyncConfig;
-pub use status::{Diverged, PeerStatus, SyncState, SyncStatus};
+pub use status::{Diverged, PeerStatus, SyncState, SyncStatus, Tolerance};
 
 /// A peer, numbered for as long as it is known.
 pub type PeerId = u32;

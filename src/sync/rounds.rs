@@ -15,7 +15,7 @@ use super::plan::{self, Watchdog};
 use super::source::{RangeAnswer, Source, SourceError, SourceInfo};
 use super::{
     Action, Diverged, Event, HeightRange, InFlight, Limits, PeerId, RangeFailure, RequestId, Strategy, SyncConfig,
-    SyncState, SyncStatus, View, status,
+    SyncState, SyncStatus, Tolerance, View, status,
 };
 use crate::chain::{BlockError, Hash, Head, Height, Time, VerifiedBlock};
 use crate::ledger::{ImportError, Ledger};
@@ -98,6 +98,7 @@ pub(super) struct Rounds {
     sources: Vec<Arc<dyn Source>>,
     us: SourceInfo,
     config: SyncConfig,
+    tolerance: Tolerance,
     wakes: mpsc::UnboundedSender<Wake>,
     jobs: mpsc::Sender<Job>,
     verifier: Verifier,
@@ -186,6 +187,7 @@ impl Rounds {
             sources,
             us,
             config,
+            tolerance: Tolerance::default(),
             wakes,
             jobs,
             head,
@@ -208,6 +210,10 @@ impl Rounds {
             counters: Counters::default(),
             rates: VecDeque::new(),
         })
+    }
+
+    pub(super) fn tolerate(&mut self, tolerance: Tolerance) {
+        self.tolerance = tolerance;
     }
 
     pub(super) fn status(&self) -> watch::Receiver<SyncStatus> {
@@ -729,7 +735,7 @@ impl Rounds {
     /// Publishes the status where it is time to, and says how long the loop may rest.
     pub(super) fn publish_and_rest(&mut self) -> Duration {
         let now = self.clock.now();
-        let state = status::state(&self.peers, self.head.height, self.head_at, now);
+        let state = status::state(&self.peers, self.head.height, self.head_at, now, self.tolerance);
         let due = self.published_at.plus_ms(PUBLISH_MS);
         let before = self.status.borrow().state;
         if state != before || now >= due {

@@ -117,14 +117,23 @@ pub struct SyncStatus {
     pub problem: Option<String>,
 }
 
-/// Lag up to which a node that receives blocks counts as live.
-const LIVE_LAG_BLOCKS: u64 = 10;
+/// How far below its sources a node may be and still count as live: `[monitor]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tolerance {
+    /// Blocks that may be missing, while they come in.
+    pub lag_blocks: u64,
+    /// How long no block may come in, in milliseconds, before a node below its sources is behind.
+    pub lag_ms: u64,
+}
 
-/// How long no block may come in before a node below its sources is behind.
-const STALLED_MS: u64 = 10_000;
+impl Default for Tolerance {
+    fn default() -> Self {
+        Self { lag_blocks: 10, lag_ms: 60_000 }
+    }
+}
 
 /// Where the node stands, given its head, when it last moved and what is known of the sources. Pure.
-pub fn state(peers: &PeerBook, head: Height, head_at: Time, now: Time) -> SyncState {
+pub fn state(peers: &PeerBook, head: Height, head_at: Time, now: Time, tolerance: Tolerance) -> SyncState {
     let standings = || peers.iter().map(|peer| &peer.standing);
     if peers.iter().next().is_none() {
         return SyncState::Authority;
@@ -145,8 +154,8 @@ pub fn state(peers: &PeerBook, head: Height, head_at: Time, now: Time) -> SyncSt
         // Only what a source said after our head last moved can show that it lacks our blocks.
         0 if best < head && up().all(|peer| peer.head_at > head_at) => SyncState::Ahead,
         0 => SyncState::Live,
-        _ if now.ms_since(head_at) > STALLED_MS => SyncState::Behind,
-        1..=LIVE_LAG_BLOCKS => SyncState::Live,
+        _ if now.ms_since(head_at) > tolerance.lag_ms => SyncState::Behind,
+        lag if lag <= tolerance.lag_blocks => SyncState::Live,
         _ => SyncState::Syncing,
     }
 }
@@ -205,12 +214,15 @@ mod tests {
     #[test]
     fn the_state_is_what_the_sources_show() {
         let (early, late) = (Time(500_000), Time(2_000_000));
-        let at = |book: &PeerBook, head, head_at| state(book, head, head_at, late);
+        let at = |book: &PeerBook, head, head_at| state(book, head, head_at, late, Tolerance::default());
         assert_eq!(at(&book(&[]), 5, early), SyncState::Authority);
         assert_eq!(at(&book(&[5]), 5, early), SyncState::Live);
         assert_eq!(at(&book(&[15]), 5, early), SyncState::Live);
         assert_eq!(at(&book(&[16]), 5, early), SyncState::Syncing);
-        assert_eq!(state(&book(&[6]), 5, early, early.plus_ms(STALLED_MS + 1)), SyncState::Behind);
+        let tolerance = Tolerance { lag_blocks: 3, lag_ms: 1_000 };
+        let after = |ms, best| state(&book(&[best]), 5, early, early.plus_ms(ms), tolerance);
+        assert_eq!((after(1_000, 6), after(1_001, 6)), (SyncState::Live, SyncState::Behind));
+        assert_eq!((after(1_000, 8), after(1_000, 9)), (SyncState::Live, SyncState::Syncing));
         assert_eq!(at(&book(&[3, 4]), 5, early), SyncState::Ahead);
         assert_eq!(at(&book(&[3, 5]), 5, early), SyncState::Live);
         assert_eq!(at(&book(&[4]), 5, late), SyncState::Live, "the source may have it by now");
