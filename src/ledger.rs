@@ -158,7 +158,7 @@ type Write = Box<dyn FnOnce(&Writer<'_>) -> Result<(), StorageError> + Send>;
 
 enum Job {
     Import { blocks: Vec<VerifiedBlock>, answer: oneshot::Sender<Vec<Result<Imported, ImportError>>> },
-    Produce { request: ProduceRequest, answer: oneshot::Sender<Result<Produced, ProduceError>> },
+    Produce { request: Box<ProduceRequest>, answer: oneshot::Sender<Result<Produced, ProduceError>> },
     Write { write: Write, answer: oneshot::Sender<Result<(), StorageError>> },
     Stop,
 }
@@ -257,7 +257,7 @@ impl Ledger {
     /// Makes a block of those candidates that can happen, and adds it.
     pub async fn produce(&self, request: ProduceRequest) -> Result<Produced, ProduceError> {
         let (answer, answered) = oneshot::channel();
-        self.jobs.send(Job::Produce { request, answer }).await.map_err(|_| ProduceError::Stopped)?;
+        self.jobs.send(Job::Produce { request: Box::new(request), answer }).await.map_err(|_| ProduceError::Stopped)?;
         answered.await.unwrap_or(Err(ProduceError::Stopped))
     }
 
@@ -443,7 +443,7 @@ impl Thread {
                 outcome
             }
             Job::Produce { request, answer } => {
-                let (produced, outcome) = match self.produce(request, group) {
+                let (produced, outcome) = match self.produce(*request, group) {
                     Ok(produced) => (produced, Ok(())),
                     Err(error) => (Err(ProduceError::Storage(error.to_string())), Err(error)),
                 };

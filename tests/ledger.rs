@@ -91,10 +91,13 @@ async fn lists_by_address_are_complete_and_cursors_neither_skip_nor_repeat() {
             for limit in [1, 4, 1000] {
                 let (mut listed, mut before) = (Vec::new(), None);
                 loop {
-                    let page = ledger.storage().read(|reader| reader.transactions(&filter, before, limit)).unwrap();
-                    let Some(last) = page.last() else { break };
-                    before = Some(last.cursor());
+                    let read = ledger.storage().read(|reader| reader.transactions(&filter, before, limit));
+                    let (page, next) = read.unwrap();
                     listed.extend(page.iter().map(|found| found.cursor()));
+                    if next.is_none() {
+                        break;
+                    }
+                    before = next;
                 }
                 assert_eq!(listed, expected, "{filter:?}, {limit} at a time");
             }

@@ -229,7 +229,8 @@ mod tests {
 
     #[test]
     fn each_impossible_value_is_named() {
-        let cases: [(&str, fn(&mut Genesis)); 9] = [
+        type Change = fn(&mut Genesis);
+        let cases: [(&str, Change); 9] = [
             ("format", |g| g.format = "aitbc".into()),
             ("chain_id", |g| g.chain_id = String::new()),
             ("chain_id", |g| g.chain_id = "x".repeat(65)),

@@ -185,6 +185,26 @@ impl Transaction {
         self
     }
 
+    /// The JSON text that hands it in on the chain `chain_id`: what [`Submission::parse`] reads.
+    pub fn to_submission(&self, chain_id: &str) -> String {
+        let mut fields = serde_json::json!({
+            "chain_id": chain_id, "from": self.from(), "to": self.to, "amount": self.amount, "fee": self.fee,
+            "nonce": self.nonce, "public_key": self.public_key, "signature": self.signature,
+        });
+        if let Some(name) = self.kind.name() {
+            fields["type"] = name.into();
+        }
+        let mut json = fields.to_string();
+        if let Some(payload) = self.payload.to_json() {
+            // Spliced in as text: how its numbers are spelled is part of what was signed.
+            json.pop();
+            json.push_str(",\"payload\":");
+            json.push_str(&payload);
+            json.push('}');
+        }
+        json
+    }
+
     /// An unsigned transaction; [`Transaction::signed`] completes it.
     pub fn new(kind: Kind, to: Address, amount: u64, fee: u64, nonce: u64, payload: Payload) -> Self {
         let (public_key, signature) = (PublicKey([0; 32]), Signature([0; 64]));

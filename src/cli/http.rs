@@ -3,7 +3,7 @@
 use std::fmt::Display;
 use std::time::Duration;
 
-use reqwest::header::{ACCEPT, AUTHORIZATION, RETRY_AFTER};
+use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER};
 use reqwest::{Method, Response, StatusCode};
 use serde_json::Value;
 use url::Url;
@@ -114,6 +114,11 @@ impl Node {
 
     /// `POST path` with a JSON body.
     pub async fn post(&self, path: &str, body: &Value) -> Result<Value> {
+        self.post_text(path, body.to_string()).await
+    }
+
+    /// Posts JSON text as it is; answers JSON.
+    pub async fn post_text(&self, path: &str, body: String) -> Result<Value> {
         self.json(self.send(Method::POST, path, Some(body)).await?).await
     }
 
@@ -125,9 +130,12 @@ impl Node {
         }
     }
 
-    async fn send(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Response> {
+    async fn send(&self, method: Method, path: &str, body: Option<String>) -> Result<Response> {
         let request = self.request(method, path);
-        let request = if let Some(body) = body { request.json(body) } else { request };
+        let request = match body {
+            Some(body) => request.header(CONTENT_TYPE, "application/json").body(body),
+            None => request,
+        };
         self.checked(request.send().await.map_err(|error| self.failed(&error))?).await
     }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use tenon::chain::{Address, Kind, Payload, Transaction};
 use tenon::wallet::{PASSWORD_FILE, Wallet, read_password};
@@ -92,26 +92,10 @@ pub async fn submit(node: &Node, wallet: &Wallet, order: Order) -> Result<String
     // The node counts what waits for a block already.
     let nonce = order.nonce.unwrap_or_else(|| number("next_nonce").max(number("nonce")));
     let transaction = Transaction::new(order.kind, order.to, order.amount, fee, nonce, order.payload);
-    let body = submission(&transaction.signed(&chain_id, &wallet.key), &chain_id)?;
-    let answer = node.post("/rpc/transaction", &body).await?;
+    let body = transaction.signed(&chain_id, &wallet.key).to_submission(&chain_id);
+    let answer = node.post_text("/rpc/transaction", body).await?;
     let hash = answer.get("transaction_hash").and_then(Value::as_str);
     Ok(hash.context("the node took the transaction but named no hash")?.to_owned())
-}
-
-/// A transaction as `POST /rpc/transaction` takes it.
-fn submission(transaction: &Transaction, chain_id: &str) -> Result<Value> {
-    let mut body = json!({
-        "chain_id": chain_id, "from": transaction.from(), "to": transaction.to, "amount": transaction.amount,
-        "fee": transaction.fee, "nonce": transaction.nonce, "public_key": transaction.public_key,
-        "signature": transaction.signature,
-    });
-    if let Some(kind) = transaction.kind.name() {
-        body["type"] = kind.into();
-    }
-    if let Some(payload) = transaction.payload.to_json() {
-        body["payload"] = serde_json::from_str(&payload)?;
-    }
-    Ok(body)
 }
 
 /// Follows a transaction until it is in a block; answers it as the node shows it.

@@ -84,16 +84,13 @@ pub(super) async fn list(State(rpc): State<Rpc>, params: Params) -> Result<Respo
     pending.sort_by_key(|pending| Reverse((pending.received, pending.hash)));
     pending.truncate(limit);
     let (rest, storage) = (limit - pending.len(), rpc.parts.ledger.storage());
-    let stored = storage.read_async(move |reader| reader.transactions(&filter, after, rest)).await?;
+    let (stored, next) = storage.read_async(move |reader| reader.transactions(&filter, after, rest)).await?;
     let confirmed: HashSet<Hash> = stored.iter().map(|stored| stored.hash).collect();
     pending.retain(|pending| !confirmed.contains(&pending.hash));
 
-    let next = match stored.last() {
-        Some(last) if stored.len() == rest => Some(last.cursor().to_string()),
-        // The page is full of pending ones: the next one begins at the head.
-        None if rest == 0 => Some(Cursor { height: rpc.parts.ledger.head().height + 1, position: 0 }.to_string()),
-        _ => None,
-    };
+    // A page full of pending ones goes on at the head.
+    let above = Cursor { height: rpc.parts.ledger.head().height + 1, position: 0 };
+    let next = if rest == 0 { Some(above) } else { next }.map(|cursor| cursor.to_string());
     let mut transactions: Vec<_> = pending.iter().map(|pending| listed(pending, rpc.chain_id())).collect();
     transactions.extend(stored.iter().map(|stored| ListedTransaction::stored(stored, rpc.chain_id())));
     Ok(Json(ListJson { success: true, count: transactions.len(), transactions, next }).into_response())

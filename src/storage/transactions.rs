@@ -4,8 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::blocks::BlockRows;
-use super::{Counts, Reader, Result, Writer, from_sql, to_sql};
-use crate::chain::{Address, Block, Hash, Height, Time, Transaction, VerifiedBlock};
+use super::{Counts, Reader, Result, StorageError, Writer, from_sql, to_sql};
+use crate::chain::{Address, Block, Hash, Header, Height, Time, Transaction, VerifiedBlock};
 
 /// Positions a block has in a `place`; more than a block can hold.
 const POSITIONS: u64 = 1 << 14;
@@ -49,7 +49,7 @@ pub struct TransactionFilter {
     pub message: Option<bool>,
 }
 
-/// How many candidates one query looks at before it answers with what it has.
+/// How many candidates, or blocks, one query looks at before it answers with what it has.
 const SCAN_MAX: usize = 10_000;
 
 impl StoredTransaction {
@@ -156,64 +156,69 @@ impl Reader<'_> {
         places.iter().map(|place| blocks.transaction(self, *place)).collect()
     }
 
-    /// Transactions that `filter` admits, newest first, older than `before`; at most `limit`, and fewer only when there
-    /// are no more or the query has looked at 10,000 others.
+    /// Transactions that `filter` admits, newest first, older than `before`; at most `limit`. The cursor says where to go
+    /// on, as the next `before`; none when there are no more. A page can be short, even empty, and still have one: a query
+    /// looks at a bounded number of places.
     pub fn transactions(
         &self,
         filter: &TransactionFilter,
         before: Option<Cursor>,
         limit: usize,
-    ) -> Result<Vec<StoredTransaction>> {
-        let before = before.map_or(i64::MAX, Cursor::place);
-        let address = filter.address.or(filter.recipient).or(filter.sender);
+    ) -> Result<(Vec<StoredTransaction>, Option<Cursor>)> {
         let mut found = Vec::new();
-        let mut blocks = LastBlock::default();
-        let mut take = |place: i64| -> Result<bool> {
-            found
-                .extend(blocks.transaction(self, Cursor::at(place))?.filter(|found| filter.admits(&found.transaction)));
-            Ok(found.len() < limit)
-        };
         if limit == 0 {
-            return Ok(Vec::new());
+            return Ok((found, None));
         }
-        match address {
-            Some(address) => {
-                let table = if filter.message == Some(true) { "account_message" } else { "account_transaction" };
-                let mut statement = self.connection().prepare_cached(&format!(
-                    "SELECT place FROM {table} WHERE prefix = ? AND place < ? ORDER BY place DESC LIMIT {SCAN_MAX}"
-                ))?;
-                let mut rows = statement.query([prefix(&address), before])?;
-                while let Some(row) = rows.next()? {
-                    if !take(row.get(0)?)? {
-                        break;
-                    }
-                }
-            }
-            None => {
-                // Every transaction of the chain: block by block, from the newest.
-                let mut statement = self
-                    .connection()
-                    .prepare_cached("SELECT height FROM block WHERE height <= ? ORDER BY height DESC")?;
-                let newest = to_sql(Cursor::at(before).height);
-                let mut rows = statement.query([newest])?;
-                let mut looked = 0;
-                'blocks: while let Some(row) = rows.next()? {
-                    let height = from_sql(row.get(0)?);
-                    let count = self.header(height)?.map_or(0, |header| header.tx_count);
-                    for position in (0..count).rev() {
-                        let place = Cursor { height, position }.place();
-                        if place < before && !take(place)? {
-                            break 'blocks;
-                        }
-                    }
-                    looked += 1 + count as usize;
-                    if looked > SCAN_MAX * 10 {
-                        break;
-                    }
-                }
+        let before = before.map_or(i64::MAX, Cursor::place);
+        let (places, stopped) = match filter.address.or(filter.recipient).or(filter.sender) {
+            Some(address) => self.places_of(&address, filter.message == Some(true), before)?,
+            None => self.all_places(before)?,
+        };
+        let mut blocks = LastBlock::default();
+        let mut left = places.iter().map(|&place| Cursor::at(place)).peekable();
+        while let Some(at) = left.next() {
+            found.extend(blocks.transaction(self, at)?.filter(|found| filter.admits(&found.transaction)));
+            if found.len() >= limit {
+                return Ok((found, (left.peek().is_some() || stopped.is_some()).then_some(at)));
             }
         }
-        Ok(found)
+        Ok((found, stopped))
+    }
+
+    /// Places of one address's transactions, newest first; and where to go on, if there are more than a query looks at.
+    fn places_of(&self, address: &Address, messages: bool, before: i64) -> Result<(Vec<i64>, Option<Cursor>)> {
+        let table = if messages { "account_message" } else { "account_transaction" };
+        let mut statement = self.connection().prepare_cached(&format!(
+            "SELECT place FROM {table} WHERE prefix = ? AND place < ? ORDER BY place DESC LIMIT {SCAN_MAX}"
+        ))?;
+        let rows = statement.query_map([prefix(address), before], |row| row.get(0))?;
+        let places = rows.collect::<Result<Vec<i64>, _>>()?;
+        let stopped = places.last().filter(|_| places.len() >= SCAN_MAX).map(|&place| Cursor::at(place));
+        Ok((places, stopped))
+    }
+
+    /// Places of all transactions, newest first, block by block; and where to go on.
+    fn all_places(&self, before: i64) -> Result<(Vec<i64>, Option<Cursor>)> {
+        let mut statement = self.connection().prepare_cached(
+            "SELECT height, substr(body, 1, 512) FROM block WHERE height <= ? ORDER BY height DESC LIMIT ?",
+        )?;
+        let newest = to_sql(Cursor::at(before).height);
+        let mut rows = statement.query([newest, SCAN_MAX as i64])?;
+        let (mut places, mut scanned, mut lowest) = (Vec::new(), 0, 0);
+        while let Some(row) = rows.next()? {
+            lowest = from_sql(row.get(0)?);
+            let start = row.get_ref(1)?.as_blob().map_err(rusqlite::Error::from)?;
+            let (header, _) = Header::decode_start(start)
+                .map_err(|error| StorageError::Damaged { what: format!("block {lowest}"), error })?;
+            let positions = (0..header.tx_count).rev().map(|position| Cursor { height: lowest, position }.place());
+            places.extend(positions.filter(|&place| place < before));
+            scanned += 1;
+            if places.len() >= SCAN_MAX {
+                break;
+            }
+        }
+        let stopped = (places.len() >= SCAN_MAX || scanned >= SCAN_MAX) && lowest > 0;
+        Ok((places, stopped.then_some(Cursor { height: lowest, position: 0 })))
     }
 
     /// Mail to or from `address`, oldest first, after `after`; at most `limit`.

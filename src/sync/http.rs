@@ -216,39 +216,12 @@ impl Source for HttpSource {
 
     fn submit<'a>(&'a self, chain_id: &'a str, transaction: &'a Transaction) -> BoxFuture<'a, Result<(), SourceError>> {
         async move {
-            let body = submission_json(chain_id, transaction);
+            let body = transaction.to_submission(chain_id);
             let request = self.client.post(self.url("/rpc/transaction")).header(CONTENT_TYPE, "application/json");
             self.send(request.body(body)).await.map(|_| ())
         }
         .boxed()
     }
-}
-
-/// A transaction as a client hands it in: what [`crate::chain::Submission::parse`] reads.
-pub fn submission_json(chain_id: &str, transaction: &Transaction) -> String {
-    let mut fields = serde_json::json!({
-        "chain_id": chain_id,
-        "from": transaction.from(),
-        "to": transaction.to,
-        "amount": transaction.amount,
-        "fee": transaction.fee,
-        "nonce": transaction.nonce,
-        "public_key": transaction.public_key,
-        "signature": transaction.signature,
-    });
-    if let Some(name) = transaction.kind.name() {
-        fields["type"] = name.into();
-    }
-    let mut json = fields.to_string();
-    if let Some(payload) = transaction.payload.to_json() {
-        // Spliced in as text: reading it as a number-bearing value could change how its numbers are spelled, and the
-        // spelling is signed.
-        json.pop();
-        json.push_str(",\"payload\":");
-        json.push_str(&payload);
-        json.push('}');
-    }
-    json
 }
 
 fn parse_head(value: &str) -> Option<(Height, Hash)> {
@@ -300,7 +273,7 @@ mod tests {
             for kind in [Kind::Unsaid, Kind::Transfer, Kind::Message] {
                 let to = crate::chain::Address([7; 20]);
                 let transaction = Transaction::new(kind, to, 0, u64::MAX, 1, payload.clone()).signed("c", &key);
-                let read = Submission::parse(&submission_json("c", &transaction)).unwrap();
+                let read = Submission::parse(&transaction.to_submission("c")).unwrap();
                 assert_eq!(read.into_transaction(None).unwrap(), transaction);
             }
         }
