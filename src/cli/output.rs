@@ -66,7 +66,7 @@ impl Output {
             .collect();
         for row in &rows {
             let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
-            self.line(cells.join("  ").trim_end().to_owned());
+            self.line(cells.join("  ").trim_end());
         }
     }
 

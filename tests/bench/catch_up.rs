@@ -30,10 +30,9 @@ pub async fn run(dir: &Path, report: &mut Report) {
         let (of_replay, of_genesis) = (encoded.clone(), genesis.clone());
         std::fs::create_dir_all(&dir).expect("a temporary directory");
         let place = dir.clone();
-        let floor =
-            tokio::task::spawn_blocking(move || replay::floor(&place, &of_genesis, &of_replay, transactions))
-                .await
-                .expect("the floor runs");
+        let floor = tokio::task::spawn_blocking(move || replay::floor(&place, &of_genesis, &of_replay, transactions))
+            .await
+            .expect("the floor runs");
         let (source, copy) = (dir.join("source"), dir.join("follower"));
         prepare(&source, &genesis, "");
         store(&source, &genesis, &encoded);
@@ -48,13 +47,29 @@ pub async fn run(dir: &Path, report: &mut Report) {
             goal,
             Some(floor),
         );
-        report.at_least(format!("  the same over the floor program, {transactions} a block"), rate / floor, "ratio", 0.5, None);
-        report.at_most(format!("  resident memory of the follower at its peak, {transactions} a block"), peak, "MB", 256.0, None);
+        report.at_least(
+            format!("  the same over the floor program, {transactions} a block"),
+            rate / floor,
+            "ratio",
+            0.5,
+            None,
+        );
+        report.at_most(
+            format!("  resident memory of the follower at its peak, {transactions} a block"),
+            peak,
+            "MB",
+            256.0,
+            None,
+        );
         follower.stop();
         source.stop();
         let some = &encoded[..encoded.len().min(2_000 / (transactions + 1) + 20)];
         let careful = replay::careful(&dir, &genesis, some, transactions).await;
-        report.note(format!("  one block a commit and one signature at a time, {transactions} a block"), careful, "blocks/s");
+        report.note(
+            format!("  one block a commit and one signature at a time, {transactions} a block"),
+            careful,
+            "blocks/s",
+        );
     }
 }
 
@@ -79,9 +94,11 @@ pub fn prepare(dir: &Path, genesis: &Genesis, more: &str) {
         "[rpc]\nlisten = \"127.0.0.1:0\"\n[admin]\nlisten = \"127.0.0.1:0\"\n{more}
          [plugins.rate-limit]\nuse = \"token-bucket\"\n[plugins.sync]\nuse = \"parallel-range\"\n"
     );
-    for (name, text) in
-        [("tenon.toml", config.as_str()), ("genesis.json", &genesis.to_json()), ("admin.token", "a-token-for-the-benchmark")]
-    {
+    for (name, text) in [
+        ("tenon.toml", config.as_str()),
+        ("genesis.json", &genesis.to_json()),
+        ("admin.token", "a-token-for-the-benchmark"),
+    ] {
         std::fs::write(dir.join(name), text).expect("a temporary directory");
     }
     #[cfg(unix)]
@@ -137,4 +154,3 @@ pub fn memory(id: u32, line: &str) -> f64 {
         .and_then(|text| text.trim().parse::<f64>().ok());
     kilobytes.unwrap_or(f64::NAN) / 1_024.0
 }
-

@@ -33,7 +33,13 @@ pub async fn run(dir: &Path, report: &mut Report) {
         starts.push(started.elapsed().as_secs_f64() * 1e3);
         node.stop();
     }
-    report.at_most("start to serving, 100,000 blocks and accounts, warm compile cache", median(starts), "ms", 500.0, None);
+    report.at_most(
+        "start to serving, 100,000 blocks and accounts, warm compile cache",
+        median(starts),
+        "ms",
+        500.0,
+        None,
+    );
 
     let node = Process::start(dir);
     for _ in 0..100 {
@@ -41,7 +47,13 @@ pub async fn run(dir: &Path, report: &mut Report) {
     }
     // Idle: long enough for pages that only the start needed to be given back.
     tokio::time::sleep(Duration::from_secs(3)).await;
-    report.at_most("resident memory, idle, three plugins, 100,000 blocks and accounts", memory(node.id(), "VmRSS"), "MB", 64.0, None);
+    report.at_most(
+        "resident memory, idle, three plugins, 100,000 blocks and accounts",
+        memory(node.id(), "VmRSS"),
+        "MB",
+        64.0,
+        None,
+    );
 
     // Two versions that take turns, both compiled before: what is measured is noticing, loading and swapping.
     let bytes = std::fs::read(tenon_build::path("token-bucket")).expect("the plugin is built");

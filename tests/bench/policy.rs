@@ -55,7 +55,13 @@ pub fn run(dir: &Path, report: &mut Report) {
     });
     let status = host.status().into_iter().find(|status| status.slot == "rate-limit").expect("the slot");
     report.note("calls during 1,000 swaps", f64::from(calls), "calls");
-    report.at_most("calls that failed or fell back during them", (status.failures + status.fallbacks) as f64, "calls", 0.0, None);
+    report.at_most(
+        "calls that failed or fell back during them",
+        (status.failures + status.fallbacks) as f64,
+        "calls",
+        0.0,
+        None,
+    );
     host.stop();
 }
 
