@@ -31,7 +31,7 @@ bench: plugins ## measures, prints a table, writes target/bench.json
 	$(CARGO) bench --package tenon $(ARGS)
 
 soak: plugins ## the long tests: kill -9 a hundred times, a thousand swaps under load
-	$(CARGO) test --workspace --release -- --ignored
+	$(CARGO) test --workspace -- --ignored
 
 clean: ## everything built
 	$(CARGO) clean
