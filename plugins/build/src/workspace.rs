@@ -71,9 +71,10 @@ pub fn build_dir(dir: &Path, out: &Path) -> Result<PathBuf> {
     Ok(out)
 }
 
-/// The profile `guest` of the repository's manifest, for crates elsewhere.
+/// The profile `guest` of the repository's manifest, for crates elsewhere. The same to the letter: cargo shares what it
+/// has compiled only between equal profiles.
 fn guest_profile() -> impl Iterator<Item = String> {
-    const PROFILE: [&str; 7] = [
+    const PROFILE: [&str; 11] = [
         r#"inherits="release""#,
         "opt-level=3",
         "lto=true",
@@ -81,6 +82,10 @@ fn guest_profile() -> impl Iterator<Item = String> {
         r#"panic="abort""#,
         r#"strip="symbols""#,
         r#"package.serde_json.opt-level="z""#,
+        r#"package.serde_core.opt-level="z""#,
+        r#"package.zmij.opt-level="z""#,
+        r#"package.itoa.opt-level="z""#,
+        r#"package.memchr.opt-level="z""#,
     ];
     PROFILE.into_iter().map(|setting| format!("--config=profile.guest.{setting}"))
 }
@@ -227,5 +232,29 @@ impl Lock {
         let file = File::create(&path).with_context(|| format!("creating {}", path.display()))?;
         file.lock().with_context(|| format!("locking {}", path.display()))?;
         Ok(Self(file))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn crates_elsewhere_get_the_profile_of_the_manifest() {
+        let manifest = fs::read_to_string(root().unwrap().join("Cargo.toml")).unwrap();
+        let (_, guest) = manifest.split_once("[profile.guest]\n").unwrap();
+        let said = guest.lines().take_while(|line| !line.is_empty()).filter(|line| !line.starts_with('['));
+        let said: Vec<String> = said.map(|line| line.replace(' ', "")).collect();
+        let own: Vec<String> = guest_profile()
+            .map(|setting| setting.replace("--config=profile.guest.", "").replace("package.", ""))
+            .collect();
+        assert_eq!(own, said);
+    }
+
+    #[test]
+    fn every_guest_of_the_repository_is_found() {
+        let guests = Workspace::here().unwrap().guests().unwrap();
+        assert!(guests.contains("token-bucket") && guests.contains("faults-sync"), "{guests:?}");
+        assert!(!guests.contains("sdk") && !guests.contains("build"), "{guests:?}");
     }
 }
