@@ -38,7 +38,8 @@ pub fn authority(dir: &Path, blocks: usize, transactions: usize) -> Genesis {
     if blocks > 0 {
         let keys = ["authority", "alice", "bob"].map(|name| key(dir, name));
         let [authority, alice, bob] = keys;
-        let mut sample = Sample::on(genesis.clone().into(), authority, vec![alice, bob]);
+        // Close together: the chain began just now, and its blocks must not lie in the future.
+        let mut sample = Sample::on(genesis.clone().into(), authority, vec![alice, bob]).step_us(20);
         fill(&dir.join("data/chain.db"), &genesis, &mut sample, blocks, transactions);
     }
     genesis
@@ -94,6 +95,9 @@ impl Process {
 
     /// [`Process::start`], with variables in its environment.
     pub fn start_with(dir: &Path, environment: &[(&str, &str)]) -> Self {
+        // Whoever was first has installed the same.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let client = reqwest::Client::new();
         let mut command = tenon();
         command.args(["run", "--dir"]).arg(dir).envs(environment.iter().copied());
         let mut child = command.spawn().expect("the binary is built");
@@ -113,7 +117,7 @@ impl Process {
         };
         let url = |name: &str| format!("http://{}", addresses[name].as_str().unwrap());
         let (rpc, admin) = (url("rpc"), url("admin"));
-        Self { dir: dir.to_owned(), rpc, admin, child, client: reqwest::Client::new() }
+        Self { dir: dir.to_owned(), rpc, admin, child, client }
     }
 
     /// Its process.
