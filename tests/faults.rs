@@ -1,0 +1,221 @@
+//! Plugins that misbehave, in the three roles: real components from `plugins/faults*`. Whatever one does, its caller has
+//! the built-in's answer, the failure is counted under its cause, and the next call finds a fresh instance.
+
+use std::path::Path;
+
+use serde_json::json;
+use tenon::agent::{self, Handler, Park};
+use tenon::bindings::{AgentHandler, RateLimit, SyncStrategy};
+use tenon::chain::{Address, Hash, Payload, Time};
+use tenon::rate_limit::{Class, Policy, Request, Trust, Verdict, token_bucket};
+use tenon::sync::{Action, Event, Limits, Peer, Strategy, View, one_peer};
+use tenon_runtime::{Host, HostConfig, PluginConfig, Slot};
+
+/// A host whose plugin directory holds the named components.
+fn host(dir: &Path, plugins: &[&str]) -> Host {
+    let folder = dir.join("plugins");
+    std::fs::create_dir_all(&folder).unwrap();
+    for name in plugins {
+        std::fs::copy(tenon_build::path(name), folder.join(format!("{name}.wasm"))).unwrap();
+    }
+    Host::new(HostConfig::new(folder, dir.join("state"))).unwrap()
+}
+
+fn config(plugin: &str, mode: &str) -> PluginConfig {
+    let mut config = PluginConfig { settings: json!({ "mode": mode }), ..PluginConfig::plugin(plugin) };
+    // The calls of one test never reach quarantine, which is tested where time is an argument.
+    config.limits.strikes_max = 100;
+    config
+}
+
+fn request(client: u64) -> Request {
+    let (class, trust) = (Class::Read, Trust::Public);
+    Request { client, route: 3, class, trust, cost: 1, now: 1_735_689_600_000_000 }
+}
+
+/// What the status of a slot says about failures of a cause.
+fn failures(host: &Host, slot: &str, cause: &str) -> u64 {
+    let status = host.status().into_iter().find(|status| status.slot == slot).unwrap();
+    let status = serde_json::to_value(status).unwrap();
+    status["failures_by_cause"][cause].as_u64().unwrap_or(0)
+}
+
+#[test]
+fn each_fault_of_a_policy_is_answered_by_the_builtin_and_counted_by_its_cause() {
+    let faults = [
+        ("panic", "trap"),
+        ("spin", "deadline"),
+        ("hoard", "memory-limit"),
+        // A Rust guest keeps its stack in its memory, and falls off the end of that.
+        ("recurse", "trap"),
+        ("retry-zero", "refused"),
+        ("remaining-above-limit", "refused"),
+    ];
+    for (mode, cause) in faults {
+        let dir = tempfile::tempdir().unwrap();
+        let host = host(dir.path(), &["faults"]);
+        let settings = token_bucket::Settings::default();
+        let builtin = {
+            let settings = settings.clone();
+            move |request: &Request, cell: &_| token_bucket::step(&settings, request, cell)
+        };
+        // The probe before going live must not meet the fault: it begins with the second call of a client.
+        let mut with = config("faults", mode);
+        with.settings = json!({ "mode": mode, "from_call": 2 });
+        let slot: Slot<RateLimit> = host.slot("rate-limit", with, builtin).unwrap();
+        host.open();
+        assert_eq!(slot.generation(), 1, "{mode}: {:?}", host.plugins());
+        slot.check(&request(7));
+        for call in 1..=3 {
+            let (expected, _) = token_bucket::step(&settings, &request(7), &[0; 4]);
+            let got = slot.check(&request(7));
+            let same = |a: &Verdict, b: &Verdict| std::mem::discriminant(a) == std::mem::discriminant(b);
+            assert!(same(&got, &expected), "{mode}, call {call}: {got:?}");
+            assert_eq!(failures(&host, "rate-limit", cause), call, "{mode}: {:?}", host.status());
+        }
+        // A client that it does not fail is still its own.
+        slot.check(&request(8));
+        assert_eq!(failures(&host, "rate-limit", cause), 3, "{mode}");
+        host.stop();
+    }
+}
+
+#[test]
+fn a_policy_may_deny_everybody_and_that_is_no_fault() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = host(dir.path(), &["faults"]);
+    let builtin = |request: &Request, cell: &_| token_bucket::step(&token_bucket::Settings::default(), request, cell);
+    let slot: Slot<RateLimit> = host.slot("rate-limit", config("faults", "deny-all"), builtin).unwrap();
+    host.open();
+    assert!(matches!(slot.check(&request(1)), Verdict::Deny(_)));
+    let changed = host.configure("rate-limit", json!({ "mode": "pass" }));
+    assert!(changed.is_ok(), "{changed:?}");
+    assert!(matches!(slot.check(&request(1)), Verdict::Allow { .. }), "no opinion: the built-in decides");
+    host.stop();
+}
+
+#[test]
+fn what_fails_before_it_is_live_never_serves() {
+    for mode in ["configure-error", "configure-panic", "configure-spin"] {
+        let dir = tempfile::tempdir().unwrap();
+        let host = host(dir.path(), &["faults"]);
+        let builtin =
+            |request: &Request, cell: &_| token_bucket::step(&token_bucket::Settings::default(), request, cell);
+        let mut with = config("faults", mode);
+        with.limits.start_deadline_ms = 200;
+        let slot: Slot<RateLimit> = host.slot("rate-limit", with, builtin).unwrap();
+        let report = host.open();
+        assert_eq!(slot.generation(), 0, "{mode}");
+        assert_eq!(report.rejected.len(), 1, "{mode}");
+        assert!(matches!(slot.check(&request(1)), Verdict::Allow { .. }), "{mode}");
+        host.stop();
+    }
+}
+
+fn view() -> View {
+    let limits = Limits {
+        range_blocks_max: 100,
+        in_flight_max: 4,
+        in_flight_per_peer_max: 2,
+        window_blocks: 1_000,
+        actions_max: 64,
+    };
+    let peer = Peer {
+        id: 1,
+        head: Some((5_000, Hash::of(&[b"theirs"]))),
+        latency_us: 1_000,
+        throughput: 1 << 20,
+        failures: 0,
+        score: 100,
+        in_flight: 0,
+        not_before: Time(0),
+        snapshot: None,
+    };
+    View {
+        now: Time(1_735_689_600_000_000),
+        head: (10, Hash::of(&[b"ours"])),
+        best_height: 5_000,
+        limits,
+        peers: vec![peer],
+        in_flight: Vec::new(),
+        waiting: Vec::new(),
+    }
+}
+
+#[test]
+fn each_fault_of_a_strategy_is_answered_by_the_builtin() {
+    let faults = [
+        ("panic", "trap"),
+        ("spin", "deadline"),
+        ("hoard", "memory-limit"),
+        // A Rust guest keeps its stack in its memory, and falls off the end of that.
+        ("recurse", "trap"),
+        ("flood", "refused"),
+        ("memory-huge", "oversized"),
+    ];
+    for (mode, cause) in faults {
+        let dir = tempfile::tempdir().unwrap();
+        let host = host(dir.path(), &["faults-sync"]);
+        let slot: Slot<SyncStrategy> = host
+            .slot::<SyncStrategy>("sync", config("faults-sync", mode), |question, memory| {
+                one_peer::step(&question.view, &question.events, memory)
+            })
+            .unwrap();
+        host.open();
+        assert_eq!(Strategy::generation(&slot), 1, "{mode}: {:?}", host.plugins());
+        let (expected, _) = one_peer::step(&view(), &[Event::Started], &[]);
+        assert!(expected.iter().any(|action| matches!(action, Action::FetchRange { .. })));
+        for call in 1..=2 {
+            assert_eq!(slot.next(&view(), &[Event::Started]), expected, "{mode}");
+            assert_eq!(failures(&host, "sync", cause), call, "{mode}: {:?}", host.status());
+        }
+        host.stop();
+    }
+}
+
+#[test]
+fn each_fault_of_a_handler_sets_the_message_aside_and_changes_nothing() {
+    let faults = [
+        ("panic", "trap"),
+        ("spin", "deadline"),
+        ("hoard", "memory-limit"),
+        // A Rust guest keeps its stack in its memory, and falls off the end of that.
+        ("recurse", "trap"),
+        ("payload-huge", "refused"),
+        ("payload-broken", "refused"),
+        ("address-broken", "refused"),
+        ("memory-huge", "oversized"),
+    ];
+    let context = agent::Context {
+        agent: "bob".into(),
+        wallet: Address([2; 20]),
+        now: Time(1_735_689_600_000_000),
+        height: 5,
+        balance: 100,
+        message_fee: 1,
+        fee_left: 100,
+    };
+    let message = agent::Message {
+        id: Hash::of(&[b"id"]),
+        from: Address([1; 20]),
+        payload: Payload::Text("ping".into()),
+        height: 5,
+        time: context.now,
+    };
+    for (mode, cause) in faults {
+        let dir = tempfile::tempdir().unwrap();
+        let host = host(dir.path(), &["faults-agent"]);
+        let slot: Slot<AgentHandler> = host
+            .slot::<AgentHandler>("agent/bob", config("faults-agent", mode), |question, memory| {
+                (Park::step(&question.context, &question.event, memory).into(), memory.clone())
+            })
+            .unwrap();
+        host.open();
+        assert_eq!(slot.generation(), 1, "{mode}: {:?}", host.plugins());
+        let outcome = slot.handle(&context, &agent::Event::Message(message.clone()), b"");
+        let reason = outcome.expect_err(mode);
+        assert!(!reason.is_empty(), "{mode}: a parked message says why");
+        assert_eq!(failures(&host, "agent/bob", cause), 1, "{mode}: {:?}", host.status());
+        host.stop();
+    }
+}
