@@ -30,8 +30,8 @@ lint: ## formatting and clippy, warnings are errors
 bench: plugins ## measures, prints a table, writes target/bench.json
 	$(CARGO) bench --package tenon $(ARGS)
 
-soak: plugins ## the long tests: kill -9 a hundred times, a thousand swaps under load
-	$(CARGO) test --workspace -- --ignored
+soak: plugins ## the long form: a thousand kill -9 of either node
+	TENON_TEST_KILLS=1000 $(CARGO) test --release --package tenon --test crash -- --nocapture
 
 clean: ## everything built
 	$(CARGO) clean

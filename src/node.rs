@@ -59,10 +59,8 @@ impl Node {
         // A node without agents knows their plugins all the same, and does not refuse them as strangers.
         host.kind::<AgentHandler>()?;
         let (agents, proposer) = (agents(&host, &config)?, proposer(&config)?);
-        let scan = host.open();
-        for rejection in &scan.rejected {
-            tracing::warn!(%rejection, "a plugin was rejected");
-        }
+        // What is rejected is told as an event, which is logged.
+        host.open();
 
         // Then the chain, followed by what must see every block.
         let dispatcher = Dispatcher::new(agents, &genesis, AgentLimits::default(), Time::now())?;

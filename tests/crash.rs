@@ -12,8 +12,10 @@ use serde_json::Value;
 use tenon::chain::{Genesis, Kind, Payload, SecretKey, Transaction};
 use tenon::ledger::{Ledger, LedgerOptions};
 
-/// Kills in all.
-const KILLS: usize = 100;
+/// Kills in all: 100, or what `TENON_TEST_KILLS` says.
+fn kills() -> usize {
+    std::env::var("TENON_TEST_KILLS").map_or(100, |kills| kills.parse().expect("TENON_TEST_KILLS is a number"))
+}
 
 fn integrity(dir: &Path) {
     let database = rusqlite::Connection::open(dir.join("data/chain.db")).unwrap();
@@ -41,7 +43,7 @@ impl Dice {
 async fn a_hundred_kills_of_either_node_end_in_equal_state_roots() {
     let dir = tempfile::tempdir().unwrap();
     let (source, copy) = (dir.path().join("authority"), dir.path().join("follower"));
-    let blocks = 8_000;
+    let (blocks, kills) = (8_000, kills());
     tokio::task::block_in_place(|| process::authority(&source, blocks, 2));
     // No blocks but those that are there: the follower has an end to reach.
     let still = ("TENON_PRODUCER_EMPTY_BLOCKS", "never");
@@ -54,9 +56,9 @@ async fn a_hundred_kills_of_either_node_end_in_equal_state_roots() {
     let mut follower = Process::start_with(&copy, &small);
     let mut dice = Dice::new("kills");
     let (mut on_the_way, mut syncs) = (0, 0);
-    for kill in 0..KILLS {
+    for kill in 0..kills {
         // After some progress, or the end; one time in four after some answers, whatever came of it.
-        let step = dice.roll(blocks as u64 / KILLS as u64 * 2);
+        let step = dice.roll(160);
         let goal = (follower.height().await + step).min(blocks as u64);
         let patience = if dice.roll(4) == 0 { dice.roll(40) } else { u64::MAX };
         let mut asked = 0;
@@ -83,11 +85,11 @@ async fn a_hundred_kills_of_either_node_end_in_equal_state_roots() {
         assert!(after >= height || height == blocks as u64, "kill {kill}: was at {height}, is at {after}");
         on_the_way += usize::from(height > 0 && height < blocks as u64);
     }
-    assert!(on_the_way >= KILLS / 4, "only {on_the_way} kills of the follower fell into the middle of its sync");
+    assert!(on_the_way >= kills / 4, "only {on_the_way} kills of the follower fell into the middle of its sync");
     follower.until("/rpc/head", |head| head["height"] == blocks).await;
     follower.stop();
     compare(&copy, &authority, blocks as u64).await;
-    println!("{KILLS} kills, {on_the_way} in the middle of a sync, {} syncs of {blocks} blocks", syncs + 1);
+    println!("{kills} kills, {on_the_way} in the middle of a sync, {} syncs of {blocks} blocks", syncs + 1);
     authority.stop();
     integrity(&copy);
     integrity(&source);

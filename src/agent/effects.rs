@@ -49,6 +49,15 @@ pub fn check(event: &Event, effects: Vec<Effect>) -> (Vec<Result<Checked, String
     (effects.into_iter().take(EFFECTS_MAX).map(|effect| check_one(event, effect)).collect(), beyond)
 }
 
+/// Whether all of an answer may be carried out: for whoever lets a guest answer, and refuses an answer as a whole. Errors:
+/// the first rule that it breaks.
+pub fn check_all(event: &Event, effects: &[Effect]) -> Result<(), String> {
+    if effects.len() > EFFECTS_MAX {
+        return Err(format!("{} effects, at most {EFFECTS_MAX} are allowed", effects.len()));
+    }
+    effects.iter().try_for_each(|effect| check_one(event, effect.clone()).map(drop))
+}
+
 fn check_one(event: &Event, effect: Effect) -> Result<Checked, String> {
     let sized = |what: &str, text: &str, min: usize, max: usize| match text.len() {
         len if (min..=max).contains(&len) => Ok(()),

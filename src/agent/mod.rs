@@ -12,6 +12,7 @@ mod tests;
 mod turn;
 
 pub use dispatcher::{AgentConfig, AgentLimits, AgentsError, Dispatcher, DispatcherHandle};
+pub use effects::check_all as check_effects;
 pub use park::Park;
 pub use status::{AgentStatus, Agents, Parked};
 

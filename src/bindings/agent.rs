@@ -3,8 +3,8 @@
 use tenon_runtime::wasmtime::{self, Store};
 use tenon_runtime::{Context as InstanceContext, Kind, Limits, MemoryId, Refusal, Slot, world};
 
-use crate::agent::{Context, Effect, Event, Handler, Outcome};
-use crate::chain::{PAYLOAD_MAX_BYTES, Payload, Time};
+use crate::agent::{Context, Effect, Event, Handler, Outcome, check_effects};
+use crate::chain::{Payload, Time};
 
 mod wit {
     tenon_runtime::wasmtime::component::bindgen!({
@@ -38,8 +38,6 @@ pub enum Answer {
 
 /// What a handler may remember, in bytes.
 const MEMORY_MAX_BYTES: usize = 64 << 10;
-/// Effects of one event at most.
-const EFFECTS_MAX: usize = 16;
 /// Bytes of a reason that are kept.
 const REASON_MAX_BYTES: usize = 1_024;
 
@@ -75,29 +73,12 @@ impl Kind for AgentHandler {
         })
     }
 
-    fn check(_: &Question, answer: &Answer, _: &Limits) -> Result<(), Refusal> {
-        let effects = match answer {
-            Answer::Handled(effects) => effects,
-            Answer::SetAside(_) => return Ok(()),
-            Answer::Malformed(reason) => return Err(Refusal::new(reason.clone())),
-        };
-        if effects.len() > EFFECTS_MAX {
-            return Err(Refusal::new(format!("{} effects, at most {EFFECTS_MAX} are allowed", effects.len())));
+    fn check(question: &Question, answer: &Answer, _: &Limits) -> Result<(), Refusal> {
+        match answer {
+            Answer::Handled(effects) => check_effects(&question.event, effects).map_err(Refusal::new),
+            Answer::SetAside(_) => Ok(()),
+            Answer::Malformed(reason) => Err(Refusal::new(reason.clone())),
         }
-        effects.iter().try_for_each(|effect| {
-            let (what, bytes, min, max) = match effect {
-                Effect::Reply(payload) | Effect::Send { payload, .. } => {
-                    ("payload", payload.len(), 0, PAYLOAD_MAX_BYTES)
-                }
-                Effect::StartTimer { tag, .. } => ("tag", tag.len(), 1, 64),
-                Effect::Emit { topic, .. } if !(1..=64).contains(&topic.len()) => ("topic", topic.len(), 1, 64),
-                Effect::Emit { text, .. } => ("text", text.len(), 0, 4_096),
-            };
-            if (min..=max).contains(&bytes) {
-                return Ok(());
-            }
-            Err(Refusal::new(format!("a {what} of {bytes} bytes, {min} to {max} are allowed")))
-        })
     }
 
     fn size_bytes(answer: &Answer, memory: &Vec<u8>) -> usize {
