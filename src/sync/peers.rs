@@ -30,8 +30,8 @@ const DOUBT_MS: u64 = 1_000;
 /// How long its reported head then says nothing about how far the node is behind, if another peer can be asked.
 const DISTRUST_MS: u64 = 60_000;
 
-/// How often a peer on another branch is compared again.
-const COMPARE_AGAIN_MS: u64 = 5_000;
+/// How many looks a peer on another branch is left alone for before it is compared again: that costs it a request.
+const COMPARE_EVERY: u64 = 10;
 
 /// How often a refused peer is asked again who it is.
 const INTRODUCE_AGAIN_MS: u64 = 10_000;
@@ -225,20 +225,22 @@ impl PeerBook {
         changed
     }
 
-    /// A look at a peer that failed. The second in a row makes it down. True: it was up before.
+    /// A look at a peer that failed. The second in a row without any answer makes it down. True: it was up before.
     pub fn poll_failed(&mut self, id: PeerId, error: &SourceError, now: Time) -> bool {
         let poll_ms = self.poll_ms;
         let record = self.at(id);
         record.last_error = Some(error.to_string());
-        if let SourceError::Limited { retry_after_ms } = error {
-            // It is there, only busy; how long its own limits may keep us from looking is bounded.
-            record.next_poll = now.plus_ms((*retry_after_ms).clamp(poll_ms, POLL_BACKOFF_MAX_MS.max(poll_ms)));
+        let pause = match error {
+            SourceError::Limited { retry_after_ms } => *retry_after_ms,
+            _ => doubled(BACKOFF_FIRST_MS, record.poll_failures.saturating_add(1)),
+        };
+        record.next_poll = now.plus_ms(pause.clamp(poll_ms, POLL_BACKOFF_MAX_MS.max(poll_ms)));
+        let was_up = record.standing == Standing::Up;
+        if was_up && matches!(error, SourceError::Limited { .. } | SourceError::Status { .. }) {
+            // It is there, only refuses: what it had it still has, and the watchdog goes on asking for it.
             return false;
         }
         record.poll_failures = record.poll_failures.saturating_add(1);
-        let pause = doubled(BACKOFF_FIRST_MS, record.poll_failures);
-        record.next_poll = now.plus_ms(pause.clamp(poll_ms, POLL_BACKOFF_MAX_MS.max(poll_ms)));
-        let was_up = record.standing == Standing::Up;
         if was_up && record.poll_failures < 2 {
             return false;
         }
@@ -305,8 +307,9 @@ impl PeerBook {
 
     /// A peer has another block than we. It is asked for nothing more until that has changed.
     pub fn diverged(&mut self, id: PeerId, diverged: Diverged, now: Time) {
+        let pause_ms = self.poll_ms.saturating_mul(COMPARE_EVERY);
         let record = self.at(id);
-        record.next_poll = now.plus_ms(COMPARE_AGAIN_MS);
+        record.next_poll = now.plus_ms(pause_ms);
         record.standing = Standing::Diverged(diverged);
     }
 
@@ -464,6 +467,23 @@ mod tests {
         assert_eq!(book.get(0).unwrap().standing, Standing::Down);
         assert!(!book.poll_failed(0, &error, Time(0)));
         assert_eq!(book.view(|_| 0).len(), 1);
+    }
+
+    #[test]
+    fn a_peer_that_refuses_stays_up_and_a_stranger_that_does_is_not_there() {
+        let (mut known, mut unknown) = (up(), book());
+        for _ in 0..5 {
+            for error in [
+                SourceError::Limited { retry_after_ms: 60_000 },
+                SourceError::Status { status: 403, detail: String::new() },
+            ] {
+                assert!(!known.poll_failed(0, &error, Time(0)));
+                assert!(!unknown.poll_failed(0, &error, Time(0)));
+            }
+        }
+        assert_eq!(known.view(|_| 0)[0].head.unwrap().0, 10);
+        assert_eq!(unknown.get(0).unwrap().standing, Standing::Down);
+        assert!(unknown.get(0).unwrap().next_poll <= Time(0).plus_ms(POLL_BACKOFF_MAX_MS));
     }
 
     #[derive(Clone, Debug)]

@@ -238,10 +238,22 @@ impl Order {
         let mut job = Job { parts: Vec::new(), blocks: Vec::new(), rooms: Vec::new() };
         let mut transactions = 0;
         while job.blocks.len() < JOB_BLOCKS_MAX && transactions < JOB_TRANSACTIONS_MAX {
-            let Some(segment) = self.segments.remove(&self.next) else { break };
+            let Some(mut segment) = self.segments.remove(&self.next) else { break };
+            let mut count = 0;
+            for block in &segment.blocks {
+                if job.blocks.len() + count >= JOB_BLOCKS_MAX || transactions >= JOB_TRANSACTIONS_MAX {
+                    break;
+                }
+                count += 1;
+                transactions += block.block().transactions.len();
+            }
+            let rest = segment.blocks.split_off(count);
             let range = segment.range();
-            transactions += segment.blocks.iter().map(|block| block.block().transactions.len()).sum::<usize>();
             self.next = range.last + 1;
+            if !rest.is_empty() {
+                let room = Arc::clone(&segment.room);
+                self.segments.insert(self.next, Segment { peer: segment.peer, blocks: rest, room });
+            }
             job.parts.push((segment.peer, range));
             job.rooms.push(segment.room);
             if job.blocks.is_empty() {
@@ -364,6 +376,25 @@ mod tests {
             .into_iter()
             .map(Result::unwrap)
             .collect()
+    }
+
+    #[test]
+    fn a_large_range_goes_out_in_imports_of_the_right_size_and_keeps_its_bytes_until_the_last() {
+        let mut sample = Sample::new(4, 20);
+        let blocks = sample.blocks(30, 400);
+        let genesis = Arc::clone(sample.genesis());
+        let blocks = verify::verify_all(blocks, &genesis).into_iter().map(Result::unwrap).collect();
+        let (budget, mut order) = (Budget::new(10), Order::new(1));
+        order.insert(Segment { peer: 0, blocks, room: Arc::new(budget.reserve(10).unwrap()) });
+        let mut heights = Vec::new();
+        while let Some(job) = order.take() {
+            let transactions: usize = job.blocks.iter().map(|block| block.block().transactions.len()).sum();
+            assert!(transactions <= JOB_TRANSACTIONS_MAX + 400, "{transactions}");
+            assert_eq!(budget.used(), 10);
+            heights.extend(job.blocks.iter().map(VerifiedBlock::height));
+        }
+        assert_eq!(heights, (1..=30).collect::<Vec<_>>());
+        assert_eq!(budget.used(), 0);
     }
 
     proptest! {

@@ -13,6 +13,7 @@ use super::peers::{PeerBook, Standing};
 use super::pipeline::{JOBS_MAX, Job, JobDone, Order, RangeFault, Segment, Verifier};
 use super::plan::{self, Watchdog};
 use super::source::{RangeAnswer, Source, SourceError, SourceInfo};
+use super::status::Moments;
 use super::{
     Action, Diverged, Event, HeightRange, InFlight, Limits, PeerId, RangeFailure, RequestId, Strategy, SyncConfig,
     SyncState, SyncStatus, Tolerance, View, status,
@@ -27,8 +28,8 @@ const ACTIONS_MAX: u32 = 64;
 /// under way within the budget and none holds up verification for long.
 const RANGE_BYTES: u64 = 1 << 20;
 
-/// What a block is taken to be large before any has come.
-const BLOCK_BYTES_FIRST: u64 = 1 << 10;
+/// What a block is taken to be large before any has come: rather too much, since the first answer corrects it.
+const BLOCK_BYTES_FIRST: u64 = 8 << 10;
 
 /// How long nothing is imported after the database failed.
 const STORAGE_PAUSE_MS: u64 = 1_000;
@@ -108,6 +109,8 @@ pub(super) struct Rounds {
     head: Head,
     /// When the head last moved.
     head_at: Time,
+    /// When no source was last known to have more than we.
+    level_at: Time,
     peers: PeerBook,
     /// Looks and comparisons under way, at most one a peer.
     looks: HashMap<PeerId, AbortHandle>,
@@ -119,7 +122,8 @@ pub(super) struct Rounds {
     /// An import failed: those that follow it have to come back before the next one starts.
     failed_import: bool,
     imports_paused_until: Time,
-    block_bytes: u64,
+    /// Bytes of a block, as they lately came; none before any did.
+    block_bytes: Option<u64>,
     watchdog: Watchdog,
     over: bool,
 
@@ -175,7 +179,7 @@ impl Rounds {
         let head = ledger.head();
         let genesis = Arc::clone(ledger.genesis());
         let us = SourceInfo { chain_id: genesis.chain_id.clone(), genesis_hash: ledger.genesis_hash(), node_id };
-        Ok(Self {
+        let mut rounds = Self {
             verifier: Verifier::new(config.verify_threads, genesis)?,
             budget: Budget::new(config.buffer_bytes_max),
             peers: PeerBook::new(sources.iter().map(|source| source.name().to_owned()), &config, now),
@@ -192,6 +196,7 @@ impl Rounds {
             jobs,
             head,
             head_at: now,
+            level_at: now,
             looks: HashMap::new(),
             requests: BTreeMap::new(),
             next_request: 1,
@@ -199,7 +204,7 @@ impl Rounds {
             importing: VecDeque::new(),
             failed_import: false,
             imports_paused_until: Time(0),
-            block_bytes: BLOCK_BYTES_FIRST,
+            block_bytes: None,
             over: false,
             events: Vec::new(),
             generation: None,
@@ -209,7 +214,11 @@ impl Rounds {
             published_at: Time(0),
             counters: Counters::default(),
             rates: VecDeque::new(),
-        })
+        };
+        // Who asks before the first round gets the head and the sources, not zeros.
+        let status = rounds.current_status(SyncState::Starting, now);
+        rounds.status.send_replace(status);
+        Ok(rounds)
     }
 
     pub(super) fn tolerate(&mut self, tolerance: Tolerance) {
@@ -406,7 +415,7 @@ impl Rounds {
 
     /// Sends a request; none where there is no room for its answer.
     fn fetch(&mut self, peer: PeerId, range: HeightRange, rescue: bool) -> Option<RequestId> {
-        let expected = self.block_bytes.saturating_mul(range.count()).max(4 << 10);
+        let expected = self.block_bytes().saturating_mul(range.count()).max(4 << 10);
         let room = match self.budget.reserve(expected) {
             Some(room) => room,
             // Without it nothing that waits could go on.
@@ -464,8 +473,8 @@ impl Rounds {
             return self.failed(id, peer, range, POINTS_EMPTY, reason, None);
         }
         // Up at once, down slowly: the budget is for the large ones.
-        let mean = bytes / blocks;
-        self.block_bytes = mean.max(self.block_bytes - self.block_bytes / 4 + mean / 4).max(1);
+        let mean = (bytes / blocks).max(1);
+        self.block_bytes = Some(self.block_bytes.map_or(mean, |known| mean.max(known - known / 4 + mean / 4)));
         let came = HeightRange { first: range.first, last: range.first + (blocks - 1) };
         let duration_us = micros(duration);
         self.events.push(Event::RangeArrived { id, peer, range: came, bytes, duration_us });
@@ -697,8 +706,9 @@ impl Rounds {
 
     /// What is allowed now. The budget of bytes shows in it, so a strategy that keeps to the limits keeps to the budget.
     fn limits(&self) -> Limits {
-        let fitting = (RANGE_BYTES / self.block_bytes).clamp(1, self.config.range_blocks_max.into());
-        let room = self.budget.free() / self.block_bytes.saturating_mul(fitting).max(4 << 10);
+        let block_bytes = self.block_bytes();
+        let fitting = (RANGE_BYTES / block_bytes).clamp(1, self.config.range_blocks_max.into());
+        let room = self.budget.free() / block_bytes.saturating_mul(fitting).max(4 << 10);
         let under_way = self.requests.len() as u64;
         // One request for the lowest missing block is always possible.
         let stuck = under_way == 0 && self.importing.is_empty() && self.verifying.is_empty() && !self.order.is_ready();
@@ -711,6 +721,10 @@ impl Rounds {
             window_blocks: self.config.window_blocks,
             actions_max: ACTIONS_MAX,
         }
+    }
+
+    fn block_bytes(&self) -> u64 {
+        self.block_bytes.unwrap_or(BLOCK_BYTES_FIRST)
     }
 
     fn in_flight_of(&self, peer: PeerId) -> u32 {
@@ -735,7 +749,11 @@ impl Rounds {
     /// Publishes the status where it is time to, and says how long the loop may rest.
     pub(super) fn publish_and_rest(&mut self) -> Duration {
         let now = self.clock.now();
-        let state = status::state(&self.peers, self.head.height, self.head_at, now, self.tolerance);
+        if self.peers.best().is_none_or(|best| best.0 <= self.head.height) {
+            self.level_at = now;
+        }
+        let moments = Moments { now, head_at: self.head_at, level_at: self.level_at };
+        let state = status::state(&self.peers, self.head.height, moments, self.tolerance);
         let due = self.published_at.plus_ms(PUBLISH_MS);
         let before = self.status.borrow().state;
         if state != before || now >= due {

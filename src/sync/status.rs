@@ -132,8 +132,21 @@ impl Default for Tolerance {
     }
 }
 
-/// Where the node stands, given its head, when it last moved and what is known of the sources. Pure.
-pub fn state(peers: &PeerBook, head: Height, head_at: Time, now: Time, tolerance: Tolerance) -> SyncState {
+/// The times that tell standing still from having nothing to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moments {
+    /// Now.
+    pub now: Time,
+    /// When the local head last moved.
+    pub head_at: Time,
+    /// When no source was last known to have more than we. A chain may rest for hours, and a node that gets the next
+    /// block within a second was never behind.
+    pub level_at: Time,
+}
+
+/// Where the node stands, given its head and what is known of the sources. Pure.
+pub fn state(peers: &PeerBook, head: Height, moments: Moments, tolerance: Tolerance) -> SyncState {
+    let Moments { now, head_at, level_at } = moments;
     let standings = || peers.iter().map(|peer| &peer.standing);
     if peers.iter().next().is_none() {
         return SyncState::Authority;
@@ -154,7 +167,7 @@ pub fn state(peers: &PeerBook, head: Height, head_at: Time, now: Time, tolerance
         // Only what a source said after our head last moved can show that it lacks our blocks.
         0 if best < head && up().all(|peer| peer.head_at > head_at) => SyncState::Ahead,
         0 => SyncState::Live,
-        _ if now.ms_since(head_at) > tolerance.lag_ms => SyncState::Behind,
+        _ if now.ms_since(head_at.max(level_at)) > tolerance.lag_ms => SyncState::Behind,
         lag if lag <= tolerance.lag_blocks => SyncState::Live,
         _ => SyncState::Syncing,
     }
@@ -214,13 +227,19 @@ mod tests {
     #[test]
     fn the_state_is_what_the_sources_show() {
         let (early, late) = (Time(500_000), Time(2_000_000));
-        let at = |book: &PeerBook, head, head_at| state(book, head, head_at, late, Tolerance::default());
+        let at = |book: &PeerBook, head, head_at| {
+            let moments = Moments { now: late, head_at, level_at: head_at };
+            state(book, head, moments, Tolerance::default())
+        };
         assert_eq!(at(&book(&[]), 5, early), SyncState::Authority);
         assert_eq!(at(&book(&[5]), 5, early), SyncState::Live);
         assert_eq!(at(&book(&[15]), 5, early), SyncState::Live);
         assert_eq!(at(&book(&[16]), 5, early), SyncState::Syncing);
         let tolerance = Tolerance { lag_blocks: 3, lag_ms: 1_000 };
-        let after = |ms, best| state(&book(&[best]), 5, early, early.plus_ms(ms), tolerance);
+        let after = |ms, best| {
+            let moments = Moments { now: early.plus_ms(ms), head_at: Time(0), level_at: early };
+            state(&book(&[best]), 5, moments, tolerance)
+        };
         assert_eq!((after(1_000, 6), after(1_001, 6)), (SyncState::Live, SyncState::Behind));
         assert_eq!((after(1_000, 8), after(1_000, 9)), (SyncState::Live, SyncState::Syncing));
         assert_eq!(at(&book(&[3, 4]), 5, early), SyncState::Ahead);

@@ -40,6 +40,8 @@ pub enum Fault {
     Stalls,
     /// 429 with this `Retry-After`.
     Limited(u32),
+    /// This status, and on every other route too.
+    Refuses(u16),
     /// 500.
     Broken,
     /// Its own idea of what a range looks like.
@@ -178,11 +180,27 @@ fn head(shared: &Shared) -> (u64, Hash) {
     shared.claimed.lock().unwrap().unwrap_or(own)
 }
 
+/// The answer of a source that refuses everything.
+fn refusal(shared: &Shared) -> Option<Response> {
+    match *shared.fault.lock().unwrap() {
+        Fault::Refuses(status) => {
+            Some((StatusCode::from_u16(status).unwrap(), [("retry-after", "3600")]).into_response())
+        }
+        _ => None,
+    }
+}
+
 async fn info_route(State(shared): State<Arc<Shared>>) -> Response {
+    if let Some(refusal) = refusal(&shared) {
+        return refusal;
+    }
     axum::Json(shared.info.lock().unwrap().clone()).into_response()
 }
 
 async fn head_route(State(shared): State<Arc<Shared>>) -> Response {
+    if let Some(refusal) = refusal(&shared) {
+        return refusal;
+    }
     let (height, hash) = head(&shared);
     axum::Json(serde_json::json!({ "height": height, "hash": hash, "tx_count": 0 })).into_response()
 }
@@ -194,6 +212,9 @@ async fn transaction_route(State(shared): State<Arc<Shared>>, body: String) -> R
 
 async fn range_route(State(shared): State<Arc<Shared>>, Query(range): Query<Range>) -> Response {
     shared.requests.send_modify(|count| *count += 1);
+    if let Some(refusal) = refusal(&shared) {
+        return refusal;
+    }
     let (height, hash) = head(&shared);
     let fault = *shared.fault.lock().unwrap();
     let shift = usize::from(fault == Fault::WrongHeights);
@@ -238,6 +259,7 @@ async fn range_route(State(shared): State<Arc<Shared>>, Query(range): Query<Rang
         Fault::Limited(seconds) => {
             return (StatusCode::TOO_MANY_REQUESTS, [("retry-after", seconds.to_string())]).into_response();
         }
+        Fault::Refuses(_) => unreachable!("answered above"),
         Fault::Broken => return StatusCode::INTERNAL_SERVER_ERROR.into_response(),
         Fault::OtherType => return "a page".into_response(),
     };
