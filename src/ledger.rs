@@ -227,6 +227,11 @@ impl Ledger {
         self.head.borrow().clone()
     }
 
+    /// The committed head's height, for those who ask at every request.
+    pub fn height(&self) -> Height {
+        self.head.borrow().height
+    }
+
     /// Changes with every commit.
     pub fn watch(&self) -> watch::Receiver<Head> {
         self.head.clone()

@@ -248,7 +248,7 @@ impl Guard {
 
     fn finish(&self, mut response: Response, started: Instant) -> Response {
         if self.says_height {
-            let height = HeaderValue::from(self.limiter.ledger.head().height);
+            let height = HeaderValue::from(self.limiter.ledger.height());
             response.headers_mut().insert(HEAD_HEIGHT, height);
         }
         let class = usize::from(response.status().as_u16() / 100).clamp(1, 5) - 1;

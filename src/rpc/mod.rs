@@ -298,7 +298,6 @@ struct Rpc(Arc<Shared>);
 struct Shared {
     parts: RpcParts,
     head: chain::HeadBody,
-    genesis: axum::body::Bytes,
     import_body_max: usize,
     /// Blocks that are read and verified at a time; each takes a thread.
     imports: Semaphore,
@@ -330,7 +329,6 @@ impl Rpc {
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         Self(Arc::new(Shared {
             head: chain::HeadBody::new(&parts.ledger),
-            genesis: genesis.to_json().into(),
             import_body_max: import::body_max(genesis),
             imports: Semaphore::new(2 * cores),
             parts,

@@ -1,6 +1,7 @@
 //! What the node says of itself: `/rpc/info`, `/rpc/genesis`, `/rpc/sync/status`, `/health`, `/ready`, `/metrics`, `/`.
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
@@ -9,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 use metrics::{counter, gauge};
 use serde::Serialize;
 
-use super::error::Result;
+use super::error::{ApiError, Result};
 use super::request::Params;
 use super::{ROUTES, Rpc, json_bytes};
 use crate::chain::{Address, Hash, Height, Time};
@@ -120,7 +121,10 @@ pub(super) async fn info(State(rpc): State<Rpc>, params: Params) -> Result<Respo
 
 pub(super) async fn genesis(State(rpc): State<Rpc>, params: Params) -> Result<Response> {
     params.only(&[], rpc.chain_id())?;
-    Ok(json_bytes(rpc.genesis.clone()))
+    // Made when asked for: with many first accounts it is large, and few ask.
+    let genesis = Arc::clone(rpc.parts.ledger.genesis());
+    let json = tokio::task::spawn_blocking(move || genesis.to_json()).await;
+    Ok(json_bytes(json.map_err(ApiError::internal)?))
 }
 
 pub(super) async fn sync_status(State(rpc): State<Rpc>, params: Params) -> Result<Json<SyncStatus>> {

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::mpsc;
 use std::time::Instant;
 
+use rayon::prelude::*;
 use rusqlite::{Connection, params};
 use tenon::chain::{Block, Genesis, VerifiedBlock, verify};
 use tenon::ledger::{Ledger, LedgerOptions};
@@ -13,7 +14,7 @@ use tenon::sample::Sample;
 use crate::catch_up::encode;
 use crate::report::Report;
 
-/// Blocks a second of decoding, batch verification on all cores but one, and inserting into bare tables with the same
+/// Blocks a second of decoding, batch verification on all cores, and inserting into bare tables with the same
 /// indexes, 10,000 transactions a commit. No execution, no state, no network: what the hardware and the libraries cost.
 pub fn floor(dir: &Path, genesis: &Genesis, encoded: &[Vec<u8>], transactions: usize) -> f64 {
     let path = dir.join(format!("floor-{transactions}.db"));
@@ -110,7 +111,7 @@ pub async fn ledger_alone(dir: &Path, genesis: &Genesis, encoded: &[Vec<u8>], tr
     rate
 }
 
-/// Decodes and verifies on one thread, and hands groups of about 10,000 transactions to `take` on another.
+/// Decodes and verifies on all cores, and hands groups of about 10,000 transactions to `take` on another.
 async fn in_groups(
     encoded: &[Vec<u8>],
     genesis: &Genesis,
@@ -122,10 +123,16 @@ async fn in_groups(
     let (sender, receiver) = mpsc::sync_channel::<Vec<VerifiedBlock>>(8);
     let (encoded, genesis) = (encoded.to_vec(), genesis.clone());
     let verifier = std::thread::spawn(move || {
-        for chunk in encoded.chunks(chunk) {
+        let verified = |chunk: &[Vec<u8>]| -> Vec<VerifiedBlock> {
             let blocks = chunk.iter().map(|bytes| Block::decode(bytes).expect("our own block")).collect();
-            let verified = verify::verify_all(blocks, &genesis).into_iter().map(|block| block.expect("valid"));
-            sender.send(verified.collect()).expect("the writer waits");
+            verify::verify_all(blocks, &genesis).into_iter().map(|block| block.expect("valid")).collect()
+        };
+        // Every core takes a part, as the follower does.
+        for part in encoded.chunks(chunk * rayon::current_num_threads()) {
+            let chunks: Vec<_> = part.par_chunks(chunk).map(verified).collect();
+            for chunk in chunks {
+                sender.send(chunk).expect("the writer waits");
+            }
         }
     });
     let mut waiting = Vec::new();
