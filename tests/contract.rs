@@ -1,7 +1,11 @@
 //! The same cases for a built-in and for every shipped plugin of its role.
 
+#[path = "support/plugins.rs"]
+mod plugins;
+
 use std::path::Path;
 
+use plugins::host;
 use proptest::prelude::{Just, ProptestConfig, prop, prop_assert_eq, prop_oneof, proptest};
 use proptest::strategy::Strategy as Any;
 use serde_json::json;
@@ -11,15 +15,6 @@ use tenon::chain::{Address, Hash, Payload, Time};
 use tenon::rate_limit::{Class, Policy, Request, Trust, Verdict, token_bucket};
 use tenon::sync::{self, Action, HeightRange, InFlight, Limits, Peer, Strategy, View, one_peer};
 use tenon_runtime::{Host, HostConfig, PluginConfig, Slot};
-
-fn host(dir: &Path, plugins: &[&str]) -> Host {
-    let folder = dir.join("plugins");
-    std::fs::create_dir_all(&folder).unwrap();
-    for name in plugins {
-        std::fs::copy(tenon_build::path(name), folder.join(format!("{name}.wasm"))).unwrap();
-    }
-    Host::new(HostConfig::new(folder, dir.join("state"))).unwrap()
-}
 
 fn policy(host: &Host, name: &str, plugin: Option<&str>, settings: serde_json::Value) -> Slot<RateLimit> {
     let of_builtin = serde_json::from_value(settings.clone()).unwrap_or_else(|_| token_bucket::Settings::default());

@@ -1,25 +1,17 @@
 //! Plugins that misbehave, in the three roles: real components from `plugins/faults*`. Whatever one does, its caller has
 //! the built-in's answer, the failure is counted under its cause, and the next call finds a fresh instance.
 
-use std::path::Path;
+#[path = "support/plugins.rs"]
+mod plugins;
 
+use plugins::host;
 use serde_json::json;
 use tenon::agent::{self, Handler, Park};
 use tenon::bindings::{AgentHandler, RateLimit, SyncStrategy};
 use tenon::chain::{Address, Hash, Payload, Time};
 use tenon::rate_limit::{Class, Policy, Request, Trust, Verdict, token_bucket};
 use tenon::sync::{Action, Event, Limits, Peer, Strategy, View, one_peer};
-use tenon_runtime::{Host, HostConfig, PluginConfig, Slot};
-
-/// A host whose plugin directory holds the named components.
-fn host(dir: &Path, plugins: &[&str]) -> Host {
-    let folder = dir.join("plugins");
-    std::fs::create_dir_all(&folder).unwrap();
-    for name in plugins {
-        std::fs::copy(tenon_build::path(name), folder.join(format!("{name}.wasm"))).unwrap();
-    }
-    Host::new(HostConfig::new(folder, dir.join("state"))).unwrap()
-}
+use tenon_runtime::{Host, PluginConfig, Slot};
 
 fn config(plugin: &str, mode: &str) -> PluginConfig {
     let mut config = PluginConfig { settings: json!({ "mode": mode }), ..PluginConfig::plugin(plugin) };

@@ -16,6 +16,7 @@ mod keys;
 pub mod merkle;
 pub mod rules;
 mod state;
+mod text;
 mod time;
 mod transaction;
 pub mod verify;
