@@ -297,7 +297,7 @@ impl Mempool {
             Some(_) => None,
             None => {
                 let from = submission.from;
-                let account = self.ledger.storage().read_async(move |reader| reader.account(&from)).await?;
+                let account = self.ledger.storage().read_brief(move |reader| reader.account(&from)).await?;
                 account.and_then(|account| account.public_key)
             }
         };
@@ -319,7 +319,7 @@ impl Mempool {
         let (confirmed, account) = self
             .ledger
             .storage()
-            .read_async(move |reader| Ok((reader.transaction(&hash)?, reader.account(&from)?)))
+            .read_brief(move |reader| Ok((reader.transaction(&hash)?, reader.account(&from)?)))
             .await?;
         if let Some(stored) = confirmed {
             return Err(SubmitError::Confirmed { hash, height: stored.height });

@@ -33,7 +33,7 @@ pub(super) async fn account(
     let Path(text) = path.map_err(|error| ApiError::invalid(error.body_text()))?;
     let address: Address = text.parse().map_err(|error| ApiError::field("address", error))?;
     params.only(&[], rpc.chain_id())?;
-    let account = rpc.parts.ledger.storage().read_async(move |reader| reader.account(&address)).await?;
+    let account = rpc.parts.ledger.storage().read_brief(move |reader| reader.account(&address)).await?;
     let pending = rpc.parts.mempool.pending_of(&address);
     let highest = pending.iter().filter(|p| p.transaction.from() == address).map(|p| p.transaction.nonce).max();
     let nonce = account.as_ref().map_or(0, |account| account.nonce);

@@ -22,6 +22,8 @@ use crate::storage::{Reader, StorageError};
 pub const RANGE_BLOCKS_MAX: u64 = 1_000;
 /// Bytes of one range at most; a single block that is larger is still served.
 pub const RANGE_BYTES_MAX: usize = 8 << 20;
+/// Bytes of a range that is read without going to another thread.
+const RANGE_BYTES_BRIEF: usize = 256 << 10;
 /// Blocks in a range whose end is not given, less one: what existing clients expect.
 const RANGE_DEFAULT: u64 = 10;
 /// Ranges in binary: for each block its length, four bytes big-endian, and its encoding.
@@ -110,7 +112,7 @@ pub(super) async fn block(
         }
         Ok(json)
     };
-    let json = rpc.parts.ledger.storage().read_async(read).await?;
+    let json = rpc.parts.ledger.storage().read_brief(read).await?;
     json.map(json_bytes).ok_or_else(|| ApiError::not_found(format!("no block `{}` here", shown(&text))))
 }
 
@@ -138,7 +140,12 @@ pub(super) async fn range(State(rpc): State<Rpc>, headers: HeaderMap, params: Pa
         let read = move |reader: &Reader<'_>| range_json(reader, start, end, include_tx, head.height);
         return Ok(json_bytes(storage.read_async(read).await?));
     }
-    let (body, next) = storage.read_async(move |reader| range_bytes(reader, start, end)).await?;
+    // Most ranges are small; the others are begun again on a thread that may block.
+    let small = storage.read_brief(move |reader| range_bytes(reader, start, end, RANGE_BYTES_BRIEF)).await?;
+    let Frames { body, next, .. } = match small {
+        Frames { cut: false, .. } => small,
+        _ => storage.read_async(move |reader| range_bytes(reader, start, end, RANGE_BYTES_MAX)).await?,
+    };
     let mut response = Response::new(body.into());
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(BLOCKS_MEDIA_TYPE));
@@ -148,25 +155,35 @@ pub(super) async fn range(State(rpc): State<Rpc>, headers: HeaderMap, params: Pa
     Ok(response)
 }
 
-/// The stored bytes as they are, and the height to go on with.
-fn range_bytes(reader: &Reader<'_>, start: Height, end: Height) -> Result<(Vec<u8>, Height), StorageError> {
-    let (mut body, mut next) = (Vec::new(), start);
+/// Some of a range.
+struct Frames {
+    body: Vec<u8>,
+    /// The height to go on with.
+    next: Height,
+    /// Whether more was asked for than the budget allowed.
+    cut: bool,
+}
+
+/// The stored bytes as they are, up to `bytes_max` of them, or one block that is larger.
+fn range_bytes(reader: &Reader<'_>, start: Height, end: Height, bytes_max: usize) -> Result<Frames, StorageError> {
+    let mut frames = Frames { body: Vec::new(), next: start, cut: false };
     reader.each_encoded_block(start, end, |block| {
-        let frame = block.len() + 4;
+        let (body, frame) = (&mut frames.body, block.len() + 4);
         if body.is_empty() {
             // Blocks of one range are about as large as each other.
             let blocks = usize::try_from(end - start).map_or(usize::MAX, |more| more.saturating_add(1));
-            body.reserve(frame.saturating_mul(blocks).min(RANGE_BYTES_MAX.max(frame)));
-        } else if body.len() + frame > RANGE_BYTES_MAX {
+            body.reserve(frame.saturating_mul(blocks).min(bytes_max.max(frame)));
+        } else if body.len() + frame > bytes_max {
+            frames.cut = true;
             return false;
         }
         let length = u32::try_from(block.len()).expect("a block is smaller than 4 GiB");
         body.extend_from_slice(&length.to_be_bytes());
         body.extend_from_slice(block);
-        next += 1;
+        frames.next += 1;
         true
     })?;
-    Ok((body, next))
+    Ok(frames)
 }
 
 /// `next` is where to go on; null once all that exists of the range has been served.

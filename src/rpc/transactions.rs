@@ -152,7 +152,7 @@ pub(super) async fn one(
         let proof = if proof { Some(inclusion(reader, &stored)?) } else { None };
         Ok(Some((stored, proof)))
     };
-    if let Some((stored, proof)) = rpc.parts.ledger.storage().read_async(read).await? {
+    if let Some((stored, proof)) = rpc.parts.ledger.storage().read_brief(read).await? {
         let transaction = ListedTransaction::stored(&stored, chain_id);
         return Ok(Json(OneJson { success: true, transaction, proof }).into_response());
     }

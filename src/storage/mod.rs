@@ -144,7 +144,10 @@ impl Storage {
 
     /// Runs `f` on one consistent snapshot. Blocks for microseconds to milliseconds.
     pub fn read<T>(&self, f: impl FnOnce(&Reader<'_>) -> Result<T>) -> Result<T> {
-        let connection = self.pool.take()?;
+        self.read_on(self.pool.take()?, f)
+    }
+
+    fn read_on<T>(&self, connection: Connection, f: impl FnOnce(&Reader<'_>) -> Result<T>) -> Result<T> {
         let answer = (|| {
             connection.prepare_cached("BEGIN")?.execute([])?;
             let answer = f(&Reader { connection: &connection });
@@ -153,6 +156,18 @@ impl Storage {
         })();
         self.pool.give_back(connection);
         answer
+    }
+
+    /// [`Storage::read`] from async code, for what looks at a few pages: right here where a reader is idle, since the
+    /// way to another thread and back takes several times as long as the query.
+    pub async fn read_brief<T: Send + 'static>(
+        &self,
+        f: impl FnOnce(&Reader<'_>) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        match self.pool.idle() {
+            Some(connection) => self.read_on(connection, f),
+            None => self.read_async(f).await,
+        }
     }
 
     /// [`Storage::read`] from async code, on a thread that may block.
@@ -169,6 +184,11 @@ impl Storage {
 }
 
 impl Pool {
+    /// A connection that nobody uses, if there is one.
+    fn idle(&self) -> Option<Connection> {
+        self.idle.lock().expect("no reader panics while it holds the pool").0.pop()
+    }
+
     fn take(&self) -> Result<Connection> {
         let mut idle = self.idle.lock().expect("no reader panics while it holds the pool");
         loop {

@@ -71,7 +71,7 @@ enum Shown {
 
 impl Look<'_> {
     async fn at(&self, height: Height) -> Result<Shown, SourceError> {
-        let ours = self.ledger.storage().read_async(move |reader| reader.hash_at(height)).await;
+        let ours = self.ledger.storage().read_brief(move |reader| reader.hash_at(height)).await;
         let ours = ours.map_err(|error| SourceError::Malformed(format!("our own block {height}: {error}")))?;
         let Some(ours) = ours else {
             return Ok(Shown::Invalid(format!("block {height} is not here to compare with")));

@@ -856,7 +856,7 @@ async fn look(source: &Arc<dyn Source>, ledger: &Ledger, introduce: bool) -> Res
     let head = source.head().await?;
     let ours = match head {
         Some((height, _)) if height <= ledger.head().height => {
-            let ours = ledger.storage().read_async(move |reader| reader.hash_at(height)).await;
+            let ours = ledger.storage().read_brief(move |reader| reader.hash_at(height)).await;
             // A store that cannot be read shows elsewhere; here it is no opinion on the source.
             ours.ok().flatten()
         }

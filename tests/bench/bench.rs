@@ -2,6 +2,7 @@
 //! hardware decides. Prints a table and writes `target/bench.json`. With words as arguments only the parts whose names
 //! hold one of them run: `policy`, `replay`, `catch-up`, `serve`, `node`.
 
+mod bare;
 mod catch_up;
 mod load;
 mod node;
@@ -18,6 +19,10 @@ use std::path::Path;
 use report::Report;
 
 fn main() -> std::process::ExitCode {
+    if std::env::args().nth(1).is_some_and(|word| word == bare::WORD) {
+        tokio::runtime::Runtime::new().expect("a runtime").block_on(bare::serve());
+        return std::process::ExitCode::SUCCESS;
+    }
     // Cargo adds `--bench`.
     let wanted: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with("--")).collect();
     let runs = |part: &str| wanted.is_empty() || wanted.iter().any(|word| part.contains(word.as_str()));

@@ -5,9 +5,9 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use axum::body::Bytes;
 use tenon::sample::Sample;
 
+use crate::bare::Bare;
 use crate::catch_up::{encode, prepare, store};
 use crate::load::load;
 use crate::process::Process;
@@ -33,7 +33,7 @@ pub async fn run(dir: &Path, report: &mut Report) {
         async move { request.send().await.expect("the node answers").bytes().await.expect("a body") }
     };
     let json = "application/json";
-    let bare_head = bare(body("/rpc/head", json).await).await;
+    let bare_head = Bare::start(&body("/rpc/head", json).await);
     let (mut on, mut off, mut floor, mut failed) = (Vec::new(), Vec::new(), Vec::new(), 0);
     for _ in 0..SAMPLES {
         use_policy(&node, Some("token-bucket")).await;
@@ -42,7 +42,7 @@ pub async fn run(dir: &Path, report: &mut Report) {
         use_policy(&node, None).await;
         let answered = load(rpc, "/rpc/head", json, CONNECTIONS, SAMPLE).await;
         (failed, _) = (failed + answered.failed, off.push(answered.rate));
-        floor.push(load(bare_head, "/", json, CONNECTIONS, SAMPLE).await.rate);
+        floor.push(load(bare_head.address, "/", json, CONNECTIONS, SAMPLE).await.rate);
     }
     let (on, off, floor) = (median(on), median(off), median(floor));
     report.note("/rpc/head, Wasm policy", on, "requests/s");
@@ -53,11 +53,11 @@ pub async fn run(dir: &Path, report: &mut Report) {
     report.at_most("answers that were not 200", failed as f64, "answers", 0.0, None);
 
     let (path, accept) = ("/rpc/blocks-range?start=101&end=200", "application/vnd.tenon.blocks");
-    let bare_range = bare(body(path, accept).await).await;
+    let bare_range = Bare::start(&body(path, accept).await);
     let (mut ranges, mut floor) = (Vec::new(), Vec::new());
     for _ in 0..SAMPLES {
         ranges.push(load(rpc, path, accept, CONNECTIONS, SAMPLE).await.bytes / 1e6);
-        floor.push(load(bare_range, "/", accept, CONNECTIONS, SAMPLE).await.bytes / 1e6);
+        floor.push(load(bare_range.address, "/", accept, CONNECTIONS, SAMPLE).await.bytes / 1e6);
     }
     let (ranges, floor) = (median(ranges), median(floor));
     report.note("/rpc/blocks-range, 100 blocks of 10 transactions, binary", ranges, "MB/s");
@@ -69,13 +69,4 @@ async fn use_policy(node: &Process, plugin: Option<&str>) {
     let body = serde_json::json!({ "plugin": plugin });
     let (status, answer) = node.admin("POST", "/admin/plugins/rate-limit/use", Some(&body)).await;
     assert_eq!(status, 200, "{answer}");
-}
-
-/// A server that answers everything with `body`, in this process.
-async fn bare(body: Bytes) -> SocketAddr {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    let address = listener.local_addr().expect("a bound socket");
-    let router = axum::Router::new().route("/", axum::routing::get(move || std::future::ready(body.clone())));
-    tokio::spawn(async move { axum::serve(listener, router).await });
-    address
 }
