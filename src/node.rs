@@ -17,6 +17,7 @@ use crate::bindings::{AgentHandler, RateLimit, SyncStrategy};
 use crate::chain::{Address, Genesis, SecretKey, Time};
 use crate::config::{self, Config, Monitor};
 use crate::ledger::{Ledger, LedgerOptions};
+use crate::memory;
 use crate::mempool::{Mempool, MempoolConfig, MempoolHook};
 use crate::producer::{self, ProducerConfig};
 use crate::rate_limit::token_bucket;
@@ -94,6 +95,7 @@ impl Node {
         let chain_id = ledger.genesis().chain_id.clone();
         let forwarding = sync::forward::run(mempool.clone(), chain_id, follower.usable(), sync_config, stopped.clone());
         let sync_status = follower.status();
+        tasks.push(("memory", tokio::spawn(memory::run(follower.status(), stopped.clone()))));
         let parts = RpcParts {
             ledger: ledger.clone(),
             mempool: mempool.clone(),

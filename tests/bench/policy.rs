@@ -16,6 +16,8 @@ const CLIENTS: u64 = 1_024;
 const CALLS: u64 = 200_000;
 /// Samples, of which the median counts.
 const SAMPLES: usize = 15;
+/// Instances whose memory is measured.
+const SHARDS: usize = 256;
 
 /// Adds the figures to `report`.
 pub fn run(dir: &Path, report: &mut Report) {
@@ -63,6 +65,30 @@ pub fn run(dir: &Path, report: &mut Report) {
         None,
     );
     host.stop();
+    idle_instance(&plugins, &dir.join("many"), report);
+}
+
+/// What one more instance costs that nobody asks: this process grows by that while every shard gets its own.
+fn idle_instance(plugins: &Path, state: &Path, report: &mut Report) {
+    let mut config = HostConfig::new(plugins, state);
+    config.shards = SHARDS;
+    let host = Host::new(config).expect("an engine");
+    let builtin = |request: &Request, cell: &_| token_bucket::step(&token_bucket::Settings::default(), request, cell);
+    let slot = host.slot::<RateLimit>("rate-limit", PluginConfig::plugin("token-bucket"), builtin).expect("a slot");
+    host.open();
+    // Enough for every shard to have been asked, and first for one: what the slot itself takes is then there.
+    sample_calls(&slot, 1);
+    let memory = || crate::catch_up::memory(std::process::id(), "VmRSS");
+    let (before, first) = (memory(), host.instances());
+    let mut client = 0;
+    while host.instances() < SHARDS {
+        slot.check(&Request { client, ..request(client) });
+        client += 1;
+        assert!(client < 1_000_000, "some shard is never asked");
+    }
+    let kilobytes = (memory() - before) * 1_024.0 / (SHARDS - first) as f64;
+    report.at_most("resident memory of an idle instance of token-bucket", kilobytes, "kB", 64.0, None);
+    host.stop();
 }
 
 /// Nanoseconds a call.
@@ -74,14 +100,17 @@ fn sample(policy: &impl Policy) -> f64 {
 
 fn sample_calls(policy: &impl Policy, calls: u64) {
     for call in 0..calls {
-        let request = Request {
-            client: call % CLIENTS,
-            route: 3,
-            class: Class::Read,
-            trust: Trust::Public,
-            cost: 1,
-            now: 1_735_689_600_000_000 + call * 1_000,
-        };
-        black_box(policy.check(black_box(&request)));
+        black_box(policy.check(black_box(&request(call))));
+    }
+}
+
+fn request(call: u64) -> Request {
+    Request {
+        client: call % CLIENTS,
+        route: 3,
+        class: Class::Read,
+        trust: Trust::Public,
+        cost: 1,
+        now: 1_735_689_600_000_000 + call * 1_000,
     }
 }
