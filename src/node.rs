@@ -12,8 +12,8 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::agent::{self, AgentConfig, AgentLimits, Agents, Dispatcher, Park};
-use crate::bindings::{AgentHandler, RateLimit, SyncStrategy};
+use crate::agent::{self, AgentConfig, AgentLimits, Agents, Dispatcher};
+use crate::bindings::{AgentHandler, RateLimit, SyncStrategy, builtin};
 use crate::chain::{Address, Genesis, SecretKey, Time};
 use crate::config::{self, Config, Monitor};
 use crate::ledger::{Ledger, LedgerOptions};
@@ -25,7 +25,7 @@ use crate::rpc::{self, NodeInfo, RpcConfig, RpcParts, admin::AdminParts};
 use crate::sync::follower::Follower;
 use crate::sync::http::HttpSource;
 use crate::sync::source::Source;
-use crate::sync::{self, SyncConfig, Tolerance, one_peer};
+use crate::sync::{self, SyncConfig, Tolerance};
 use crate::telemetry;
 use crate::wallet::{self, Wallet};
 
@@ -54,9 +54,7 @@ impl Node {
         let state_dir = config.store.path.parent().unwrap_or(dir).join("plugins");
         let host = Host::new(HostConfig::new(&config.plugins.directory.dir, state_dir)).context("starting Wasm")?;
         let policy = rate_limit_slot(&host, &config)?;
-        let strategy = host.slot::<SyncStrategy>("sync", config.plugins.sync.plugin_config(), |question, memory| {
-            one_peer::step(&question.view, &question.events, memory)
-        })?;
+        let strategy = host.slot::<SyncStrategy>("sync", config.plugins.sync.plugin_config(), builtin::OnePeer)?;
         // A node without agents knows their plugins all the same, and does not refuse them as strangers.
         host.kind::<AgentHandler>()?;
         let (agents, proposer) = (agents(&host, &config)?, proposer(&config)?);
@@ -181,8 +179,9 @@ fn rate_limit_slot(host: &Host, config: &Config) -> Result<Slot<RateLimit>> {
         }
         Err(_) => token_bucket::Settings::default(),
     };
-    settings.check().map_err(|reason| anyhow!("plugins.rate-limit.config: {reason}"))?;
-    host.slot::<RateLimit>("rate-limit", slot_config, move |request, cell| token_bucket::step(&settings, request, cell))
+    let builtin =
+        builtin::TokenBucket::new(settings).map_err(|reason| anyhow!("plugins.rate-limit.config: {reason}"))?;
+    host.slot("rate-limit", slot_config, builtin)
 }
 
 /// The nodes to read the chain from.
@@ -196,9 +195,7 @@ fn sources(config: &SyncConfig) -> Result<Vec<Arc<dyn Source>>> {
 /// The agents with their slots and keys.
 fn agents(host: &Host, config: &Config) -> Result<Vec<AgentConfig>> {
     let agent = |agent: &config::Agent| -> Result<AgentConfig> {
-        let slot = host.slot::<AgentHandler>(&agent.slot(), agent.plugin_config(), |question, memory| {
-            (Park::step(&question.context, &question.event, memory).into(), memory.clone())
-        })?;
+        let slot = host.slot::<AgentHandler>(&agent.slot(), agent.plugin_config(), builtin::Park)?;
         let (name, max_fee_per_hour) = (agent.name.clone(), agent.max_fee_per_hour);
         Ok(AgentConfig { name, key: key(&agent.wallet)?, handler: Arc::new(slot), max_fee_per_hour })
     };

@@ -31,6 +31,20 @@ pub const LAG_BLOCKS: &str = "tenon_lag_blocks";
 pub const LAG_SECONDS: &str = "tenon_lag_seconds";
 /// 1 while the local head is on another branch than a source.
 pub const DIVERGED: &str = "tenon_diverged";
+/// Requests for ranges under way.
+pub const SYNC_IN_FLIGHT: &str = "tenon_sync_in_flight";
+/// Encoded bytes of blocks under way or waiting to be stored.
+pub const SYNC_BUFFERED_BYTES: &str = "tenon_sync_buffered_bytes";
+/// Sources that may be used now.
+pub const SYNC_SOURCES_UP: &str = "tenon_sync_sources_up";
+/// Requests for ranges since the start.
+pub const SYNC_REQUESTS: &str = "tenon_sync_requests_total";
+/// Of those, how many the watchdog made.
+pub const SYNC_RESCUES: &str = "tenon_sync_rescues_total";
+/// Answers to them that were not usable.
+pub const SYNC_FAILED: &str = "tenon_sync_failed_requests_total";
+/// Actions of the strategy that were refused.
+pub const SYNC_REFUSED: &str = "tenon_sync_refused_actions_total";
 /// Blocks that were imported since the start.
 pub const IMPORTED_BLOCKS: &str = "tenon_imported_blocks_total";
 /// Transactions in them.
@@ -61,6 +75,10 @@ fn describe() {
         (RPC_REQUESTS, "Answers by route and class of status"),
         (LIMITER_DENIED, "Requests that the rate-limit policy refused, by class and verdict"),
         (RPC_CONNECTIONS_REFUSED, "Connections closed at once, since their caller had too many"),
+        (SYNC_REQUESTS, "Requests for ranges"),
+        (SYNC_RESCUES, "Requests for ranges that the watchdog made"),
+        (SYNC_FAILED, "Answers to requests for ranges that were not usable"),
+        (SYNC_REFUSED, "Actions of the sync strategy that were refused"),
         (IMPORTED_BLOCKS, "Blocks imported since the start"),
         (IMPORTED_TRANSACTIONS, "Transactions in imported blocks"),
         (IMPORT_COMMITS, "Database transactions that imports took"),
@@ -75,6 +93,9 @@ fn describe() {
         (BEST_HEIGHT, Unit::Count, "Height of the highest head that a source reported"),
         (LAG_BLOCKS, Unit::Count, "Blocks that the local head lies behind the best source"),
         (LAG_SECONDS, Unit::Seconds, "How long the local head has been behind"),
+        (SYNC_IN_FLIGHT, Unit::Count, "Requests for ranges under way"),
+        (SYNC_BUFFERED_BYTES, Unit::Bytes, "Encoded blocks under way or waiting to be stored"),
+        (SYNC_SOURCES_UP, Unit::Count, "Sources that may be used now"),
         (DIVERGED, Unit::Count, "1 while the local head is on another branch than a source"),
     ] {
         describe_gauge!(name, unit, text);

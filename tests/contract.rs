@@ -9,17 +9,17 @@ use plugins::host;
 use proptest::prelude::{Just, ProptestConfig, prop, prop_assert_eq, prop_oneof, proptest};
 use proptest::strategy::Strategy as Any;
 use serde_json::json;
-use tenon::agent::{Context, Effect, Event, Handler, Message, Park};
-use tenon::bindings::{AgentHandler, RateLimit, SyncStrategy};
+use tenon::agent::{Context, Effect, Event, Handler, Message};
+use tenon::bindings::{AgentHandler, RateLimit, SyncStrategy, builtin};
 use tenon::chain::{Address, Hash, Payload, Time};
 use tenon::rate_limit::{Class, Policy, Request, Trust, Verdict, token_bucket};
-use tenon::sync::{self, Action, HeightRange, InFlight, Limits, Peer, Strategy, View, one_peer};
+use tenon::sync::{self, Action, HeightRange, InFlight, Limits, Peer, Strategy, View};
 use tenon_runtime::{Host, HostConfig, PluginConfig, Slot};
 
 fn policy(host: &Host, name: &str, plugin: Option<&str>, settings: serde_json::Value) -> Slot<RateLimit> {
     let of_builtin = serde_json::from_value(settings.clone()).unwrap_or_else(|_| token_bucket::Settings::default());
     let config = PluginConfig { plugin: plugin.map(str::to_owned), settings, ..PluginConfig::default() };
-    host.slot(name, config, move |request, cell| token_bucket::step(&of_builtin, request, cell)).unwrap()
+    host.slot(name, config, builtin::TokenBucket::new(of_builtin).unwrap()).unwrap()
 }
 
 fn any_request() -> impl Any<Value = Request> {
@@ -188,10 +188,7 @@ fn every_strategy_fetches_every_block_within_its_limits() {
     let host = host(dir.path(), &["parallel-range"]);
     let slot = |name: &str, plugin: Option<&str>| -> Slot<SyncStrategy> {
         let config = PluginConfig { plugin: plugin.map(str::to_owned), ..PluginConfig::default() };
-        host.slot::<SyncStrategy>(name, config, |question, memory| {
-            one_peer::step(&question.view, &question.events, memory)
-        })
-        .unwrap()
+        host.slot::<SyncStrategy>(name, config, builtin::OnePeer).unwrap()
     };
     let slots = [slot("builtin", None), slot("plugin", Some("parallel-range"))];
     host.open();
@@ -232,10 +229,7 @@ fn ping_pong_answers_the_exact_trigger_and_the_builtin_keeps_everything_for_late
     let host = host(dir.path(), &["ping-pong"]);
     let slot = |name: &str, plugin: Option<&str>| -> Slot<AgentHandler> {
         let config = PluginConfig { plugin: plugin.map(str::to_owned), ..PluginConfig::default() };
-        host.slot::<AgentHandler>(name, config, |question, memory| {
-            (Park::step(&question.context, &question.event, memory).into(), memory.clone())
-        })
-        .unwrap()
+        host.slot::<AgentHandler>(name, config, builtin::Park).unwrap()
     };
     let (plugin, builtin) = (slot("agent/plugin", Some("ping-pong")), slot("agent/builtin", None));
     host.open();
@@ -263,11 +257,7 @@ fn the_example_plugin_builds_as_its_author_would_build_it_and_greets() {
     tenon_build::build_dir(&example, &folder.join("any-name.wasm")).unwrap();
     let host = Host::new(HostConfig::new(folder, dir.path().join("state"))).unwrap();
     let config = PluginConfig { settings: json!({ "greeting": "Good day." }), ..PluginConfig::plugin("greeter") };
-    let slot: Slot<AgentHandler> = host
-        .slot::<AgentHandler>("agent/greta", config, |question, memory| {
-            (Park::step(&question.context, &question.event, memory).into(), memory.clone())
-        })
-        .unwrap();
+    let slot: Slot<AgentHandler> = host.slot::<AgentHandler>("agent/greta", config, builtin::Park).unwrap();
     host.open();
     let (context, event) = said(Payload::Text("hello".into()));
     let mut memory = Vec::new();

@@ -6,8 +6,8 @@ mod plugins;
 
 use plugins::host;
 use serde_json::json;
-use tenon::agent::{self, Handler, Park};
-use tenon::bindings::{AgentHandler, RateLimit, SyncStrategy};
+use tenon::agent::{self, Handler};
+use tenon::bindings::{AgentHandler, RateLimit, SyncStrategy, builtin};
 use tenon::chain::{Address, Hash, Payload, Time};
 use tenon::rate_limit::{Class, Policy, Request, Trust, Verdict, token_bucket};
 use tenon::sync::{Action, Event, Limits, Peer, Strategy, View, one_peer};
@@ -148,11 +148,8 @@ fn each_fault_of_a_strategy_is_answered_by_the_builtin() {
     for (mode, cause) in faults {
         let dir = tempfile::tempdir().unwrap();
         let host = host(dir.path(), &["faults-sync"]);
-        let slot: Slot<SyncStrategy> = host
-            .slot::<SyncStrategy>("sync", config("faults-sync", mode), |question, memory| {
-                one_peer::step(&question.view, &question.events, memory)
-            })
-            .unwrap();
+        let slot: Slot<SyncStrategy> =
+            host.slot::<SyncStrategy>("sync", config("faults-sync", mode), builtin::OnePeer).unwrap();
         host.open();
         assert_eq!(Strategy::generation(&slot), 1, "{mode}: {:?}", host.plugins());
         let (expected, _) = one_peer::step(&view(), &[Event::Started], &[]);
@@ -197,11 +194,8 @@ fn each_fault_of_a_handler_sets_the_message_aside_and_changes_nothing() {
     for (mode, cause) in faults {
         let dir = tempfile::tempdir().unwrap();
         let host = host(dir.path(), &["faults-agent"]);
-        let slot: Slot<AgentHandler> = host
-            .slot::<AgentHandler>("agent/bob", config("faults-agent", mode), |question, memory| {
-                (Park::step(&question.context, &question.event, memory).into(), memory.clone())
-            })
-            .unwrap();
+        let slot: Slot<AgentHandler> =
+            host.slot::<AgentHandler>("agent/bob", config("faults-agent", mode), builtin::Park).unwrap();
         host.open();
         assert_eq!(slot.generation(), 1, "{mode}: {:?}", host.plugins());
         let outcome = slot.handle(&context, &agent::Event::Message(message.clone()), b"");

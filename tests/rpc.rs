@@ -450,6 +450,13 @@ async fn metrics_count_what_was_answered() {
         "tenon_head_age_seconds",
         "tenon_lag_blocks",
         "tenon_diverged",
+        "tenon_sync_in_flight",
+        "tenon_sync_buffered_bytes",
+        "tenon_sync_sources_up",
+        "tenon_sync_requests_total",
+        "tenon_sync_rescues_total",
+        "tenon_sync_failed_requests_total",
+        "tenon_sync_refused_actions_total",
         "tenon_mempool_transactions",
         "tenon_imported_blocks_total",
         "tenon_limiter_denied_total{class=\"read\",verdict=\"throttle\"}",
@@ -826,7 +833,8 @@ async fn operators_orders_reach_the_slot_or_are_refused_by_name() {
         ("rate-limit/use", r#"{"plugin":"x","y":1}"#, 400, "`y`"),
         ("rate-limit/use", "x", 400, "JSON"),
         ("rate-limit/config", "[]", 400, "JSON"),
-        ("rate-limit/config", "{}", 409, "built-in"),
+        ("rate-limit/config", r#"{"raed":null}"#, 422, "raed"),
+        ("rate-limit/config", r#"{"read":{"capacity":0,"refill_per_second":1}}"#, 422, "read.capacity"),
         ("rate-limit/reload", "", 409, "built-in"),
         ("rate-limit/explode", "", 404, "explode"),
         ("reload", "", 404, "{slot}"),
@@ -837,6 +845,25 @@ async fn operators_orders_reach_the_slot_or_are_refused_by_name() {
     let url = format!("{}/admin/plugins/rate-limit/reload", node.admin);
     Answer::of(node.client.get(url).bearer_auth(TOKEN)).await.detail(405);
     Answer::of(node.client.get(format!("{}/rpc/head", node.admin)).bearer_auth(TOKEN)).await.detail(404);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_builtins_limits_change_while_it_serves() {
+    let (node, _sample) = node().await;
+    let order = async |settings: Value| {
+        let request = node.client.post(format!("{}/admin/plugins/rate-limit/config", node.admin)).bearer_auth(TOKEN);
+        Answer::of(request.json(&settings)).await
+    };
+    // Costs more than one unit, so it depends on the limits alone and not on the time.
+    let dear = async || node.get("/rpc/transactions?limit=100").await.status;
+    assert_eq!(dear().await, 200);
+    let done = order(json!({ "read": { "capacity": 1, "refill_per_second": 1 }, "trusted": [] })).await;
+    assert_eq!((done.status, &done.json()["settings"]["read"]["capacity"]), (200, &json!(1)));
+    assert_eq!(dear().await, 413);
+    order(json!({ "read": { "capacity": 0, "refill_per_second": 1 } })).await.detail(422);
+    assert_eq!(dear().await, 413, "a configuration that is refused changes nothing");
+    assert_eq!(order(json!({})).await.status, 200);
+    assert_eq!(dear().await, 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -28,7 +28,7 @@ use crate::{
     kind::Kind,
     limits::PluginConfig,
     load::{self, Plugin, Rejection, Stage},
-    slot::{Receiver, Slot, Status},
+    slot::{Builtin, Receiver, Slot, Status},
     store::{self, Good, Store},
     watcher::{self, Debounce, Look, Wake, Watch},
 };
@@ -146,6 +146,14 @@ pub enum ControlError {
         /// The slot.
         slot: String,
     },
+    /// The slot is served by its built-in, which does not take this configuration.
+    #[error("configuration of the built-in of slot {slot:?}: {reason}")]
+    BuiltinConfig {
+        /// The slot.
+        slot: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// It was tried and did not pass; what served before still does.
     #[error("rejected: {0}")]
     Rejected(Rejection),
@@ -233,7 +241,7 @@ impl Host {
         &self,
         name: &str,
         plugin: PluginConfig,
-        builtin: impl Fn(&K::Request, &K::Memory) -> (K::Answer, K::Memory) + Send + Sync + 'static,
+        builtin: impl Builtin<K> + 'static,
     ) -> anyhow::Result<Slot<K>> {
         let inner = &*self.0;
         plugin.limits.check().map_err(|reason| anyhow::anyhow!("slot {name}: {reason}"))?;
@@ -393,12 +401,15 @@ impl Host {
         Ok(receiver.status())
     }
 
-    /// Gives the slot's plugin new settings: a new generation of the same component.
+    /// Gives the slot's plugin new settings: a new generation of the same component. Where the built-in serves, they are
+    /// the built-in's.
     pub fn configure(&self, slot: &str, settings: Value) -> Result<Status, ControlError> {
         let inner = &*self.0;
         let (mut control, receiver) = inner.change(slot)?;
         let Some(name) = control.wanted[slot].plugin.clone() else {
-            return Err(ControlError::Builtin { slot: slot.into() });
+            let failed = |reason| ControlError::BuiltinConfig { slot: slot.into(), reason };
+            receiver.configure_builtin(&settings).map_err(failed)?;
+            return Ok(receiver.status());
         };
         inner.put(&mut control, &*receiver, &name, settings)?;
         Ok(receiver.status())

@@ -81,6 +81,6 @@ pub use kind::Kind;
 pub use limits::{Failure, Limits, OnFailure, PluginConfig, Refusal};
 pub use load::{Description, MemoryId, Rejection, Stage};
 pub use log::{LINE_MAX_BYTES, TARGET as LOG_TARGET};
-pub use slot::{By, Condition, Decision, Slot, Status, Step};
+pub use slot::{Builtin, By, Condition, Decision, Slot, Status, Step};
 /// The engine, in the version that a kind's `bindgen!` must be of.
 pub use wasmtime;

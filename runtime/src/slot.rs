@@ -1,7 +1,7 @@
 //! A slot: the place where one plugin of a kind serves. The only place where erased ([`Receiver`]) meets typed.
 
 use std::{
-    hash::{BuildHasher as _, RandomState},
+    hash::BuildHasher as _,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -10,6 +10,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use foldhash::fast::RandomState;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -72,15 +73,35 @@ pub struct Step<K: Kind> {
     pub failure: Option<Failure>,
 }
 
-/// The native step: what a slot falls back to.
-pub(crate) type Builtin<K> =
-    dyn Fn(&<K as Kind>::Request, &<K as Kind>::Memory) -> (<K as Kind>::Answer, <K as Kind>::Memory) + Send + Sync;
+/// The native step of a slot: it answers while no plugin does. A closure is one that takes no configuration.
+pub trait Builtin<K: Kind>: Send + Sync {
+    /// One step. Its memory is kept apart from plugins'.
+    fn step(&self, request: &K::Request, memory: &K::Memory) -> (K::Answer, K::Memory);
+
+    /// Takes a configuration, as the plugin that serves has it. Errors: what is wrong with it; the former one holds on.
+    fn configure(&self, settings: &Value) -> Result<(), String> {
+        match settings {
+            Value::Object(settings) if settings.is_empty() => Ok(()),
+            _ => Err("the built-in takes no configuration".to_owned()),
+        }
+    }
+}
+
+impl<K, F> Builtin<K> for F
+where
+    K: Kind,
+    F: Fn(&K::Request, &K::Memory) -> (K::Answer, K::Memory) + Send + Sync,
+{
+    fn step(&self, request: &K::Request, memory: &K::Memory) -> (K::Answer, K::Memory) {
+        self(request, memory)
+    }
+}
 
 struct Inner<K: Kind> {
     name: Arc<str>,
     engine: Arc<Engine>,
     events: Events,
-    builtin: Box<Builtin<K>>,
+    builtin: Box<dyn Builtin<K>>,
     on_failure: OnFailure,
     limits: Limits,
     live: ArcSwap<Serving<K>>,
@@ -201,7 +222,7 @@ impl<K: Kind> Slot<K> {
         on_failure: OnFailure,
         limits: Limits,
         shards: usize,
-        builtin: Box<Builtin<K>>,
+        builtin: Box<dyn Builtin<K>>,
     ) -> Slot<K> {
         let keys_max = limits.memory_keys_max / shards;
         Slot(Arc::new(Inner {
@@ -212,7 +233,7 @@ impl<K: Kind> Slot<K> {
             on_failure,
             limits,
             live: ArcSwap::from_pointee(Serving { generation: None, memory_epoch: 0, memory_id: MemoryId::BUILTIN }),
-            hasher: RandomState::new(),
+            hasher: RandomState::default(),
             shards: (0..shards)
                 .map(|_| {
                     let kept = Kept { memory_epoch: 0, plugin: Memory::new(keys_max), builtin: Memory::new(keys_max) };
@@ -334,10 +355,10 @@ impl<K: Kind> Slot<K> {
         let Some(generation) = &serving.generation else {
             // The caller's memory may be a plugin's, to be handed on when it is back: the built-in must not write it.
             if *memory_id != MemoryId::BUILTIN {
-                let (answer, _) = (inner.builtin)(request, &K::Memory::default());
+                let (answer, _) = inner.builtin.step(request, &K::Memory::default());
                 return step(answer, memory.clone(), By::Builtin, None);
             }
-            let (answer, memory) = (inner.builtin)(request, memory);
+            let (answer, memory) = inner.builtin.step(request, memory);
             return step(answer, memory, By::Builtin, None);
         };
         let failure = if generation.admits() {
@@ -349,7 +370,7 @@ impl<K: Kind> Slot<K> {
             }
             match result {
                 Ok((answer, memory)) if K::passes(&answer) => {
-                    let (answer, _) = (inner.builtin)(request, &K::Memory::default());
+                    let (answer, _) = inner.builtin.step(request, &K::Memory::default());
                     return step(answer, memory, By::Builtin, None);
                 }
                 Ok((answer, memory)) => {
@@ -366,7 +387,7 @@ impl<K: Kind> Slot<K> {
         inner.fallbacks.fetch_add(1, Ordering::Relaxed);
         let (answer, by) = match inner.policy_answer(request) {
             Some(answer) => (answer, By::Policy),
-            None => ((inner.builtin)(request, &K::Memory::default()).0, By::Builtin),
+            None => (inner.builtin.step(request, &K::Memory::default()).0, By::Builtin),
         };
         step(answer, memory.clone(), by, failure)
     }
@@ -415,12 +436,12 @@ impl<K: Kind> Inner<K> {
     ) -> Decision<K> {
         let answer = match kept.builtin.find(hash, key) {
             Some(memory) => {
-                let (answer, new) = (self.builtin)(request, memory);
+                let (answer, new) = self.builtin.step(request, memory);
                 *memory = new;
                 answer
             }
             None => {
-                let (answer, memory) = (self.builtin)(request, &K::Memory::default());
+                let (answer, memory) = self.builtin.step(request, &K::Memory::default());
                 kept.builtin.add(hash, key.clone(), memory);
                 answer
             }
@@ -511,6 +532,8 @@ pub(crate) trait Receiver: Send + Sync {
     fn offer(&self, plugin: &Arc<Plugin>, settings: &Value) -> Result<u64, Rejection>;
     /// Lets the built-in serve.
     fn retire(&self, reason: &str);
+    /// Configures the built-in.
+    fn configure_builtin(&self, settings: &Value) -> Result<(), String>;
     /// Notes a candidate that never came as far as an offer.
     fn reject(&self, rejection: Rejection);
     /// The component that serves.
@@ -580,6 +603,10 @@ impl<K: Kind> Receiver for Inner<K> {
         let previous = self.live.swap(Arc::new(next));
         drop(control);
         drop(previous);
+        // Where it understands them, the limits that an operator set hold also while the plugin does not answer.
+        if settings.as_object().is_some_and(|settings| !settings.is_empty()) {
+            let _ = self.builtin.configure(settings);
+        }
         self.events.send(live);
         if let Some(reset) = reset {
             self.events.send(reset);
@@ -601,6 +628,12 @@ impl<K: Kind> Receiver for Inner<K> {
         drop(control);
         drop(previous);
         self.events.send(event);
+    }
+
+    fn configure_builtin(&self, settings: &Value) -> Result<(), String> {
+        self.builtin.configure(settings)?;
+        self.control().settings = settings.clone();
+        Ok(())
     }
 
     fn reject(&self, rejection: Rejection) {

@@ -250,7 +250,7 @@ fn a_panic_in_the_hosts_own_step_leaves_the_slot_usable() {
     bed.host.open();
     let slot = bed
         .host
-        .slot::<Counter>("fragile", PluginConfig::default(), |request, cell| {
+        .slot::<Counter>("fragile", PluginConfig::default(), |request: &Request, cell: &_| {
             assert!(request.add != 13, "a broken built-in");
             builtin(request, cell)
         })

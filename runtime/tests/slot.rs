@@ -231,18 +231,23 @@ fn a_call_under_way_ends_on_the_old_generation_while_the_new_one_serves() {
     let config = PluginConfig { limits, ..PluginConfig::plugin("adder") };
     let slot = bed.serving(&Text::new("adder", 1), config);
     let mut events = bed.host.events();
+    let (slot, over) = (&slot, &AtomicBool::new(false));
     std::thread::scope(|scope| {
-        let spinning = scope.spawn(|| slot.ask(&0, &mode(Mode::Spin)));
+        let spinning = scope.spawn(|| {
+            let decision = slot.ask(&0, &mode(Mode::Spin));
+            over.store(true, Ordering::Relaxed);
+            decision
+        });
         while bed.status().calls == 0 {
             std::thread::yield_now();
         }
         bed.host.configure("counter", json!({})).expect("a swap");
-        // Some key lies on another shard than the one that is busy.
-        let client = (1..100).find(|client| {
-            let answered = slot.ask(client, &add(*client, 1));
-            answered.by == By::Generation(2) && !spinning.is_finished()
-        });
-        assert!(client.is_some(), "the swap waited for no call");
+        // Some key lies on another shard than the one that is busy; those on the same wait for it.
+        let ask = |client| (slot.ask(&client, &add(client, 1)).by, over.load(Ordering::Relaxed));
+        let asked: Vec<_> = (1..=32).map(|client| scope.spawn(move || ask(client))).collect();
+        let answers: Vec<_> = asked.into_iter().map(|asked| asked.join().expect("no panic")).collect();
+        assert!(answers.iter().all(|(by, _)| *by == By::Generation(2)), "{answers:?}");
+        assert!(answers.iter().any(|(_, late)| !late), "the swap waited for no call");
         let decision = spinning.join().expect("no panic");
         assert_eq!(decision.failure, Some(Failure::Deadline { limit_ms: 2_000 }));
     });

@@ -2,6 +2,7 @@
 //! own types and its WIT world.
 
 mod agent;
+pub mod builtin;
 mod rate_limit;
 mod sync;
 

@@ -152,6 +152,7 @@ impl From<ControlError> for ApiError {
             ControlError::UnknownSlot { .. } => (StatusCode::NOT_FOUND, "unknown-slot"),
             ControlError::UnknownPlugin { .. } => (StatusCode::NOT_FOUND, "unknown-plugin"),
             ControlError::Builtin { .. } => (StatusCode::CONFLICT, "builtin"),
+            ControlError::BuiltinConfig { .. } => (StatusCode::UNPROCESSABLE_ENTITY, "rejected"),
             ControlError::Rejected(_) => (StatusCode::UNPROCESSABLE_ENTITY, "rejected"),
             ControlError::Stopped => return Self::unavailable("stopping", error.to_string()),
         };

@@ -206,6 +206,14 @@ pub(super) async fn metrics(State(rpc): State<Rpc>) -> Response {
         gauge!(telemetry::LAG_BLOCKS).set(sync.lag_blocks as f64);
         gauge!(telemetry::LAG_SECONDS).set(sync.lag_seconds as f64);
         gauge!(telemetry::DIVERGED).set(if sync.state == SyncState::Diverged { 1.0 } else { 0.0 });
+        let up = sync.peers.iter().filter(|peer| peer.standing == "up").count();
+        gauge!(telemetry::SYNC_SOURCES_UP).set(up as f64);
+        gauge!(telemetry::SYNC_IN_FLIGHT).set(f64::from(sync.in_flight));
+        gauge!(telemetry::SYNC_BUFFERED_BYTES).set(sync.buffered_bytes as f64);
+        counter!(telemetry::SYNC_REQUESTS).absolute(sync.requests);
+        counter!(telemetry::SYNC_RESCUES).absolute(sync.rescues);
+        counter!(telemetry::SYNC_FAILED).absolute(sync.failed_requests);
+        counter!(telemetry::SYNC_REFUSED).absolute(sync.refused_actions);
     }
     let stats = parts.ledger.import_stats();
     counter!(telemetry::IMPORTED_BLOCKS).absolute(stats.blocks);

@@ -808,7 +808,8 @@ impl Rounds {
             rescues: self.counters.rescues,
             refused_actions: self.counters.refused,
             failed_requests: self.counters.failed,
-            report: self.counters.report.clone(),
+            // At the head it would speak of what is over.
+            report: self.counters.report.clone().filter(|_| lag_blocks > 0),
             diverged,
             problem: self.counters.problem.clone(),
         }

@@ -4,7 +4,7 @@ use std::hint::black_box;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use tenon::bindings::RateLimit;
+use tenon::bindings::{RateLimit, builtin};
 use tenon::rate_limit::{Class, Policy, Request, Trust, token_bucket};
 use tenon_runtime::{Host, HostConfig, PluginConfig};
 
@@ -25,9 +25,9 @@ pub fn run(dir: &Path, report: &mut Report) {
     std::fs::create_dir_all(&plugins).expect("a temporary directory");
     std::fs::copy(tenon_build::path("token-bucket"), plugins.join("token-bucket.wasm")).expect("the plugin is built");
     let host = Host::new(HostConfig::new(&plugins, dir.join("state"))).expect("an engine");
-    let builtin = |request: &Request, cell: &_| token_bucket::step(&token_bucket::Settings::default(), request, cell);
-    let wasm = host.slot::<RateLimit>("rate-limit", PluginConfig::plugin("token-bucket"), builtin).expect("a slot");
-    let native = host.slot::<RateLimit>("native", PluginConfig::default(), builtin).expect("a slot");
+    let builtin = || builtin::TokenBucket::new(token_bucket::Settings::default()).expect("settings in range");
+    let wasm = host.slot::<RateLimit>("rate-limit", PluginConfig::plugin("token-bucket"), builtin()).expect("a slot");
+    let native = host.slot::<RateLimit>("native", PluginConfig::default(), builtin()).expect("a slot");
     host.open();
     assert_eq!((wasm.generation(), native.generation()), (1, 0), "one serves from Wasm, the other natively");
     // In turns, so that a slow phase of the machine meets both.
@@ -73,8 +73,8 @@ fn idle_instance(plugins: &Path, state: &Path, report: &mut Report) {
     let mut config = HostConfig::new(plugins, state);
     config.shards = SHARDS;
     let host = Host::new(config).expect("an engine");
-    let builtin = |request: &Request, cell: &_| token_bucket::step(&token_bucket::Settings::default(), request, cell);
-    let slot = host.slot::<RateLimit>("rate-limit", PluginConfig::plugin("token-bucket"), builtin).expect("a slot");
+    let builtin = || builtin::TokenBucket::new(token_bucket::Settings::default()).expect("settings in range");
+    let slot = host.slot::<RateLimit>("rate-limit", PluginConfig::plugin("token-bucket"), builtin()).expect("a slot");
     host.open();
     // Enough for every shard to have been asked, and first for one: what the slot itself takes is then there.
     sample_calls(&slot, 1);

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use serde_json::Value;
-use tenon::bindings::RateLimit;
+use tenon::bindings::{RateLimit, builtin};
 use tenon::chain::{Address, Genesis, SecretKey, Time};
 use tenon::ledger::{Ledger, LedgerOptions};
 use tenon::mempool::{Mempool, MempoolConfig, MempoolHook};
-use tenon::rate_limit::token_bucket::{self, Settings};
+use tenon::rate_limit::token_bucket::Settings;
 use tenon::rpc::admin::AdminParts;
 use tenon::rpc::{self, NodeInfo, RpcConfig, RpcParts};
 use tenon::sync::{SyncState, SyncStatus};
@@ -110,9 +110,9 @@ pub async fn start(genesis: &Genesis, authority: &SecretKey, limits: Settings, c
     let ledger = Ledger::open(options, vec![Box::new(hook)]).expect("a new database");
     let mempool = Mempool::open(ledger.clone(), handle, MempoolConfig::default()).expect("an empty one");
     let host = Host::new(HostConfig::new(dir.path().join("plugins"), dir.path().join("state"))).expect("a host");
-    let builtin = move |request: &_, cell: &_| token_bucket::step(&limits, request, cell);
-    let policy = host.slot::<RateLimit>("rate-limit", PluginConfig::default(), builtin.clone()).expect("a slot");
-    host.slot::<RateLimit>("agent/bob", PluginConfig::default(), builtin).expect("a slot with a slash in its name");
+    let builtin = || builtin::TokenBucket::new(limits.clone()).expect("settings in range");
+    let policy = host.slot::<RateLimit>("rate-limit", PluginConfig::default(), builtin()).expect("a slot");
+    host.slot::<RateLimit>("agent/bob", PluginConfig::default(), builtin()).expect("a slot with a slash in its name");
     host.open();
     let (sync, status) = watch::channel(SyncStatus { state: SyncState::Authority, ..SyncStatus::default() });
     let (stop, stopped) = watch::channel(false);
