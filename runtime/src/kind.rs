@@ -2,6 +2,7 @@
 
 use std::hash::Hash;
 
+use serde::{Serialize, de::DeserializeOwned};
 use wasmtime::{
     Store,
     component::{Instance, InstancePre},
@@ -29,13 +30,13 @@ pub trait Kind: Sized + Send + Sync + 'static {
     const WIT: &'static [&'static str];
 
     /// Whose memory: one step at a time runs for one key.
-    type Key: Hash + Eq + Clone + Send + 'static;
+    type Key: Hash + Eq + Clone + Serialize + DeserializeOwned + Send + 'static;
     /// What is asked.
-    type Request;
+    type Request: Clone + Serialize + DeserializeOwned + Send + 'static;
     /// What comes back.
-    type Answer;
+    type Answer: Clone + PartialEq + Serialize + DeserializeOwned + Send + 'static;
     /// What is remembered for a key from step to step; the default at first.
-    type Memory: Clone + Default + Send + 'static;
+    type Memory: Clone + Default + PartialEq + Serialize + DeserializeOwned + Send + 'static;
     /// Where the world's functions are in a component; found once a generation.
     type Indices: Send + Sync + 'static;
     /// The world's functions in one instance.
@@ -60,6 +61,23 @@ pub trait Kind: Sized + Send + Sync + 'static {
     fn check(request: &Self::Request, answer: &Self::Answer, limits: &Limits) -> Result<(), Refusal> {
         let _ = (request, answer, limits);
         Ok(())
+    }
+
+    /// The answer in one word, like `allow` or `throttle`: what differing answers are grouped by, and what budgets of a
+    /// replay name.
+    fn label(answer: &Self::Answer) -> &'static str;
+
+    /// What kind of request it is, in one word; what differing answers are grouped by. Empty: all are alike.
+    fn class(request: &Self::Request) -> &'static str {
+        let _ = request;
+        ""
+    }
+
+    /// Whose request it is, as a number: requests of one subject are set aside together when a plugin keeps failing on
+    /// them. None: they cannot be told apart.
+    fn subject(request: &Self::Request) -> Option<u64> {
+        let _ = request;
+        None
     }
 
     /// Bytes of answer and memory beyond their own size in Rust; compared with [`Limits::answer_max_bytes`]. A kind

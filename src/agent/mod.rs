@@ -19,7 +19,7 @@ pub use status::{AgentStatus, Agents, Parked};
 use crate::chain::{Address, Hash, Height, Payload, Time};
 
 /// A message on the chain, addressed to an agent's wallet.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Message {
     /// The transaction's hash.
     pub id: Hash,
@@ -34,7 +34,7 @@ pub struct Message {
 }
 
 /// Where the agent stands.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Context {
     /// The agent's name.
     pub agent: String,
@@ -53,7 +53,8 @@ pub struct Context {
 }
 
 /// What a handler is called for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Event {
     /// A message came.
     Message(Message),
@@ -62,7 +63,8 @@ pub enum Event {
 }
 
 /// What a handler wants done.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Effect {
     /// Answer the sender.
     Reply(Payload),

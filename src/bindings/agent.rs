@@ -1,5 +1,6 @@
 //! `tenon:agent` <-> [`crate::agent`].
 
+use serde::{Deserialize, Serialize};
 use tenon_runtime::wasmtime::{self, Store};
 use tenon_runtime::{Context as InstanceContext, Kind, Limits, MemoryId, Refusal, Slot, world};
 
@@ -19,6 +20,7 @@ use wit::exports::tenon::agent::handler;
 pub struct AgentHandler;
 
 /// What a handler is asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Question {
     /// Where the agent stands.
     pub context: Context,
@@ -27,6 +29,8 @@ pub struct Question {
 }
 
 /// What a handler answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Answer {
     /// What it wants done.
     Handled(Vec<Effect>),
@@ -71,6 +75,30 @@ impl Kind for AgentHandler {
                 (Answer::SetAside(reason), memory.clone())
             }
         })
+    }
+
+    fn label(answer: &Answer) -> &'static str {
+        match answer {
+            Answer::Handled(effects) if effects.is_empty() => "ignored",
+            Answer::Handled(_) => "handled",
+            Answer::SetAside(_) => "set-aside",
+            Answer::Malformed(_) => "malformed",
+        }
+    }
+
+    fn class(question: &Question) -> &'static str {
+        match question.event {
+            Event::Message(_) => "message",
+            Event::Timer(_) => "timer",
+        }
+    }
+
+    /// The sender of a message.
+    fn subject(question: &Question) -> Option<u64> {
+        match &question.event {
+            Event::Message(message) => Some(u64::from_le_bytes(message.from.0[..8].try_into().expect("20 bytes"))),
+            Event::Timer(_) => None,
+        }
     }
 
     fn check(question: &Question, answer: &Answer, _: &Limits) -> Result<(), Refusal> {

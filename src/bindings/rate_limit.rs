@@ -53,6 +53,28 @@ impl Kind for RateLimit {
         }
     }
 
+    fn label(verdict: &Verdict) -> &'static str {
+        match verdict {
+            Verdict::Allow { .. } => "allow",
+            Verdict::Throttle { .. } => "throttle",
+            Verdict::Deny(_) => "deny",
+            Verdict::Pass => "pass",
+        }
+    }
+
+    fn class(request: &Request) -> &'static str {
+        match request.class {
+            Class::Sync => "sync",
+            Class::Read => "read",
+            Class::Write => "write",
+            Class::Import => "import",
+        }
+    }
+
+    fn subject(request: &Request) -> Option<u64> {
+        Some(request.client)
+    }
+
     fn passes(verdict: &Verdict) -> bool {
         *verdict == Verdict::Pass
     }

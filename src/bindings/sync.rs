@@ -1,5 +1,6 @@
 //! `tenon:sync` <-> [`crate::sync`].
 
+use serde::{Deserialize, Serialize};
 use tenon_runtime::wasmtime::{self, Store};
 use tenon_runtime::{Context, Kind, Limits, Refusal, Slot, world};
 
@@ -20,6 +21,7 @@ use wit::tenon::chain::types;
 pub struct SyncStrategy;
 
 /// What a strategy is asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Question {
     /// All that the host knows.
     pub view: View,
@@ -54,6 +56,18 @@ impl Kind for SyncStrategy {
         let view = strategy::View::from(&question.view);
         let (actions, memory) = world.tenon_sync_strategy().call_next(store, &view, &events, memory)?;
         Ok((actions.into_iter().map(Action::from).collect(), memory))
+    }
+
+    /// The most that it does: fetches before anything else, since they are what a strategy is for.
+    fn label(actions: &Vec<Action>) -> &'static str {
+        let has = |wanted: fn(&Action) -> bool| actions.iter().any(wanted);
+        if has(|action| matches!(action, Action::FetchRange { .. })) {
+            "fetch"
+        } else if actions.is_empty() {
+            "nothing"
+        } else {
+            "other"
+        }
     }
 
     fn check(question: &Question, actions: &Vec<Action>, _: &Limits) -> Result<(), Refusal> {

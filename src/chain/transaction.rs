@@ -18,7 +18,8 @@ pub enum Kind {
 }
 
 /// What a transaction carries.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Debug, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Payload {
     /// Left out, and not signed.
     #[default]

@@ -30,7 +30,7 @@ pub enum Trust {
 }
 
 /// One request about to be answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Request {
     /// The caller: a keyed hash of its address (of the /64 for IPv6).
     pub client: u64,
@@ -50,7 +50,8 @@ pub struct Request {
 pub type Cell = [u64; 4];
 
 /// The decision.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Verdict {
     /// Let it through.
     Allow {
@@ -75,7 +76,8 @@ pub enum Verdict {
 }
 
 /// Why a request is refused for good.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Denial {
     /// This caller may not use this class of routes.
     Forbidden,

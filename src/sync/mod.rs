@@ -57,7 +57,7 @@ impl HeightRange {
 }
 
 /// What the host knows of a peer.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Peer {
     /// Its number.
     pub id: PeerId,
@@ -80,7 +80,7 @@ pub struct Peer {
 }
 
 /// A request under way.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct InFlight {
     /// Its number.
     pub id: RequestId,
@@ -93,7 +93,7 @@ pub struct InFlight {
 }
 
 /// What the host will carry out.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Limits {
     /// Blocks in one request.
     pub range_blocks_max: u32,
@@ -108,7 +108,7 @@ pub struct Limits {
 }
 
 /// All that the host knows, complete at every call.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct View {
     /// Now.
     pub now: Time,
@@ -127,7 +127,8 @@ pub struct View {
 }
 
 /// What happened since the last call.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Event {
     /// The node has started.
     Started,
@@ -212,7 +213,7 @@ pub fn gaps(first: Height, last: Height, mut taken: Vec<HeightRange>) -> Vec<Hei
 }
 
 /// An answer that was not usable.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct RangeFailure {
     /// Which request.
     pub id: RequestId,
@@ -225,7 +226,8 @@ pub struct RangeFailure {
 }
 
 /// What to do. The follower checks each.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Action {
     /// Ask for a range.
     FetchRange {

@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
 use tenon_runtime::{Change, Event, Host, HostConfig, Kind, Limits, PluginConfig, Refusal, Slot, wasmtime, world};
 use tokio::sync::broadcast;
 use wit_component::{ComponentEncoder, StringEncoding, embed_component_metadata};
@@ -35,7 +36,7 @@ use counter_world::exports::tenon_test::counter::counter as wit;
 /// Counts by client.
 pub struct Counter;
 
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Request {
     pub client: u64,
     pub add: u64,
@@ -45,7 +46,7 @@ pub struct Request {
 }
 
 /// What the component does, beside counting.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[repr(u32)]
 pub enum Mode {
     #[default]
@@ -62,7 +63,7 @@ pub enum Mode {
     GrowOnce = 8,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Answer {
     /// `build` 0 is the built-in.
     Total {
@@ -119,6 +120,20 @@ impl Kind for Counter {
         }
     }
 
+    fn label(answer: &Answer) -> &'static str {
+        match answer {
+            Answer::Total { .. } => "total",
+            Answer::Full => "full",
+            Answer::Pass => "pass",
+            Answer::Open => "open",
+            Answer::Closed => "closed",
+        }
+    }
+
+    fn subject(request: &Request) -> Option<u64> {
+        Some(request.client)
+    }
+
     fn passes(answer: &Answer) -> bool {
         *answer == Answer::Pass
     }
@@ -167,6 +182,10 @@ impl Kind for Echo {
         memory: &Vec<u8>,
     ) -> wasmtime::Result<(Vec<u8>, Vec<u8>)> {
         world.tenon_test_echo_echo().call_say(store, request, memory)
+    }
+
+    fn label(_: &Vec<u8>) -> &'static str {
+        "said"
     }
 
     fn size_bytes(answer: &Vec<u8>, memory: &Vec<u8>) -> usize {
