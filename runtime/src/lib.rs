@@ -67,6 +67,7 @@ mod limits;
 mod load;
 mod log;
 mod memory;
+mod rollout;
 mod slot;
 mod store;
 mod wasi;
