@@ -103,6 +103,12 @@ impl Catalog {
         self.files.insert(path, file);
     }
 
+    /// How long ago the youngest file of plugin `name` changed.
+    pub(crate) fn age(&self, name: &str, now: SystemTime) -> Option<Duration> {
+        let of_name = |file: &&File| file.good.as_ref().is_some_and(|plugin| *plugin.name == *name);
+        self.files.values().filter(of_name).filter_map(|file| file.stamp.age(now)).min()
+    }
+
     pub(crate) fn touch(&mut self, path: &Path, stamp: Stamp) {
         if let Some(file) = self.files.get_mut(path) {
             file.stamp = stamp;

@@ -64,12 +64,45 @@ pub enum Change {
     },
     /// A trial call after a quarantine went well.
     Recovered,
-    /// The new generation's memory has another form: every key starts anew.
+    /// Memory that this generation cannot read: its keys start anew.
     MemoryReset {
         /// Whose memory it was: plugin and memory-version.
         from: String,
         /// Whose it is now.
         to: String,
+        /// Why it could not be handed over.
+        reason: String,
+    },
+    /// The generation answers beside the live one, unseen.
+    Shadow,
+    /// The generation answers a share of the keys.
+    Canary {
+        /// The share.
+        percent: u8,
+    },
+    /// This generation answers again, since the one after it did harm.
+    RolledBack {
+        /// The one after it.
+        from: u64,
+        /// What it did.
+        reason: String,
+    },
+    /// The generation is gone, and its bytes are not taken again.
+    Condemned {
+        /// Why.
+        reason: String,
+    },
+    /// The generation is gone before it went live; its bytes may come again.
+    CalledOff {
+        /// Why.
+        reason: String,
+    },
+    /// Requests of one subject are answered by others for a while, since the generation keeps failing on them.
+    SetAside {
+        /// The subject: a client, a message's sender.
+        subject: u64,
+        /// For how long, in milliseconds.
+        pause_ms: u64,
     },
     /// A plugin's file is gone.
     Removed {
@@ -130,8 +163,20 @@ fn log(event: &Event) {
             tracing::error!(slot, plugin, generation, pause_ms, "plugin quarantined");
         }
         Change::Recovered => tracing::info!(slot, plugin, generation, "plugin recovered"),
-        Change::MemoryReset { from, to } => {
-            tracing::warn!(slot, plugin, generation, from, to, "memory reset");
+        Change::MemoryReset { from, to, reason } => {
+            tracing::warn!(slot, plugin, generation, from, to, "memory reset: {reason}");
+        }
+        Change::Shadow => tracing::info!(slot, plugin, generation, "plugin in shadow"),
+        Change::Canary { percent } => tracing::info!(slot, plugin, generation, percent, "plugin is canary"),
+        Change::RolledBack { from, reason } => {
+            tracing::error!(slot, plugin, generation, from, "plugin rolled back: {reason}");
+        }
+        Change::Condemned { reason } => {
+            tracing::warn!(slot, plugin, generation, "plugin not taken again: {reason}");
+        }
+        Change::CalledOff { reason } => tracing::info!(slot, plugin, generation, "candidate called off: {reason}"),
+        Change::SetAside { subject, pause_ms } => {
+            tracing::warn!(slot, plugin, generation, subject, pause_ms, "plugin keeps failing on one subject");
         }
         Change::Removed { path } => {
             tracing::info!(plugin, path = %path.display(), "plugin file removed");

@@ -8,22 +8,30 @@ use std::{
     time::{Duration, Instant},
 };
 
-use wasmtime::{Store, Trap};
+use wasmtime::{
+    Store, Trap,
+    component::{Instance, TypedFunc},
+};
 
 use crate::{
     context::Context,
     engine::Engine,
     health::{Health, Rule, State, Turn},
     kind::Kind,
+    latency::{Latency, TIMED_EVERY, Times},
     limits::{Failure, Limits},
-    load::{Plugin, Rejection, Stage},
+    load::{MemoryId, Plugin, Rejection, Stage},
     log::LogGate,
+    poison::{self, Blame, Poison},
 };
 
 /// One version of one plugin, configured, in one slot.
 pub(crate) struct Generation<K: Kind> {
     pub(crate) number: u64,
     pub(crate) plugin: Arc<Plugin>,
+    /// Whose memory it writes, and the slot's number for it.
+    pub(crate) memory_id: MemoryId,
+    pub(crate) form: u32,
     engine: Arc<Engine>,
     indices: K::Indices,
     settings: String,
@@ -32,9 +40,12 @@ pub(crate) struct Generation<K: Kind> {
     log: Arc<LogGate>,
     benches: Box<[Bench<K>]>,
     health: Mutex<Health>,
-    /// True while `health` has something to remember; the only thing that a healthy call looks at.
+    poison: Mutex<Poison>,
+    /// True while `health` or `poison` has something to remember; the only thing that a healthy call looks at.
     unwell: AtomicBool,
     failures: AtomicU64,
+    latency: Latency,
+    can_migrate: bool,
 }
 
 /// A place for one idle instance. Aligned so that neighbours do not share a cache line.
@@ -48,7 +59,14 @@ struct Bench<K: Kind> {
 struct Ready<K: Kind> {
     store: Store<Context>,
     world: K::World,
+    migration: Option<Migration<K>>,
     has_clock: bool,
+}
+
+/// The optional interface that hands memory from version to version.
+struct Migration<K: Kind> {
+    upgrade: TypedFunc<(u32, K::Wire), (Result<K::Wire, String>,)>,
+    downgrade: TypedFunc<(u32, K::Wire), (Result<K::Wire, String>,)>,
 }
 
 /// What a call came to.
@@ -64,14 +82,17 @@ impl<K: Kind> Generation<K> {
         settings: &serde_json::Value,
         limits: &Limits,
         benches: usize,
+        form: u32,
     ) -> Result<Generation<K>, Rejection> {
         plugin.check_settings(settings)?;
         let digest = plugin.digest;
         let indices = K::prepare(&plugin.component)
             .map_err(|error| Rejection::new(Stage::Link, format!("{error:#}")).of(digest))?;
         let log = LogGate::new(Arc::clone(slot), Arc::clone(&plugin.name), number, limits.log_lines_per_second);
-        let generation = Generation {
+        let mut generation = Generation {
             number,
+            memory_id: plugin.memory_id(),
+            form,
             engine,
             indices,
             settings: settings.to_string(),
@@ -84,8 +105,15 @@ impl<K: Kind> Generation<K> {
                 backoff_min: Duration::from_millis(limits.backoff_min_ms),
                 backoff_max: Duration::from_millis(limits.backoff_max_ms),
             })),
+            poison: Mutex::new(Poison::new(poison::Rule {
+                aside_max: limits.subjects_aside_max,
+                backoff_min: Duration::from_millis(limits.backoff_min_ms),
+                backoff_max: Duration::from_millis(limits.backoff_max_ms),
+            })),
             unwell: AtomicBool::new(false),
             failures: AtomicU64::new(0),
+            latency: Latency::default(),
+            can_migrate: false,
             plugin,
         };
         let mut ready = generation.start().map_err(|rejection| rejection.of(digest))?;
@@ -94,6 +122,7 @@ impl<K: Kind> Generation<K> {
                 .run(&mut ready, &request, &K::Memory::default())
                 .map_err(|failure| Rejection::new(Stage::Probe, failure).of(digest))?;
         }
+        generation.can_migrate = ready.migration.is_some();
         *generation.bench(0).1 = Some(ready);
         Ok(generation)
     }
@@ -107,6 +136,15 @@ impl<K: Kind> Generation<K> {
             }
         }
         Ok(())
+    }
+
+    /// Drops idle instances but one: the generation is kept to go back to, and is not asked for now.
+    pub(crate) fn cool(&self) {
+        for bench in &self.benches[1..] {
+            if let Ok(mut idle) = bench.idle.try_lock() {
+                *idle = None;
+            }
+        }
     }
 
     /// Benches that hold an instance, or are in use.
@@ -124,13 +162,27 @@ impl<K: Kind> Generation<K> {
         self.failures.load(Ordering::Relaxed)
     }
 
+    pub(crate) fn times(&self) -> Times {
+        self.latency.times()
+    }
+
+    /// Subjects that are set aside now.
+    pub(crate) fn aside(&self) -> usize {
+        self.poison().aside(Instant::now())
+    }
+
     pub(crate) fn state(&self) -> State {
         self.health().state()
     }
 
     /// Whether a call may be made now. Costs one relaxed load while all is well.
-    pub(crate) fn admits(&self) -> bool {
-        !self.unwell.load(Ordering::Relaxed) || self.health().admit(Instant::now())
+    pub(crate) fn admits(&self, request: &K::Request) -> bool {
+        if !self.unwell.load(Ordering::Relaxed) {
+            return true;
+        }
+        let now = Instant::now();
+        // The subject first: a trial call of the whole plugin must not be spent on it.
+        K::subject(request).is_none_or(|subject| self.poison().admits(subject, now)) && self.health().admit(now)
     }
 
     /// One call on the bench numbered `at`; the caller has asked [`admits`](Self::admits). `Turn` says what the call did
@@ -164,24 +216,31 @@ impl<K: Kind> Generation<K> {
         request: &K::Request,
         memory: &K::Memory,
     ) -> (Stepped<K>, Turn) {
-        calls.store(calls.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        let number = calls.load(Ordering::Relaxed) + 1;
+        calls.store(number, Ordering::Relaxed);
+        let subject = || K::subject(request);
         let ready = match &mut *idle {
             Some(ready) => ready,
             None => match self.start() {
                 Ok(ready) => idle.insert(ready),
-                Err(rejection) => return self.failed(rejection.into()),
+                Err(rejection) => return self.failed(rejection.into(), subject()),
             },
         };
-        match self.run(ready, request, memory) {
+        let timed = number.is_multiple_of(TIMED_EVERY).then(Instant::now);
+        let answer = self.run(ready, request, memory);
+        if let Some(started) = timed {
+            self.latency.add(started.elapsed());
+        }
+        match answer {
             Ok(answer) => {
-                let turn = if self.unwell.load(Ordering::Relaxed) { self.succeeded() } else { Turn::None };
+                let turn = if self.unwell.load(Ordering::Relaxed) { self.succeeded(subject()) } else { Turn::None };
                 (Ok(answer), turn)
             }
             Err(failure) => {
                 // A trapped instance cannot be entered again, and one that broke a rule is not trusted again.
                 *idle = None;
                 drop(idle);
-                self.failed(failure)
+                self.failed(failure, subject())
             }
         }
     }
@@ -206,24 +265,67 @@ impl<K: Kind> Generation<K> {
         }
     }
 
-    /// Counts a failure that the caller found in an answer already given.
-    pub(crate) fn blame(&self, failure: Failure) -> (Failure, Turn) {
-        self.failures.fetch_add(1, Ordering::Relaxed);
-        let mut health = self.health();
-        let turn = health.failed(Instant::now());
-        self.unwell.store(true, Ordering::Relaxed);
-        (failure, turn)
+    /// Turns a memory of another version of this plugin into one of its own, or (`Way::Down`) its own into an older
+    /// version's. Errors: it has no such interface, says why not, or fails.
+    pub(crate) fn migrate(&self, way: Way, version: u32, memory: &K::Memory) -> Result<K::Memory, String> {
+        let (_, mut idle) = self.bench(0);
+        let ready = match &mut *idle {
+            Some(ready) => ready,
+            None => idle.insert(self.start().map_err(|rejection| rejection.to_string())?),
+        };
+        let migration = ready.migration.as_ref().ok_or("it does not export the migration interface")?;
+        let function = match way {
+            Way::Up => &migration.upgrade,
+            Way::Down => &migration.downgrade,
+        };
+        ready.store.set_epoch_deadline(self.deadline_ticks);
+        match function.call(&mut ready.store, (version, K::to_wire(memory))) {
+            Ok((Ok(wire),)) => Ok(K::from_wire(wire)),
+            Ok((Err(reason),)) => Err(reason),
+            Err(error) => {
+                let failure = classify(error, &ready.store, self.limits.deadline_ms, &self.limits);
+                *idle = None;
+                Err(failure.to_string())
+            }
+        }
     }
 
-    fn failed<T>(&self, failure: Failure) -> (Result<T, Failure>, Turn) {
-        let (failure, turn) = self.blame(failure);
+    /// Whether it exports the migration interface.
+    pub(crate) fn can_migrate(&self) -> bool {
+        self.can_migrate
+    }
+
+    /// Counts a failure that the caller found in an answer already given.
+    pub(crate) fn blame(&self, failure: Failure, subject: Option<u64>) -> (Failure, Turn) {
+        self.failures.fetch_add(1, Ordering::Relaxed);
+        let now = Instant::now();
+        let blame = subject.map_or(Blame::None, |subject| self.poison().failed(subject, now));
+        let mut health = self.health();
+        let turn = match blame {
+            Blame::Sweep => health.trip(now),
+            Blame::None | Blame::SetAside { .. } => health.failed(now),
+        };
+        self.unwell.store(true, Ordering::Relaxed);
+        drop(health);
+        match (turn, blame, subject) {
+            (Turn::None, Blame::SetAside { pause }, Some(subject)) => (failure, Turn::SetAside { subject, pause }),
+            _ => (failure, turn),
+        }
+    }
+
+    fn failed<T>(&self, failure: Failure, subject: Option<u64>) -> (Result<T, Failure>, Turn) {
+        let (failure, turn) = self.blame(failure, subject);
         (Err(failure), turn)
     }
 
-    fn succeeded(&self) -> Turn {
+    fn succeeded(&self, subject: Option<u64>) -> Turn {
+        let mut poison = self.poison();
+        if let Some(subject) = subject {
+            poison.succeeded(subject);
+        }
         let mut health = self.health();
         let turn = health.succeeded();
-        if health.is_spotless() {
+        if health.is_spotless() && poison.is_empty() {
             self.unwell.store(false, Ordering::Relaxed);
         }
         turn
@@ -234,7 +336,12 @@ impl<K: Kind> Generation<K> {
             self.plugin.start(&self.engine, &self.limits, Arc::clone(&self.log), &self.settings)?;
         let world = K::load(&self.indices, &mut store, &instance)
             .map_err(|error| Rejection::new(Stage::Link, format!("{error:#}")))?;
-        Ok(Ready { has_clock: store.data().wasi.is_some(), store, world })
+        let migration = match K::MIGRATION {
+            None => None,
+            Some(interface) => migration(interface, &mut store, &instance)
+                .map_err(|error| Rejection::new(Stage::Link, format!("{interface}: {error:#}")))?,
+        };
+        Ok(Ready { has_clock: store.data().wasi.is_some(), migration, store, world })
     }
 
     fn bench(&self, at: usize) -> (&AtomicU64, MutexGuard<'_, Option<Ready<K>>>) {
@@ -249,9 +356,39 @@ impl<K: Kind> Generation<K> {
         (&bench.calls, idle)
     }
 
+    fn poison(&self) -> MutexGuard<'_, Poison> {
+        self.poison.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn health(&self) -> MutexGuard<'_, Health> {
         self.health.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Which way memory goes between versions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    Up,
+    Down,
+}
+
+/// The two functions of the migration interface; none where the component does not export it. Errors: it exports
+/// something else by that name.
+fn migration<K: Kind>(
+    interface: &str,
+    store: &mut Store<Context>,
+    instance: &Instance,
+) -> wasmtime::Result<Option<Migration<K>>> {
+    let Some(interface) = instance.get_export_index(&mut *store, None, interface) else {
+        return Ok(None);
+    };
+    let mut function = |name: &str| {
+        let function = instance.get_export_index(&mut *store, Some(&interface), name);
+        let function = function.and_then(|index| instance.get_func(&mut *store, index));
+        let function = function.ok_or_else(|| wasmtime::Error::msg(format!("no function {name}")))?;
+        function.typed(&*store)
+    };
+    Ok(Some(Migration { upgrade: function("upgrade")?, downgrade: function("downgrade")? }))
 }
 
 /// What wasmtime's error means for the operator.

@@ -37,8 +37,15 @@ pub(crate) enum State {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Turn {
     None,
-    Quarantined { pause: Duration },
+    Quarantined {
+        pause: Duration,
+    },
     Recovered,
+    /// Requests of one subject are no longer put to it for a while.
+    SetAside {
+        subject: u64,
+        pause: Duration,
+    },
 }
 
 impl Health {
@@ -81,6 +88,15 @@ impl Health {
                 Turn::Recovered
             }
         }
+    }
+
+    /// Quarantines at once, whatever came before.
+    pub(crate) fn trip(&mut self, now: Instant) -> Turn {
+        if let State::Quarantined { .. } = self.state {
+            return Turn::None;
+        }
+        self.strikes = self.rule.strikes_max;
+        self.failed(now)
     }
 
     /// The call failed.
@@ -170,6 +186,7 @@ mod tests {
                                 prop_assert!(trial || in_a_row >= rule().strikes_max);
                             }
                             Turn::None => prop_assert!(!trial),
+                            Turn::SetAside { .. } => prop_assert!(false, "of subjects it knows nothing"),
                         }
                     }
                 }

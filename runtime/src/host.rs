@@ -28,8 +28,10 @@ use crate::{
     kind::Kind,
     limits::PluginConfig,
     load::{self, Plugin, Rejection, Stage},
-    slot::{Builtin, Receiver, Slot, Status},
-    store::{self, Good, Store},
+    rollout::{Refused, Transition},
+    shadow::Divergence,
+    slot::{Builtin, How, News, Receiver, Slot, Status},
+    store::{self, Store},
     watcher::{self, Debounce, Look, Wake, Watch},
 };
 
@@ -56,6 +58,9 @@ pub struct HostConfig {
     pub instances_max: u32,
     /// Linear memory that is reserved (not used) for each instance: the most that any slot's limit can allow. Default 64 MiB.
     pub instance_memory_max_bytes: u64,
+    /// Names of plugins that switch together: what is new of them in one look at the directory goes live at one instant,
+    /// or none of it does.
+    pub sets: Vec<Vec<String>>,
     /// Shards of a slot: calls that can run at a time, each on its own instance. Default: twice the processors, 2 to 64.
     pub shards: usize,
 }
@@ -73,6 +78,7 @@ impl HostConfig {
             compile_threads: (processors / 2).max(1),
             instances_max: 512,
             instance_memory_max_bytes: 64 << 20,
+            sets: Vec::new(),
             shards: (processors * 2).clamp(2, 64),
         }
     }
@@ -157,6 +163,14 @@ pub enum ControlError {
     /// It was tried and did not pass; what served before still does.
     #[error("rejected: {0}")]
     Rejected(Rejection),
+    /// There is nothing to promote, or to go back to.
+    #[error("slot {slot:?}: {reason}")]
+    NotNow {
+        /// The slot.
+        slot: String,
+        /// Why.
+        reason: String,
+    },
     /// The host has been stopped.
     #[error("the plugin host has been stopped")]
     Stopped,
@@ -172,6 +186,8 @@ struct Inner {
     /// A copy to read while a change is under way.
     plugins: ArcSwap<Vec<PluginFile>>,
     watching: Mutex<Option<Watching>>,
+    /// Wakes the thread that looks after trials and probations.
+    wake: mpsc::Sender<()>,
     stopped: AtomicBool,
 }
 
@@ -190,10 +206,11 @@ struct Wanted {
     /// By plugin: each keeps its own settings while others serve.
     settings: BTreeMap<String, Value>,
     /// The last offer, whatever came of it: it is not made twice.
-    offered: Option<(Digest, Value)>,
-    /// The offer that serves.
-    live: Option<(Digest, Value)>,
+    offered: Option<Offer>,
 }
+
+/// A component and its settings.
+type Offer = (Digest, Value);
 
 struct Watching {
     wakes: mpsc::Sender<Wake>,
@@ -209,7 +226,8 @@ impl Host {
             .with_context(|| format!("creating {}", config.plugin_dir.display()))?;
         let engine = Arc::new(Engine::new(&config)?);
         let store = Store::open(&config.state_dir)?;
-        Ok(Host(Arc::new(Inner {
+        let (wake, woken) = mpsc::channel();
+        let inner = Arc::new(Inner {
             engine,
             events: Events::new(),
             slots: RwLock::default(),
@@ -223,9 +241,16 @@ impl Host {
             }),
             plugins: ArcSwap::default(),
             watching: Mutex::new(None),
+            wake,
             stopped: AtomicBool::new(false),
             config,
-        })))
+        });
+        let host = Arc::downgrade(&inner);
+        std::thread::Builder::new()
+            .name("tenon-rollout".into())
+            .spawn(move || look_after(&host, &woken))
+            .context("starting the thread that looks after candidates")?;
+        Ok(Host(inner))
     }
 
     /// Makes a kind known, so that its plugins are recognised though no slot of it exists (yet).
@@ -244,7 +269,8 @@ impl Host {
         builtin: impl Builtin<K> + 'static,
     ) -> anyhow::Result<Slot<K>> {
         let inner = &*self.0;
-        plugin.limits.check().map_err(|reason| anyhow::anyhow!("slot {name}: {reason}"))?;
+        let checks = [plugin.limits.check(), plugin.rollout.check(), plugin.probation.check()];
+        checks.into_iter().collect::<Result<(), _>>().map_err(|reason| anyhow::anyhow!("slot {name}: {reason}"))?;
         anyhow::ensure!(
             plugin.limits.memory_max_bytes <= inner.config.instance_memory_max_bytes,
             "slot {name}: memory_max_bytes is {}, the host reserves {}",
@@ -257,11 +283,12 @@ impl Host {
             name,
             Arc::clone(&inner.engine),
             inner.events.clone(),
-            plugin.on_failure,
-            plugin.limits,
+            &plugin,
             inner.config.shards,
             Box::new(builtin),
+            inner.wake.clone(),
         );
+        slot.receiver().restore(&control.store.slot(name).machine);
         {
             let mut slots = inner.slots.write().unwrap_or_else(PoisonError::into_inner);
             anyhow::ensure!(!slots.contains_key(name), "slot {name} exists already");
@@ -271,10 +298,9 @@ impl Host {
         if let Some(name) = &plugin.plugin {
             settings.insert(name.clone(), plugin.settings);
         }
-        control.wanted.insert(name.to_owned(), Wanted { plugin: plugin.plugin, settings, offered: None, live: None });
+        control.wanted.insert(name.to_owned(), Wanted { plugin: plugin.plugin, settings, offered: None });
         if control.opened {
-            let mut rejected = Vec::new();
-            inner.settle(&mut control, &mut rejected);
+            inner.settle(&mut control, Why::First, &mut Looked::default());
         }
         Ok(slot)
     }
@@ -339,8 +365,9 @@ impl Host {
                 let _ = thread.join();
             }
         }
-        let control = inner.control();
+        let mut control = inner.control();
         for slot in inner.receivers() {
+            inner.keep(&mut control, &*slot);
             slot.retire("the plugin host has stopped");
         }
         drop(control);
@@ -379,8 +406,68 @@ impl Host {
             return Err(ControlError::Builtin { slot: slot.into() });
         };
         let settings = wanted.settings_of(&name);
-        inner.put(&mut control, &*receiver, &name, settings)?;
+        // The same component with the same settings has nothing to prove.
+        let same = control.catalog.plugin(receiver.kind(), &name).map(|plugin| (plugin.digest, settings.clone()));
+        let how = How { at_once: receiver.live() == same, forced: false };
+        inner.put(&mut control, &receiver, &name, settings, how)?;
         Ok(receiver.status())
+    }
+
+    /// Lets the candidate on trial serve now. With `force`, a component that is quarantined is taken all the same, at
+    /// once.
+    ///
+    /// Errors: nothing is on trial, and nothing is forced.
+    pub fn promote(&self, slot: &str, force: bool) -> Result<Status, ControlError> {
+        let inner = &*self.0;
+        let (mut control, receiver) = inner.change(slot)?;
+        match receiver.promote() {
+            Err(Refused::NoTrial) if force => {
+                let Some(name) = control.wanted[slot].plugin.clone() else {
+                    return Err(ControlError::Builtin { slot: slot.into() });
+                };
+                let settings = control.wanted[slot].settings_of(&name);
+                let how = How { at_once: true, forced: true };
+                inner.put(&mut control, &receiver, &name, settings, how)?;
+            }
+            done => done.map_err(|refused| not_now(slot, &refused))?,
+        }
+        inner.keep(&mut control, &*receiver);
+        Ok(receiver.status())
+    }
+
+    /// Takes the last step back: a candidate on trial is called off, else the generation before the live one serves
+    /// again. Its bytes are then quarantined. After a restart, what served well before it is loaded from the host's own
+    /// copy.
+    ///
+    /// Errors: there is nothing to go back to.
+    pub fn roll_back(&self, slot: &str) -> Result<Status, ControlError> {
+        let inner = &*self.0;
+        let (mut control, receiver) = inner.change(slot)?;
+        let reason = "an operator took it back";
+        if let Err(refused) = receiver.roll_back(reason) {
+            let record = control.store.slot(slot);
+            let live = receiver.live().map(|(digest, _)| digest);
+            let earlier = [record.good, record.before].into_iter().flatten().find(|good| Some(good.digest) != live);
+            let earlier = earlier.ok_or_else(|| not_now(slot, &refused))?;
+            let plugin = inner.kept(&control, earlier.digest).ok_or_else(|| not_now(slot, &refused))?;
+            let settings = control.wanted[slot].settings_of(&earlier.plugin);
+            let how = How { at_once: true, forced: true };
+            let taken = Arc::clone(&receiver).prepare(&plugin, &settings, how).and_then(|taken| taken(None));
+            taken.map_err(ControlError::Rejected)?;
+            receiver.condemn_previous(reason);
+        }
+        inner.keep(&mut control, &*receiver);
+        Ok(receiver.status())
+    }
+
+    /// What became of the slot's generations, oldest first; at most 64 steps, also those before the last restart.
+    pub fn history(&self, slot: &str) -> Result<Vec<Transition>, ControlError> {
+        Ok(self.0.change(slot)?.1.history())
+    }
+
+    /// What the candidate in the slot's shadow answered otherwise so far, or what the last one came to.
+    pub fn shadow(&self, slot: &str) -> Result<Option<Divergence>, ControlError> {
+        Ok(self.0.change(slot)?.1.divergence())
     }
 
     /// Lets another plugin serve, with the settings that it last had in this slot (`{}` at first); none: the built-in.
@@ -390,12 +477,12 @@ impl Host {
         match plugin {
             Some(name) => {
                 let settings = control.wanted[slot].settings_of(name);
-                inner.put(&mut control, &*receiver, name, settings)?;
+                inner.put(&mut control, &receiver, name, settings, How::default())?;
             }
             None => {
                 receiver.retire("asked to");
                 control.of(slot).plugin = None;
-                control.of(slot).live = None;
+                inner.keep(&mut control, &*receiver);
             }
         }
         Ok(receiver.status())
@@ -411,7 +498,7 @@ impl Host {
             receiver.configure_builtin(&settings).map_err(failed)?;
             return Ok(receiver.status());
         };
-        inner.put(&mut control, &*receiver, &name, settings)?;
+        inner.put(&mut control, &receiver, &name, settings, How::default())?;
         Ok(receiver.status())
     }
 
@@ -484,13 +571,14 @@ impl Inner {
         }
     }
 
-    /// Lets `name` serve with `settings`, and only then remembers both: they switch together or not at all.
+    /// Takes `name` with `settings`, and only then remembers both: they switch together or not at all.
     fn put(
         &self,
         control: &mut Control,
-        receiver: &dyn Receiver,
+        receiver: &Arc<dyn Receiver>,
         name: &str,
         settings: Value,
+        how: How,
     ) -> Result<(), ControlError> {
         let Some(plugin) = control.catalog.plugin(receiver.kind(), name) else {
             let known = control.catalog.names(receiver.kind());
@@ -501,12 +589,41 @@ impl Inner {
             });
         };
         let plugin = Arc::clone(plugin);
-        if let Err(rejection) = receiver.offer(&plugin, &settings) {
-            self.rejected(Some(receiver), Some(&plugin.name), &rejection);
+        let taken = Arc::clone(receiver).prepare(&plugin, &settings, how).and_then(|taken| taken(None));
+        if let Err(rejection) = taken {
+            self.rejected(Some(&**receiver), Some(&plugin.name), &rejection);
             return Err(ControlError::Rejected(rejection));
         }
-        control.serves(receiver, &plugin, settings);
+        control.takes(&**receiver, &plugin, settings);
         Ok(())
+    }
+
+    /// Writes down what became of the slot's generations, if there is news.
+    fn keep(&self, control: &mut Control, receiver: &dyn Receiver) {
+        if let Some(saved) = receiver.saved() {
+            control.store.slot_changed(receiver.name(), saved.machine, saved.live);
+        }
+    }
+
+    /// One round of looking after trials and probations; whether there will be another. Writing is slow: it waits for
+    /// more to write, but for what must not be forgotten.
+    fn round(&self, written: &mut Instant) -> bool {
+        let receivers = self.receivers();
+        let mut waiting = false;
+        for receiver in &receivers {
+            waiting |= receiver.tick();
+        }
+        let news: Vec<_> = receivers.iter().filter_map(|receiver| Some((receiver, receiver.news()?))).collect();
+        let urgent = news.iter().any(|(_, news)| *news == News::Urgent);
+        if urgent || written.elapsed() >= WRITE_INTERVAL {
+            for (receiver, _) in &news {
+                self.keep(&mut self.control(), &***receiver);
+            }
+            *written = Instant::now();
+        } else {
+            waiting |= !news.is_empty();
+        }
+        waiting && !self.stopped.load(Ordering::Acquire)
     }
 
     /// Brings the catalogue up to what the directory holds, and the slots up to the catalogue.
@@ -525,7 +642,7 @@ impl Inner {
             }
         }
         control.opened |= why == Why::First;
-        self.settle(&mut control, &mut looked.rejected);
+        self.settle(&mut control, why, &mut looked);
         let duplicates = control.catalog.duplicates();
         for duplicate in duplicates.difference(&control.duplicates) {
             self.events.send(Event {
@@ -640,7 +757,8 @@ impl Inner {
     }
 
     /// Offers each slot the plugin that it wants, unless that was done already.
-    fn settle(&self, control: &mut Control, rejected: &mut Vec<Rejection>) {
+    fn settle(&self, control: &mut Control, why: Why, looked: &mut Looked) {
+        let mut due = Vec::new();
         for receiver in self.receivers() {
             let name = &**receiver.name();
             let wanted = &control.wanted[name];
@@ -649,35 +767,102 @@ impl Inner {
             };
             let Some(plugin) = control.catalog.plugin(receiver.kind(), &plugin_name) else {
                 receiver.retire("no file holds the plugin any more");
-                let wanted = control.of(name);
-                (wanted.offered, wanted.live) = (None, None);
+                control.of(name).offered = None;
+                self.keep(control, &*receiver);
                 continue;
             };
             let plugin = Arc::clone(plugin);
             let offer = (plugin.digest, wanted.settings_of(&plugin_name));
-            if wanted.live.as_ref() == Some(&offer) || wanted.offered.as_ref() == Some(&offer) {
-                continue;
-            }
-            control.of(name).offered = Some(offer.clone());
-            let Err(rejection) = receiver.offer(&plugin, &offer.1) else {
-                control.serves(&*receiver, &plugin, offer.1);
-                continue;
-            };
-            self.rejected(Some(&*receiver), Some(&plugin.name), &rejection);
-            rejected.push(rejection.clone());
-            // Nothing serves yet: what did before the restart may still do.
-            let good = control.store.last_good_of_slot(name).cloned();
-            if let Some(good) = good
-                && receiver.digest().is_none()
-                && good.plugin == plugin_name
-                && good.digest != plugin.digest
-                && let Some(plugin) = self.kept(control, good.digest)
-                && receiver.offer(&plugin, &offer.1).is_ok()
-            {
-                receiver.reject(rejection);
-                control.serves(&*receiver, &plugin, offer.1);
+            if wanted.offered.as_ref() != Some(&offer) && receiver.live().as_ref() != Some(&offer) {
+                due.push(Due { receiver, plugin, offer });
             }
         }
+        // Those that switch together.
+        for set in &self.config.sets {
+            let is_member = |due: &Due| set.iter().any(|name| **name == *due.plugin.name);
+            if !due.iter().any(is_member) {
+                continue;
+            }
+            // Others of the set may be on their way.
+            let now = SystemTime::now();
+            let young = |name: &String| control.catalog.age(name, now).is_some_and(|age| age < self.config.quiet);
+            let (members, others): (Vec<_>, Vec<_>) = due.into_iter().partition(is_member);
+            due = others;
+            if why == Why::Watch && set.iter().any(young) {
+                looked.too_young = true;
+            } else {
+                self.take_set(control, members, looked);
+            }
+        }
+        for due in due {
+            let at_once = why == Why::First;
+            let how = How { at_once, forced: false };
+            control.of(due.receiver.name()).offered = Some(due.offer.clone());
+            match Arc::clone(&due.receiver).prepare(&due.plugin, &due.offer.1, how).and_then(|taken| taken(None)) {
+                Ok(()) => {
+                    control.takes(&*due.receiver, &due.plugin, due.offer.1);
+                    self.keep(control, &*due.receiver);
+                }
+                Err(rejection) => self.stand_by(control, &due, rejection, looked),
+            }
+        }
+    }
+
+    /// Takes all of a set at one instant, or nothing of it.
+    fn take_set(&self, control: &mut Control, members: Vec<Due>, looked: &mut Looked) {
+        let how = How { at_once: true, forced: false };
+        let prepared: Vec<_> = members
+            .iter()
+            .map(|due| {
+                control.of(due.receiver.name()).offered = Some(due.offer.clone());
+                Arc::clone(&due.receiver).prepare(&due.plugin, &due.offer.1, how)
+            })
+            .collect();
+        let failed = members.iter().zip(&prepared).find_map(|(due, taken)| taken.is_err().then_some(&due.plugin.name));
+        if let Some(failed) = failed.map(ToString::to_string) {
+            for (due, taken) in members.iter().zip(prepared) {
+                let rejection = taken.err().unwrap_or_else(|| {
+                    let reason = format!("it switches together with {failed}, which was not taken");
+                    let rejection = Rejection::new(Stage::Set, reason).of(due.plugin.digest);
+                    due.receiver.reject(rejection.clone());
+                    rejection
+                });
+                self.stand_by(control, due, rejection, looked);
+            }
+            return;
+        }
+        let flag = Arc::new(AtomicBool::new(false));
+        for taken in prepared.into_iter().flatten() {
+            // Every reason not to take it was looked for.
+            let _ = taken(Some(&flag));
+        }
+        // The one instant: whoever asks any of the slots from now on asks the new ones.
+        flag.store(true, Ordering::Release);
+        for due in members {
+            due.receiver.release();
+            control.takes(&*due.receiver, &due.plugin, due.offer.1);
+            self.keep(control, &*due.receiver);
+        }
+    }
+
+    /// A candidate was not taken; where nothing serves yet, what did before the restart may still do.
+    fn stand_by(&self, control: &mut Control, due: &Due, rejection: Rejection, looked: &mut Looked) {
+        let Due { receiver, plugin, offer } = due;
+        self.rejected(Some(&**receiver), Some(&plugin.name), &rejection);
+        looked.rejected.push(rejection.clone());
+        let record = control.store.slot(receiver.name());
+        for good in [record.good, record.before].into_iter().flatten() {
+            if receiver.live().is_none()
+                && good.plugin == *plugin.name
+                && good.digest != plugin.digest
+                && let Some(plugin) = self.kept(control, good.digest)
+                && let Ok(taken) = Arc::clone(receiver).prepare(&plugin, &offer.1, How { at_once: true, forced: false })
+                && taken(None).is_ok()
+            {
+                receiver.reject(rejection.clone());
+            }
+        }
+        self.keep(control, &**receiver);
     }
 
     fn rejected(&self, receiver: Option<&dyn Receiver>, plugin: Option<&Arc<str>>, rejection: &Rejection) {
@@ -708,16 +893,50 @@ impl Control {
         self.wanted.get_mut(slot).expect("every slot has its entry from the moment it exists")
     }
 
-    /// Notes that `plugin` serves with `settings`.
-    fn serves(&mut self, receiver: &dyn Receiver, plugin: &Plugin, settings: Value) {
-        let good = Good { plugin: plugin.name.to_string(), digest: plugin.digest };
-        self.store.slot_works(receiver.name(), good);
+    /// Notes that `plugin` was taken with `settings`.
+    fn takes(&mut self, receiver: &dyn Receiver, plugin: &Plugin, settings: Value) {
         let wanted = self.of(receiver.name());
         wanted.plugin = Some(plugin.name.to_string());
         wanted.settings.insert(plugin.name.to_string(), settings.clone());
-        wanted.live = Some((plugin.digest, settings));
-        wanted.offered = wanted.live.clone();
+        wanted.offered = Some((plugin.digest, settings));
     }
+}
+
+/// A slot and what it is to be offered.
+struct Due {
+    receiver: Arc<dyn Receiver>,
+    plugin: Arc<Plugin>,
+    offer: Offer,
+}
+
+/// While something is on trial, this often: a waiting call is then not dropped at 200,000 a second and shard.
+const ROUND: Duration = Duration::from_millis(5);
+
+/// How long news that are not urgent wait to be written at most.
+const WRITE_INTERVAL: Duration = Duration::from_millis(200);
+
+/// Looks after trials and probations as long as the host is there; sleeps while there are none.
+fn look_after(host: &Weak<Inner>, woken: &mpsc::Receiver<()>) {
+    let mut written = Instant::now();
+    while woken.recv().is_ok() {
+        loop {
+            while woken.try_recv().is_ok() {}
+            let Some(host) = host.upgrade() else {
+                return;
+            };
+            if !host.round(&mut written) {
+                break;
+            }
+            drop(host);
+            if let Err(mpsc::RecvTimeoutError::Disconnected) = woken.recv_timeout(ROUND) {
+                return;
+            }
+        }
+    }
+}
+
+fn not_now(slot: &str, refused: &Refused) -> ControlError {
+    ControlError::NotNow { slot: slot.to_owned(), reason: refused.to_string() }
 }
 
 impl Wanted {

@@ -5,7 +5,7 @@ use std::hash::Hash;
 use serde::{Serialize, de::DeserializeOwned};
 use wasmtime::{
     Store,
-    component::{Instance, InstancePre},
+    component::{ComponentType, Instance, InstancePre, Lift, Lower},
 };
 
 use crate::{context::Context, limits::Limits, limits::Refusal};
@@ -37,10 +37,21 @@ pub trait Kind: Sized + Send + Sync + 'static {
     type Answer: Clone + PartialEq + Serialize + DeserializeOwned + Send + 'static;
     /// What is remembered for a key from step to step; the default at first.
     type Memory: Clone + Default + PartialEq + Serialize + DeserializeOwned + Send + 'static;
+    /// The memory as the kind's WIT has it, in its `migration` interface.
+    type Wire: ComponentType + Lift + Lower + Send + Sync + 'static;
     /// Where the world's functions are in a component; found once a generation.
     type Indices: Send + Sync + 'static;
     /// The world's functions in one instance.
     type World: Send + 'static;
+
+    /// The optional interface by which a version takes over another's memory, in full: `tenon:sync/migration@0.1.0`.
+    const MIGRATION: Option<&'static str> = None;
+
+    /// A memory on its way to the guest.
+    fn to_wire(memory: &Self::Memory) -> Self::Wire;
+
+    /// A memory on its way back.
+    fn from_wire(wire: Self::Wire) -> Self::Memory;
 
     /// Finds the world's functions. Errors: the component lacks one.
     fn prepare(component: &InstancePre<Context>) -> wasmtime::Result<Self::Indices>;

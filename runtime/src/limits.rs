@@ -5,7 +5,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::engine;
+use crate::{
+    engine,
+    rollout::{Probation, Rollout},
+};
 
 /// How a slot is served.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -19,6 +22,10 @@ pub struct PluginConfig {
     pub on_failure: OnFailure,
     /// What one call may use.
     pub limits: Limits,
+    /// How a new version becomes live. Default: at once.
+    pub rollout: Rollout,
+    /// How long a new version is watched, and what brings the one before back.
+    pub probation: Probation,
 }
 
 impl Default for PluginConfig {
@@ -28,6 +35,8 @@ impl Default for PluginConfig {
             settings: Value::Object(serde_json::Map::new()),
             on_failure: OnFailure::Fallback,
             limits: Limits::default(),
+            rollout: Rollout::default(),
+            probation: Probation::default(),
         }
     }
 }
@@ -75,6 +84,9 @@ pub struct Limits {
     pub memory_keys_max: usize,
     /// Failures in a row until quarantine. Default 10; 1 to 1,000,000.
     pub strikes_max: u32,
+    /// Subjects (clients, senders) that may be set aside at a time, after two failures each; one more and the plugin is
+    /// quarantined instead. Default 32; 1 to 1,000.
+    pub subjects_aside_max: u32,
     /// First quarantine, in milliseconds; it doubles each time a trial call fails. Default 1,000; 1 to 3,600,000.
     pub backoff_min_ms: u64,
     /// Longest quarantine, in milliseconds. Default 300,000; `backoff_min_ms` to 86,400,000.
@@ -93,6 +105,7 @@ impl Default for Limits {
             log_lines_per_second: 20,
             memory_keys_max: 100_000,
             strikes_max: 10,
+            subjects_aside_max: 32,
             backoff_min_ms: 1_000,
             backoff_max_ms: 300_000,
         }
@@ -102,7 +115,7 @@ impl Default for Limits {
 impl Limits {
     /// Whether every limit is within its range. Errors: the first that is not, with its name, value and range.
     pub fn check(&self) -> Result<(), String> {
-        let ranges: [(&str, u64, u64, u64); 11] = [
+        let ranges: [(&str, u64, u64, u64); 12] = [
             ("deadline_ms", self.deadline_ms, 50, 60_000),
             ("start_deadline_ms", self.start_deadline_ms, 50, 600_000),
             ("memory_max_bytes", self.memory_max_bytes, 64 << 10, 4 << 30),
@@ -112,6 +125,7 @@ impl Limits {
             ("log_lines_per_second", self.log_lines_per_second.into(), 0, 10_000),
             ("memory_keys_max", self.memory_keys_max as u64, 16, 10_000_000),
             ("strikes_max", self.strikes_max.into(), 1, 1_000_000),
+            ("subjects_aside_max", self.subjects_aside_max.into(), 1, 1_000),
             ("backoff_min_ms", self.backoff_min_ms, 1, 3_600_000),
             ("backoff_max_ms", self.backoff_max_ms, self.backoff_min_ms, 86_400_000),
         ];

@@ -52,6 +52,12 @@ pub enum Stage {
     Configure,
     /// Asking it the kind's harmless request.
     Probe,
+    /// Handing it memories of the version that serves.
+    Migrate,
+    /// Whether these bytes did harm before.
+    Quarantine,
+    /// Whether all that switch together are taken.
+    Set,
 }
 
 impl fmt::Display for Stage {
@@ -65,6 +71,9 @@ impl fmt::Display for Stage {
             Stage::Settings => "settings",
             Stage::Configure => "configure",
             Stage::Probe => "probe",
+            Stage::Migrate => "migrate",
+            Stage::Quarantine => "quarantine",
+            Stage::Set => "set",
         })
     }
 }

@@ -15,7 +15,17 @@ pub(crate) struct Memory<K, M> {
 struct Entry<K, M> {
     hash: u64,
     key: K,
-    memory: M,
+    kept: Remembered<M>,
+}
+
+/// What is remembered for one key.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Remembered<M> {
+    pub(crate) memory: M,
+    /// Whose it is: a number that the slot gives to a plugin's name and memory-version.
+    pub(crate) form: u32,
+    /// The journal segment that holds it; 0: none.
+    pub(crate) journaled: u32,
 }
 
 impl<K: Eq, M> Memory<K, M> {
@@ -25,36 +35,36 @@ impl<K: Eq, M> Memory<K, M> {
     }
 
     /// The memory of `key`, whose hash is `hash`; it counts as used.
-    pub(crate) fn find(&mut self, hash: u64, key: &K) -> Option<&mut M> {
+    pub(crate) fn find(&mut self, hash: u64, key: &K) -> Option<&mut Remembered<M>> {
         let is_it = |entry: &Entry<K, M>| entry.hash == hash && entry.key == *key;
         if let Some(at) = self.young.find_bucket_index(hash, is_it) {
-            return self.young.get_bucket_mut(at).map(|entry| &mut entry.memory);
+            return self.young.get_bucket_mut(at).map(|entry| &mut entry.kept);
         }
         let entry = self.old.find_entry(hash, is_it).ok()?.remove().0;
         Some(self.insert(entry))
     }
 
     /// Adds a key that [`find`](Self::find) has not found.
-    pub(crate) fn add(&mut self, hash: u64, key: K, memory: M) {
-        self.insert(Entry { hash, key, memory });
+    pub(crate) fn add(&mut self, hash: u64, key: K, kept: Remembered<M>) -> &mut Remembered<M> {
+        self.insert(Entry { hash, key, kept })
     }
 
-    pub(crate) fn clear(&mut self) {
-        self.young.clear();
-        self.old.clear();
+    /// Some of the memories, those used least recently first.
+    pub(crate) fn some(&self, max: usize) -> impl Iterator<Item = &Remembered<M>> {
+        self.old.iter().chain(&self.young).take(max).map(|entry| &entry.kept)
     }
 
     pub(crate) fn len(&self) -> usize {
         self.young.len() + self.old.len()
     }
 
-    fn insert(&mut self, entry: Entry<K, M>) -> &mut M {
+    fn insert(&mut self, entry: Entry<K, M>) -> &mut Remembered<M> {
         if self.young.len() >= self.half_max {
             std::mem::swap(&mut self.young, &mut self.old);
             self.young.clear();
         }
         let added = self.young.insert_unique(entry.hash, entry, |entry| entry.hash);
-        &mut added.into_mut().memory
+        &mut added.into_mut().kept
     }
 }
 
@@ -77,10 +87,11 @@ mod tests {
                 let hash = key % 4;
                 let is_recent = recent.contains(&key);
                 match memory.find(hash, &key) {
-                    Some(value) => prop_assert_eq!(*value, key * 7),
+                    Some(value) => prop_assert_eq!(value.memory, key * 7),
                     None => {
                         prop_assert!(!is_recent, "{key} was used lately");
-                        memory.add(hash, key, key * 7);
+                        let kept = Remembered { memory: key * 7, ..Remembered::default() };
+                        memory.add(hash, key, kept);
                     }
                 }
                 prop_assert!(memory.len() <= keys_max);

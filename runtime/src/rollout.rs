@@ -127,7 +127,9 @@ impl Probation {
 }
 
 /// Timed calls below which nothing is said about slowness.
-const TIMED_MIN: u64 = 200;
+const TIMED_MIN: u64 = 1_000;
+/// A 99th percentile that is never slow: below it, what is measured is the machine and not the plugin.
+const SLOW_MIN_NS: u64 = 100_000;
 
 /// Where a generation is on its way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -183,7 +185,8 @@ pub struct Evidence {
     pub divergent: u64,
     /// Calls that failed.
     pub failures: u64,
-    /// 99th percentile of the time of its calls over that of the other's; none while too few were timed.
+    /// 99th percentile of the time of its calls over that of the other's; none while fewer than 1,000 were timed, or
+    /// where its own is below 100 µs.
     pub slowdown: Option<f64>,
 }
 
@@ -192,7 +195,8 @@ impl Evidence {
     pub(crate) fn slowdown_of(own: (u64, u64), other: (u64, u64)) -> Option<f64> {
         let ((own_ns, own_calls), (other_ns, other_calls)) = (own, other);
         #[expect(clippy::cast_precision_loss, reason = "a ratio")]
-        (own_calls >= TIMED_MIN && other_calls >= TIMED_MIN).then(|| own_ns as f64 / other_ns.max(1) as f64)
+        (own_calls >= TIMED_MIN && other_calls >= TIMED_MIN && own_ns >= SLOW_MIN_NS)
+            .then(|| own_ns as f64 / other_ns.max(1) as f64)
     }
 }
 
@@ -209,6 +213,8 @@ pub(crate) enum Input {
     Promote,
     /// An operator takes the last step back.
     Rollback { reason: String },
+    /// The generation before the live one has done harm.
+    Condemn { reason: String },
     /// The built-in is to serve.
     Remove { reason: String },
 }
@@ -261,6 +267,7 @@ pub(crate) struct Machine {
     probation: Probation,
     quarantined: BTreeMap<Digest, String>,
     history: VecDeque<Transition>,
+    newly_proven: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -300,7 +307,6 @@ const QUARANTINED_MAX: usize = 64;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct Kept {
-    pub(crate) last_number: u64,
     pub(crate) quarantined: BTreeMap<Digest, String>,
     pub(crate) history: VecDeque<Transition>,
 }
@@ -315,6 +321,7 @@ impl Machine {
             probation,
             quarantined: BTreeMap::new(),
             history: VecDeque::new(),
+            newly_proven: false,
         }
     }
 
@@ -332,7 +339,7 @@ impl Machine {
     }
 
     pub(crate) fn kept(&self) -> Kept {
-        Kept { last_number: self.last_number, quarantined: self.quarantined.clone(), history: self.history.clone() }
+        Kept { quarantined: self.quarantined.clone(), history: self.history.clone() }
     }
 
     pub(crate) fn picture(&self) -> Picture {
@@ -361,6 +368,16 @@ impl Machine {
     /// Whether the live generation has stood its probation: it is what to come back to after a restart.
     pub(crate) fn is_proven(&self) -> bool {
         self.live.as_ref().is_some_and(|live| live.watched.is_none())
+    }
+
+    /// Whether the live generation has stood its probation since the news was last taken.
+    pub(crate) fn has_news(&self) -> bool {
+        self.newly_proven
+    }
+
+    /// As [`has_news`](Self::has_news), which then is none any more.
+    pub(crate) fn take_news(&mut self) -> bool {
+        std::mem::take(&mut self.newly_proven)
     }
 
     /// Whether time has to be told.
@@ -418,6 +435,18 @@ impl Machine {
                     return Err(Refused::NoPrevious);
                 }
             }
+            Input::Condemn { reason } => {
+                if let Some(previous) = self.previous.take() {
+                    // With nothing to go back to there is nothing to be watched for.
+                    self.live.iter_mut().for_each(|live| live.watched = None);
+                    steps.push(previous.step(Phase::Quarantined, Some(reason.clone()), now_ms));
+                    let serves = self.live.as_ref().is_some_and(|live| live.digest == previous.digest);
+                    if !serves {
+                        self.condemn(previous.digest, &reason);
+                        self.end_same(previous.digest, &reason, now_ms, &mut steps);
+                    }
+                }
+            }
             Input::Remove { reason } => {
                 self.end_trial(Phase::Rejected, &reason, now_ms, &mut steps);
                 for gone in [self.live.take(), self.previous.take()].into_iter().flatten() {
@@ -461,6 +490,7 @@ impl Machine {
             && let Some(live) = &mut self.live
         {
             live.watched = None;
+            self.newly_proven = true;
         }
     }
 
@@ -539,9 +569,7 @@ impl Machine {
             } else {
                 steps.push(bad.step(Phase::Quarantined, Some(reason.to_owned()), now_ms));
                 self.condemn(bad.digest, reason);
-                if self.trial.as_ref().is_some_and(|trial| trial.running.digest == bad.digest) {
-                    self.end_trial(Phase::Quarantined, reason, now_ms, steps);
-                }
+                self.end_same(bad.digest, reason, now_ms, steps);
             }
         }
         steps.push(previous.step(Phase::Live, Some("rolled back to".to_owned()), now_ms));
@@ -565,6 +593,13 @@ impl Machine {
     fn end_trial(&mut self, phase: Phase, reason: &str, now_ms: u64, steps: &mut Vec<Transition>) {
         if let Some(trial) = self.trial.take() {
             steps.push(trial.running.step(phase, Some(reason.to_owned()), now_ms));
+        }
+    }
+
+    /// What is on trial is gone where it is of these bytes, which are quarantined.
+    fn end_same(&mut self, digest: Digest, reason: &str, now_ms: u64, steps: &mut Vec<Transition>) {
+        if self.trial.as_ref().is_some_and(|trial| trial.running.digest == digest) {
+            self.end_trial(Phase::Quarantined, reason, now_ms, steps);
         }
     }
 
@@ -640,6 +675,7 @@ mod tests {
         inputs.extend(numbers.into_iter().flatten().map(|generation| Input::Failed { generation }));
         inputs.push(Input::Promote);
         inputs.push(Input::Rollback { reason: "asked".to_owned() });
+        inputs.push(Input::Condemn { reason: "harm".to_owned() });
         inputs.push(Input::Remove { reason: "gone".to_owned() });
         inputs
     }
@@ -667,7 +703,7 @@ mod tests {
             Some(Shadow) => matches!(after, Live | Rejected | Quarantined),
             Some(Canary) => matches!(after, Canary | Live | Rejected | Quarantined),
             Some(Live) => matches!(after, Previous | Retired | Rejected | Quarantined),
-            Some(Previous) => matches!(after, Live | Retired),
+            Some(Previous) => matches!(after, Live | Retired | Quarantined),
             Some(_) => false,
         }
     }
@@ -691,39 +727,50 @@ mod tests {
                         machine.history.iter().map(|step| (step.generation, step.phase)).collect();
                     let steps = after.apply(input.clone(), now_ms);
                     steps_taken += 1;
-                    let told = format!("{input:?} after {later_ms} ms on {machine:?}");
+                    let told = || format!("{input:?} after {later_ms} ms on {machine:?}");
                     let Ok(steps) = steps else {
-                        assert_eq!(after.picture(), before, "refused, so nothing changed: {told}");
+                        assert_eq!(after.picture(), before, "refused, so nothing changed: {}", told());
                         continue;
                     };
                     let picture = after.picture();
                     let numbers = [picture.live, picture.previous, picture.trial.map(Trial::generation)];
                     let numbers: Vec<u64> = numbers.into_iter().flatten().collect();
-                    assert_eq!(numbers.iter().collect::<HashSet<_>>().len(), numbers.len(), "one role each: {told}");
+                    assert_eq!(
+                        numbers.iter().collect::<HashSet<_>>().len(),
+                        numbers.len(),
+                        "one role each: {}",
+                        told()
+                    );
                     if before.live.is_some() && !matches!(input, Input::Remove { .. }) {
-                        assert!(picture.live.is_some(), "somebody answers on: {told}");
+                        assert!(picture.live.is_some(), "somebody answers on: {}", told());
                     }
-                    assert!(picture.previous.is_none() || picture.live.is_some(), "{told}");
+                    assert!(picture.previous.is_none() || picture.live.is_some(), "{}", told());
+                    let watched = after.live.as_ref().is_some_and(|live| live.watched.is_some());
+                    assert!(!watched || picture.previous.is_some(), "watched, with nothing to go back to: {}", told());
                     for running in [&after.live, &after.previous].into_iter().flatten() {
-                        assert!(!after.quarantined.contains_key(&running.digest), "quarantined and serving: {told}");
+                        assert!(
+                            !after.quarantined.contains_key(&running.digest),
+                            "quarantined and serving: {}",
+                            told()
+                        );
                     }
                     if let Input::Failed { generation } = input {
                         if before.live == Some(generation) && picture.live != before.live {
-                            assert_eq!(picture.live, before.previous, "back to what was before: {told}");
+                            assert_eq!(picture.live, before.previous, "back to what was before: {}", told());
                             rollbacks += 1;
                         }
-                        assert!(steps.len() <= 3, "{told}");
+                        assert!(steps.len() <= 3, "{}", told());
                     }
                     if matches!(input, Input::Promote) {
-                        assert_eq!(picture.live, before.trial.map(Trial::generation), "{told}");
-                        assert_eq!(picture.previous, before.live, "the way back is open: {told}");
+                        assert_eq!(picture.live, before.trial.map(Trial::generation), "{}", told());
+                        assert_eq!(picture.previous, before.live, "the way back is open: {}", told());
                         promotions += 1;
                     }
-                    assert_eq!(picture == before, steps.is_empty(), "whatever changes is told: {told}");
+                    assert_eq!(picture == before, steps.is_empty(), "whatever changes is told: {}", told());
                     let mut phases = phases;
                     for step in &steps {
                         let former = phases.insert(step.generation, step.phase);
-                        assert!(may_follow(former, step.phase), "{former:?} to {:?}: {told}", step.phase);
+                        assert!(may_follow(former, step.phase), "{former:?} to {:?}: {}", step.phase, told());
                     }
                     // What is told and what is so agree.
                     for number in &numbers {
@@ -732,7 +779,7 @@ mod tests {
                             () if picture.previous == Some(*number) => &[Phase::Previous],
                             () => &[Phase::Shadow, Phase::Canary],
                         };
-                        assert!(expected.contains(&phases[number]), "{number} is {:?}: {told}", phases[number]);
+                        assert!(expected.contains(&phases[number]), "{number} is {:?}: {}", phases[number], told());
                     }
                     // A restart forgets who serves, and nothing else.
                     let mut restarted = Machine::new(after.probation.clone());

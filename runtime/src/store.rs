@@ -12,7 +12,7 @@ use std::{
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 
-use crate::digest::Digest;
+use crate::{digest::Digest, rollout::Kept};
 
 /// Components by digest and the record of what last worked.
 pub(crate) struct Store {
@@ -23,15 +23,28 @@ pub(crate) struct Store {
 
 /// What last worked; survives restarts.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 struct Record {
     /// By path within the plugin directory: the component that was last taken from there.
     files: BTreeMap<String, Digest>,
-    /// By slot: what last served.
-    slots: BTreeMap<String, Good>,
+    /// By slot: what served well, and what happened to its generations.
+    slots: BTreeMap<String, SlotRecord>,
+}
+
+/// What is known of one slot.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct SlotRecord {
+    /// What stood its probation last, or was the first that served.
+    pub(crate) good: Option<Good>,
+    /// What was that before.
+    pub(crate) before: Option<Good>,
+    /// Its generations and quarantine.
+    pub(crate) machine: Kept,
 }
 
 /// A component that served in a slot.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Good {
     pub(crate) plugin: String,
     pub(crate) digest: Digest,
@@ -41,11 +54,14 @@ impl Store {
     pub(crate) fn open(state_dir: &Path) -> anyhow::Result<Store> {
         let components = state_dir.join("components");
         private_dir(&components)?;
-        let record_path = state_dir.join("last-good.json");
+        let record_path = state_dir.join("record.json");
         let record = match fs::read(&record_path) {
             Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
-                // Losing it only means that nothing is known to have worked.
-                tracing::warn!(path = %record_path.display(), %error, "starting without last-known-good");
+                // Losing it means that nothing is known to have worked, or to have done harm; it is put aside for a look.
+                let aside = record_path.with_extension("json.damaged");
+                let _ = fs::rename(&record_path, &aside);
+                let (path, aside) = (record_path.display(), aside.display());
+                tracing::error!(%path, %aside, %error, "damaged: starting without last-known-good and quarantine");
                 Record::default()
             }),
             Err(_) => Record::default(),
@@ -74,8 +90,8 @@ impl Store {
         self.record.files.get(path).copied()
     }
 
-    pub(crate) fn last_good_of_slot(&self, slot: &str) -> Option<&Good> {
-        self.record.slots.get(slot)
+    pub(crate) fn slot(&self, slot: &str) -> SlotRecord {
+        self.record.slots.get(slot).cloned().unwrap_or_default()
     }
 
     pub(crate) fn file_worked(&mut self, path: &str, digest: Digest) {
@@ -90,9 +106,18 @@ impl Store {
         }
     }
 
-    pub(crate) fn slot_works(&mut self, slot: &str, good: Good) {
-        if self.record.slots.get(slot) != Some(&good) {
-            self.record.slots.insert(slot.to_owned(), good);
+    /// Keeps what became of a slot's generations, and of what serves it, if that is proven or the first.
+    pub(crate) fn slot_changed(&mut self, slot: &str, machine: Kept, live: Option<(Good, bool)>) {
+        let record = self.record.slots.entry(slot.to_owned()).or_default();
+        let former = record.clone();
+        record.machine = machine;
+        if let Some((live, proven)) = live
+            && (proven || record.good.is_none())
+            && record.good.as_ref() != Some(&live)
+        {
+            record.before = record.good.replace(live);
+        }
+        if *record != former {
             self.save();
         }
     }
@@ -100,7 +125,8 @@ impl Store {
     /// Whether the record names `digest` (as text).
     pub(crate) fn names(&self, digest: &str) -> bool {
         let record = &self.record;
-        let mut digests = record.files.values().chain(record.slots.values().map(|good| &good.digest));
+        let goods = record.slots.values().flat_map(|slot| [&slot.good, &slot.before]).flatten();
+        let mut digests = record.files.values().chain(goods.map(|good| &good.digest));
         digests.any(|known| known.to_string() == digest)
     }
 
@@ -112,7 +138,7 @@ impl Store {
     fn save(&self) {
         let text = serde_json::to_vec_pretty(&self.record).expect("maps with text keys are JSON");
         if let Err(error) = write_atomically(&self.record_path, &[&text]) {
-            tracing::warn!(path = %self.record_path.display(), %error, "cannot save last-known-good");
+            tracing::warn!(path = %self.record_path.display(), %error, "cannot save what worked and what did harm");
         }
     }
 

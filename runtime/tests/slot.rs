@@ -64,7 +64,7 @@ fn memory_of_another_version_starts_anew_with_an_event() {
     bed.host.reload("counter").expect("the new version is sound");
     assert_eq!(slot.decide(&1, &add(1, 5)), Answer::Total { sum: 5, build: 2 });
     let reset = drain(&mut events).into_iter().find_map(|event| match event.change {
-        Change::MemoryReset { from, to } => Some((event.slot, from, to)),
+        Change::MemoryReset { from, to, .. } => Some((event.slot, from, to)),
         _ => None,
     });
     let (from, to) = ("adder/1".into(), "adder/2".into());
@@ -209,8 +209,8 @@ fn ten_thousand_swaps_under_load_fail_no_call_and_leave_no_instance() {
         let mut flat = true;
         for burst in 0..10_000_u64 {
             bed.host.configure("counter", json!({"n": burst})).expect("a swap");
-            // Two shards, two generations, and the candidate's first.
-            flat &= bed.host.instances() <= 6;
+            // Two shards: the live generation, the one before, one on its way out, and the candidate.
+            flat &= bed.host.instances() <= 8;
         }
         done.store(true, Ordering::Relaxed);
         flat
@@ -219,7 +219,8 @@ fn ten_thousand_swaps_under_load_fail_no_call_and_leave_no_instance() {
     let status = bed.status();
     assert_eq!((status.generation, status.failures, status.fallbacks), (10_001, 0, 0));
     assert_eq!(status.calls, calls.load(Ordering::Relaxed));
-    assert!(bed.host.instances() <= 2);
+    // The generation before is kept warm, with one.
+    assert!(bed.host.instances() <= 3, "{}", bed.host.instances());
     bed.host.stop();
     assert_eq!(bed.host.instances(), 0);
 }

@@ -55,6 +55,8 @@ impl Kind for AgentHandler {
     type Request = Question;
     type Answer = Answer;
     type Memory = Vec<u8>;
+    type Wire = Vec<u8>;
+    const MIGRATION: Option<&'static str> = Some("tenon:agent/migration@0.1.0");
     world!(wit::AgentHandler, wit::AgentHandlerIndices);
 
     fn step(
@@ -75,6 +77,14 @@ impl Kind for AgentHandler {
                 (Answer::SetAside(reason), memory.clone())
             }
         })
+    }
+
+    fn to_wire(memory: &Vec<u8>) -> Vec<u8> {
+        memory.clone()
+    }
+
+    fn from_wire(memory: Vec<u8>) -> Vec<u8> {
+        memory
     }
 
     fn label(answer: &Answer) -> &'static str {

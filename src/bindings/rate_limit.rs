@@ -30,6 +30,8 @@ impl Kind for RateLimit {
     type Request = Request;
     type Answer = Verdict;
     type Memory = Cell;
+    type Wire = (u64, u64, u64, u64);
+    const MIGRATION: Option<&'static str> = Some("tenon:rate-limit/migration@0.1.0");
     world!(wit::RateLimitPolicy, wit::RateLimitPolicyIndices);
 
     fn step(
@@ -38,9 +40,9 @@ impl Kind for RateLimit {
         request: &Request,
         memory: &Cell,
     ) -> wasmtime::Result<(Verdict, Cell)> {
-        let cell = (memory[0], memory[1], memory[2], memory[3]);
+        let cell = Self::to_wire(memory);
         let (verdict, cell) = world.tenon_rate_limit_policy().call_check(store, request.into(), cell)?;
-        Ok((verdict.into(), [cell.0, cell.1, cell.2, cell.3]))
+        Ok((verdict.into(), Self::from_wire(cell)))
     }
 
     fn check(_: &Request, verdict: &Verdict, _: &Limits) -> Result<(), Refusal> {
@@ -51,6 +53,14 @@ impl Kind for RateLimit {
             }
             _ => Ok(()),
         }
+    }
+
+    fn to_wire(cell: &Cell) -> Self::Wire {
+        (cell[0], cell[1], cell[2], cell[3])
+    }
+
+    fn from_wire(cell: Self::Wire) -> Cell {
+        [cell.0, cell.1, cell.2, cell.3]
     }
 
     fn label(verdict: &Verdict) -> &'static str {

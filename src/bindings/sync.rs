@@ -44,6 +44,8 @@ impl Kind for SyncStrategy {
     type Request = Question;
     type Answer = Vec<Action>;
     type Memory = Vec<u8>;
+    type Wire = Vec<u8>;
+    const MIGRATION: Option<&'static str> = Some("tenon:sync/migration@0.1.0");
     world!(wit::SyncStrategy, wit::SyncStrategyIndices);
 
     fn step(
@@ -56,6 +58,14 @@ impl Kind for SyncStrategy {
         let view = strategy::View::from(&question.view);
         let (actions, memory) = world.tenon_sync_strategy().call_next(store, &view, &events, memory)?;
         Ok((actions.into_iter().map(Action::from).collect(), memory))
+    }
+
+    fn to_wire(memory: &Vec<u8>) -> Vec<u8> {
+        memory.clone()
+    }
+
+    fn from_wire(memory: Vec<u8>) -> Vec<u8> {
+        memory
     }
 
     /// The most that it does: fetches before anything else, since they are what a strategy is for.

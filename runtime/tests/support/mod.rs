@@ -85,6 +85,8 @@ impl Kind for Counter {
     type Request = Request;
     type Answer = Answer;
     type Memory = (u64, u64, u64, u64);
+    type Wire = (u64, u64, u64, u64);
+    const MIGRATION: Option<&'static str> = Some("tenon-test:counter/migration@0.1.0");
     world!(counter_world::CounterPlugin, counter_world::CounterPluginIndices);
 
     fn step(
@@ -120,6 +122,14 @@ impl Kind for Counter {
         }
     }
 
+    fn to_wire(memory: &Self::Memory) -> Self::Wire {
+        *memory
+    }
+
+    fn from_wire(wire: Self::Wire) -> Self::Memory {
+        wire
+    }
+
     fn label(answer: &Answer) -> &'static str {
         match answer {
             Answer::Total { .. } => "total",
@@ -130,8 +140,9 @@ impl Kind for Counter {
         }
     }
 
+    /// Client 0 is nobody.
     fn subject(request: &Request) -> Option<u64> {
-        Some(request.client)
+        (request.client > 0).then_some(request.client)
     }
 
     fn passes(answer: &Answer) -> bool {
@@ -173,6 +184,7 @@ impl Kind for Echo {
     type Request = String;
     type Answer = Vec<u8>;
     type Memory = Vec<u8>;
+    type Wire = Vec<u8>;
     world!(echo_world::EchoPlugin, echo_world::EchoPluginIndices);
 
     fn step(
@@ -182,6 +194,14 @@ impl Kind for Echo {
         memory: &Vec<u8>,
     ) -> wasmtime::Result<(Vec<u8>, Vec<u8>)> {
         world.tenon_test_echo_echo().call_say(store, request, memory)
+    }
+
+    fn to_wire(memory: &Vec<u8>) -> Vec<u8> {
+        memory.clone()
+    }
+
+    fn from_wire(wire: Vec<u8>) -> Vec<u8> {
+        wire
     }
 
     fn label(_: &Vec<u8>) -> &'static str {
@@ -486,6 +506,12 @@ pub fn names(events: &[Event]) -> Vec<&'static str> {
             Change::MemoryReset { .. } => "memory-reset",
             Change::Removed { .. } => "removed",
             Change::Duplicate { .. } => "duplicate",
+            Change::Shadow => "shadow",
+            Change::Canary { .. } => "canary",
+            Change::RolledBack { .. } => "rolled-back",
+            Change::Condemned { .. } => "condemned",
+            Change::CalledOff { .. } => "called-off",
+            Change::SetAside { .. } => "set-aside",
         })
         .collect()
 }

@@ -1,0 +1,279 @@
+//! A candidate beside the live generation: it is asked what the live one was asked, off the answering path, and its
+//! answers are compared. It decides nothing.
+
+use std::collections::BTreeMap;
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicU64, Ordering},
+};
+
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::{
+    generation::Generation,
+    kind::Kind,
+    memory::{Memory, Remembered},
+    rollout::Evidence,
+};
+
+/// Calls that wait in one shard to be given to the candidate; more are dropped and counted.
+pub(crate) const WAITING_MAX: usize = 1_024;
+/// Kept examples of one group.
+const EXAMPLES_MAX: usize = 5;
+/// Groups that are told apart.
+const GROUPS_MAX: usize = 256;
+
+/// One call that the live generation has answered.
+pub(crate) struct Call<K: Kind> {
+    /// None where the caller keeps the memory.
+    pub(crate) key: Option<(u64, K::Key)>,
+    pub(crate) request: K::Request,
+    /// What the live generation was given.
+    pub(crate) before: Remembered<K::Memory>,
+    pub(crate) answer: K::Answer,
+    /// Whether the built-in gave it: a candidate that has no opinion then agrees.
+    pub(crate) by_builtin: bool,
+}
+
+/// What a shadow has shown so far.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Divergence {
+    /// The candidate.
+    pub generation: u64,
+    /// Answers that were compared.
+    pub compared: u64,
+    /// Of those, how many differ.
+    pub divergent: u64,
+    /// Calls that the candidate failed; each counts as one that differs.
+    pub failures: u64,
+    /// Calls that it was not given, since it was too slow for them.
+    pub dropped: u64,
+    /// The differences, most frequent first.
+    pub groups: Vec<Group>,
+}
+
+/// Answers that differ in the same way.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Group {
+    /// The requests' class.
+    pub class: String,
+    /// What the live generation answered, in one word.
+    pub live: String,
+    /// What the candidate did; `failed` where it failed.
+    pub candidate: String,
+    /// How many.
+    pub count: u64,
+    /// How many keys they concern; at least this many.
+    pub keys: u64,
+    /// In how many answers each field differs, by its path.
+    pub fields: BTreeMap<String, u64>,
+    /// Some of them.
+    pub examples: Vec<Example>,
+}
+
+/// Two answers to one request.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Example {
+    /// The key; null where the caller keeps the memory.
+    pub key: Value,
+    /// What was asked.
+    pub request: Value,
+    /// What the live generation answered.
+    pub live: Value,
+    /// What the candidate answered, or why it failed.
+    pub candidate: Value,
+}
+
+/// A candidate in the shadow of a slot.
+pub(crate) struct Shadow<K: Kind> {
+    pub(crate) generation: Arc<Generation<K>>,
+    dropped: AtomicU64,
+    seen: Mutex<Seen<K>>,
+}
+
+struct Seen<K: Kind> {
+    /// The candidate's own memory; it advances beside the live one's.
+    memory: Memory<K::Key, K::Memory>,
+    own: Option<K::Memory>,
+    compared: u64,
+    divergent: u64,
+    failures: u64,
+    groups: BTreeMap<(&'static str, &'static str, &'static str), Collected>,
+}
+
+#[derive(Default)]
+struct Collected {
+    group: Group,
+    /// Hashes of the keys, as many as are worth counting.
+    keys: std::collections::HashSet<u64>,
+}
+
+impl<K: Kind> Shadow<K> {
+    pub(crate) fn new(generation: Arc<Generation<K>>, keys_max: usize) -> Shadow<K> {
+        let seen = Seen {
+            memory: Memory::new(keys_max),
+            own: None,
+            compared: 0,
+            divergent: 0,
+            failures: 0,
+            groups: BTreeMap::new(),
+        };
+        Shadow { generation, dropped: AtomicU64::new(0), seen: Mutex::new(seen) }
+    }
+
+    pub(crate) fn dropped(&self) {
+        self.dropped.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Gives the candidate one call. `adopt` makes the live generation's memory one that the candidate can read; it is
+    /// asked when the candidate has none of its own for the key yet. Answers whether the candidate failed.
+    pub(crate) fn compare(&self, call: &Call<K>, adopt: impl FnOnce(&Remembered<K::Memory>) -> K::Memory) -> bool {
+        let seen = &mut *self.seen();
+        let known = match &call.key {
+            Some((hash, key)) => seen.memory.find(*hash, key).map(|kept| kept.memory.clone()),
+            None => seen.own.clone(),
+        };
+        let before = known.unwrap_or_else(|| adopt(&call.before));
+        let hint = call.key.as_ref().map_or(0, |(hash, _)| *hash as usize);
+        let (result, _) = self.generation.call_anywhere(hint, &call.request, &before);
+        seen.compared += 1;
+        let failed = result.is_err();
+        let candidate = match result {
+            Ok((answer, memory)) => {
+                match &call.key {
+                    Some((hash, key)) => match seen.memory.find(*hash, key) {
+                        Some(kept) => kept.memory = memory,
+                        None => {
+                            let kept = Remembered { memory, form: self.generation.form, journaled: 0 };
+                            seen.memory.add(*hash, key.clone(), kept);
+                        }
+                    },
+                    None => seen.own = Some(memory),
+                }
+                if answer == call.answer || (call.by_builtin && K::passes(&answer)) {
+                    return false;
+                }
+                Ok(answer)
+            }
+            Err(failure) => {
+                seen.failures += 1;
+                Err(failure)
+            }
+        };
+        seen.divergent += 1;
+        seen.note(call, candidate);
+        failed
+    }
+
+    pub(crate) fn evidence(&self, live: (u64, u64)) -> Evidence {
+        let seen = self.seen();
+        let times = self.generation.times();
+        Evidence {
+            calls: seen.compared,
+            divergent: seen.divergent,
+            failures: seen.failures,
+            slowdown: Evidence::slowdown_of((times.p99_ns, times.timed), live),
+        }
+    }
+
+    pub(crate) fn divergence(&self) -> Divergence {
+        let seen = self.seen();
+        let group = |collected: &Collected| Group { keys: collected.keys.len() as u64, ..collected.group.clone() };
+        let mut groups: Vec<Group> = seen.groups.values().map(group).collect();
+        groups.sort_by_key(|group| std::cmp::Reverse(group.count));
+        Divergence {
+            generation: self.generation.number,
+            compared: seen.compared,
+            divergent: seen.divergent,
+            failures: seen.failures,
+            dropped: self.dropped.load(Ordering::Relaxed),
+            groups,
+        }
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Seen<K>> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<K: Kind> Seen<K> {
+    #[cold]
+    fn note(&mut self, call: &Call<K>, candidate: Result<K::Answer, crate::Failure>) {
+        let live = K::label(&call.answer);
+        let label = candidate.as_ref().map_or("failed", K::label);
+        let place = (K::class(&call.request), live, label);
+        if self.groups.len() >= GROUPS_MAX && !self.groups.contains_key(&place) {
+            return;
+        }
+        let collected = self.groups.entry(place).or_default();
+        if let Some((hash, _)) = &call.key
+            && collected.keys.len() < 10_000
+        {
+            collected.keys.insert(*hash);
+        }
+        let group = &mut collected.group;
+        (group.class, group.live, group.candidate) = (place.0.into(), live.into(), label.into());
+        group.count += 1;
+        let before = json(&call.answer);
+        let after = match &candidate {
+            Ok(answer) => json(answer),
+            Err(failure) => Value::String(failure.to_string()),
+        };
+        for path in differing(&before, &after) {
+            *group.fields.entry(path).or_default() += 1;
+        }
+        if group.examples.len() < EXAMPLES_MAX {
+            let key = call.key.as_ref().map_or(Value::Null, |(_, key)| json(key));
+            group.examples.push(Example { key, request: json(&call.request), live: before, candidate: after });
+        }
+    }
+}
+
+fn json(value: &impl Serialize) -> Value {
+    serde_json::to_value(value).unwrap_or_else(|error| Value::String(error.to_string()))
+}
+
+/// The paths of the fields in which two values differ, like `allow.remaining`; empty where they are equal.
+pub(crate) fn differing(one: &Value, other: &Value) -> Vec<String> {
+    fn walk(path: &str, one: &Value, other: &Value, found: &mut Vec<String>) {
+        let below = |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
+        match (one, other) {
+            (Value::Object(ones), Value::Object(others)) => {
+                let names = ones.keys().chain(others.keys().filter(|name| !ones.contains_key(*name)));
+                for name in names {
+                    let null = &Value::Null;
+                    walk(&below(name), ones.get(name).unwrap_or(null), others.get(name).unwrap_or(null), found);
+                }
+            }
+            (Value::Array(ones), Value::Array(others)) if ones.len() == others.len() => {
+                for (at, (one, other)) in ones.iter().zip(others).enumerate() {
+                    walk(&below(&at.to_string()), one, other, found);
+                }
+            }
+            _ if one == other => {}
+            _ => found.push(if path.is_empty() { "answer".to_owned() } else { path.to_owned() }),
+        }
+    }
+    let mut found = Vec::new();
+    walk("", one, other, &mut found);
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::differing;
+
+    #[test]
+    fn differences_are_named_by_their_path() {
+        let allow = |remaining: u64| json!({ "allow": { "limit": 5, "remaining": remaining } });
+        assert_eq!(differing(&allow(3), &allow(3)), Vec::<String>::new());
+        assert_eq!(differing(&allow(3), &allow(4)), ["allow.remaining"]);
+        assert_eq!(differing(&allow(3), &json!({ "throttle": {} })), ["allow", "throttle"]);
+        assert_eq!(differing(&json!("pass"), &allow(1)), ["answer"]);
+        assert_eq!(differing(&json!([1, 2]), &json!([1, 3])), ["1"]);
+        assert_eq!(differing(&json!([1]), &json!([1, 3])), ["answer"]);
+    }
+}

@@ -1,0 +1,533 @@
+//! Changes of who answers: candidates, orders of operators, and what time and failures lead to. Each change is a step of
+//! the slot's [`Machine`] and then one pointer.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::SystemTime,
+};
+
+use serde_json::Value;
+
+use super::{Inner, Serving, Status};
+use crate::{
+    digest::Digest,
+    event::Change,
+    generation::{Generation, Way},
+    kind::Kind,
+    load::{MemoryId, Plugin, Rejection, Stage},
+    rollout::{
+        Evidence, Input, Kept as KeptMachine, Machine, Phase, Picture, Probation, Refused, Rollout, Transition, Trial,
+    },
+    shadow::{Divergence, Shadow},
+    store::Good,
+};
+
+/// Memories on which a candidate must show that it can take over.
+const MIGRATION_SAMPLE: usize = 64;
+
+/// What only changes between calls.
+pub(super) struct Control<K: Kind> {
+    pub(super) machine: Machine,
+    /// By number: those in the machine's picture.
+    made: BTreeMap<u64, Made<K>>,
+    /// Of what serves.
+    pub(super) settings: Value,
+    pub(super) last_error: Option<String>,
+    pub(super) rejected: Option<Rejection>,
+    /// Whose memory the last change of hands lost, and to which generation.
+    pub(super) lost: Option<(MemoryId, u64)>,
+    /// The memory that is about, also while the built-in serves.
+    memory_id: MemoryId,
+    /// What the last shadow came to.
+    pub(super) divergence: Option<Divergence>,
+    /// Whether there is something new to keep on disk.
+    changed: bool,
+    /// Whether bytes were condemned: a restart must not take them again.
+    urgent: bool,
+}
+
+/// What has happened since the last time that it was kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum News {
+    /// It may wait a little: there may be more.
+    Ordinary,
+    /// It must be on disk at once.
+    Urgent,
+}
+
+struct Made<K: Kind> {
+    generation: Arc<Generation<K>>,
+    settings: Value,
+}
+
+impl<K: Kind> Control<K> {
+    pub(super) fn new(probation: Probation) -> Control<K> {
+        Control {
+            machine: Machine::new(probation),
+            made: BTreeMap::new(),
+            settings: Value::Null,
+            last_error: None,
+            rejected: None,
+            lost: None,
+            memory_id: MemoryId::BUILTIN,
+            divergence: None,
+            changed: false,
+            urgent: false,
+        }
+    }
+}
+
+/// How a candidate is to be taken.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct How {
+    /// Without a trial, whatever the slot's rollout is.
+    pub(crate) at_once: bool,
+    /// Even if it is quarantined.
+    pub(crate) forced: bool,
+}
+
+/// A candidate that passed every check. Calling it takes it: at once, or, with a flag, as soon as that is up.
+pub(crate) type Taken = Box<dyn FnOnce(Option<&Arc<AtomicBool>>) -> Result<(), Rejection> + Send>;
+
+/// What of a slot is kept on disk.
+pub(crate) struct Saved {
+    pub(crate) machine: KeptMachine,
+    /// What serves, and whether it has stood its probation.
+    pub(crate) live: Option<(Good, bool)>,
+}
+
+/// A slot without its types: what the host hands plugins to.
+pub(crate) trait Receiver: Send + Sync {
+    fn name(&self) -> &Arc<str>;
+    fn kind(&self) -> &'static str;
+    /// Checks `plugin` with `settings` in every way and makes its first instances.
+    fn prepare(self: Arc<Self>, plugin: &Arc<Plugin>, settings: &Value, how: How) -> Result<Taken, Rejection>;
+    /// Ends the time in which a set of slots had both: only the new one is left.
+    fn release(&self);
+    /// Lets the built-in serve.
+    fn retire(&self, reason: &str);
+    /// Configures the built-in.
+    fn configure_builtin(&self, settings: &Value) -> Result<(), String>;
+    /// Notes a candidate that never came as far as an offer.
+    fn reject(&self, rejection: Rejection);
+    /// What serves: the component and its settings.
+    fn live(&self) -> Option<(Digest, Value)>;
+    /// The candidate on trial goes live.
+    fn promote(&self) -> Result<(), Refused>;
+    /// The candidate on trial goes, or the generation before the live one serves again.
+    fn roll_back(&self, reason: &str) -> Result<(), Refused>;
+    /// The generation before the live one is gone, and its bytes are not taken again.
+    fn condemn_previous(&self, reason: &str);
+    /// Whether there is something to keep; more than news, an order, where bytes were condemned.
+    fn news(&self) -> Option<News>;
+    /// Looks after trial and probation; whether there is any.
+    fn tick(&self) -> bool;
+    /// What is to be kept, if it has changed since the last time.
+    fn saved(&self) -> Option<Saved>;
+    /// Takes up what was kept.
+    fn restore(&self, kept: &KeptMachine);
+    fn history(&self) -> Vec<Transition>;
+    /// What the shadow has shown so far, or the last one came to.
+    fn divergence(&self) -> Option<Divergence>;
+    fn status(&self) -> Status;
+}
+
+fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl<K: Kind> Inner<K> {
+    /// One thing happens, and whoever is to answer then does.
+    pub(super) fn happens(&self, input: Input) -> Result<(), Refused> {
+        let mut control = self.control();
+        let steps = control.machine.apply(input, now_ms())?;
+        if !steps.is_empty() {
+            self.show(&mut control, &steps, None);
+        }
+        Ok(())
+    }
+
+    /// Makes what the machine says so, and tells of it.
+    fn show(&self, control: &mut Control<K>, steps: &[Transition], flag: Option<&Arc<AtomicBool>>) {
+        let Picture { live, previous, trial } = control.machine.picture();
+        let held = self.live.load_full();
+        let serving = held.now();
+        let made = |number: Option<u64>| Some(Arc::clone(&control.made.get(&number?)?.generation));
+        let shadow = match trial {
+            Some(Trial::Shadow(number)) => {
+                let same = serving.shadow.as_ref().filter(|shadow| shadow.generation.number == number);
+                let new =
+                    || Arc::new(Shadow::new(control.made[&number].generation.clone(), self.limits.memory_keys_max));
+                Some(same.cloned().unwrap_or_else(new))
+            }
+            _ => None,
+        };
+        let canary = match trial {
+            Some(Trial::Canary(number, percent)) => made(Some(number)).map(|canary| (canary, percent)),
+            _ => None,
+        };
+        // Whoever wrote memories and goes back is needed to turn them back.
+        let back = |step: &&Transition| matches!(step.phase, Phase::Quarantined | Phase::Rejected);
+        let gone_back = steps.iter().find(back).and_then(|step| made(Some(step.generation)));
+        let gone_back = gone_back.filter(|gone| gone.can_migrate()).or_else(|| serving.gone_back.clone());
+        let former = serving.live.clone();
+        let next = Arc::new(Serving {
+            live: made(live),
+            previous: made(previous),
+            canary,
+            shadow,
+            gone_back: gone_back.filter(|_| !steps.iter().any(|step| step.phase == Phase::Previous)),
+            then: None,
+        });
+        if let Some(ended) = &serving.shadow
+            && next.shadow.as_ref().is_none_or(|shadow| !Arc::ptr_eq(shadow, ended))
+        {
+            control.divergence = Some(ended.divergence());
+        }
+        if let Some(live) = live
+            && let Some(made) = control.made.get(&live)
+        {
+            control.settings = made.settings.clone();
+        }
+        let events = self.tell(control, steps, former.as_deref(), &next);
+        let everyone = [live, previous, trial.map(Trial::generation)];
+        control.made.retain(|number, _| everyone.contains(&Some(*number)));
+        control.changed = true;
+        control.urgent |= steps.iter().any(|step| step.phase == Phase::Quarantined);
+        // One pointer. Whoever is in the middle of a call ends it where it began; the last of them frees the old one.
+        let before = match flag {
+            None => self.live.swap(next.clone()),
+            Some(flag) => {
+                let both = Serving {
+                    live: serving.live.clone(),
+                    previous: serving.previous.clone(),
+                    canary: serving.canary.clone(),
+                    shadow: serving.shadow.clone(),
+                    gone_back: serving.gone_back.clone(),
+                    then: Some((Arc::clone(flag), next.clone())),
+                };
+                self.live.swap(Arc::new(both))
+            }
+        };
+        drop((before, held));
+        if let Some(previous) = &next.previous {
+            previous.cool();
+        }
+        for event in events {
+            self.events.send(event);
+        }
+        // An error means that the host is gone, and with it what would look after it.
+        let _ = self.wake.send(());
+    }
+
+    fn tell(
+        &self,
+        control: &mut Control<K>,
+        steps: &[Transition],
+        former: Option<&Generation<K>>,
+        next: &Serving<K>,
+    ) -> Vec<crate::Event> {
+        let mut events = Vec::new();
+        let former_number = former.map_or(0, |former| former.number);
+        for step in steps {
+            let generation = control.made.get(&step.generation).map(|made| Arc::clone(&made.generation));
+            let reason = || step.reason.clone().unwrap_or_default();
+            let percent = next.canary.as_ref().map_or(100, |(_, percent)| *percent);
+            let change = match step.phase {
+                Phase::Live if step.reason.is_some() => {
+                    let why = steps.iter().find_map(|step| match step.phase {
+                        Phase::Quarantined | Phase::Rejected => step.reason.clone(),
+                        _ => None,
+                    });
+                    Change::RolledBack { from: former_number, reason: why.unwrap_or_default() }
+                }
+                Phase::Live => {
+                    let version = generation.as_ref().map(|live| live.plugin.description.version.clone());
+                    Change::Live { kind: K::NAME, version: version.unwrap_or_default(), previous: former_number }
+                }
+                Phase::Shadow => Change::Shadow,
+                Phase::Canary => Change::Canary { percent },
+                Phase::Quarantined => Change::Condemned { reason: reason() },
+                Phase::Rejected => Change::CalledOff { reason: reason() },
+                Phase::Retired if next.live.is_none() && step.generation == former_number => {
+                    Change::Retired { reason: reason() }
+                }
+                _ => continue,
+            };
+            events.push(self.event(generation.as_deref(), change));
+        }
+        // Memory that nobody can hand over is news at once, not only when it is missed.
+        if let Some(live) = &next.live
+            && live.memory_id != control.memory_id
+        {
+            let from = std::mem::replace(&mut control.memory_id, live.memory_id.clone());
+            let same = from.plugin == live.memory_id.plugin;
+            let knows = |generation: &Generation<K>| generation.can_migrate();
+            let handed = same && (next.everyone().any(|generation| knows(generation)) || former.is_some_and(knows));
+            if from != MemoryId::BUILTIN && !handed {
+                control.lost = Some((from.clone(), live.number));
+                let reason = if same { "neither version exports the migration interface" } else { "another plugin's" };
+                let (from, to) = (from.to_string(), live.memory_id.to_string());
+                let change = Change::MemoryReset { from, to, reason: reason.to_owned() };
+                events.push(self.event(Some(live), change));
+            }
+        }
+        events
+    }
+
+    /// Whether the candidate can take over what there is, shown on a sample.
+    fn check_migration(&self, candidate: &Generation<K>) -> Result<(), Rejection> {
+        let own = &candidate.memory_id;
+        let mut sample = Vec::new();
+        for shard in &self.shards {
+            // A shard in the middle of a call is left out rather than waited for.
+            let Ok(kept) = shard.kept.try_lock() else {
+                continue;
+            };
+            sample.extend(kept.plugin.some(MIGRATION_SAMPLE - sample.len()).cloned());
+            if sample.len() >= MIGRATION_SAMPLE {
+                break;
+            }
+        }
+        for kept in sample {
+            let id = self.form(kept.form);
+            if id.plugin == own.plugin && id.version < own.version && candidate.can_migrate() {
+                candidate.migrate(Way::Up, id.version, &kept.memory).map_err(|reason| {
+                    Rejection::new(Stage::Migrate, format!("a live memory of {id}: {reason}"))
+                        .of(candidate.plugin.digest)
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the shadow what waits for it.
+    fn drain(&self, serving: &Serving<K>) {
+        let Some(shadow) = &serving.shadow else {
+            return;
+        };
+        let mut calls = Vec::new();
+        let mut failed = 0;
+        let mut give = |calls: &mut Vec<_>| {
+            for call in calls.drain(..) {
+                let adopt = |kept: &crate::memory::Remembered<K::Memory>| {
+                    let id = self.form(kept.form);
+                    // What the live version could not read either is nothing to be told twice.
+                    if id.plugin == shadow.generation.memory_id.plugin || id == MemoryId::BUILTIN {
+                        return self.adopt(serving, &shadow.generation, &id, &kept.memory);
+                    }
+                    K::Memory::default()
+                };
+                failed += u64::from(shadow.compare(&call, adopt));
+            }
+        };
+        for shard in &self.shards {
+            std::mem::swap(&mut calls, &mut shard.lock().waiting);
+            give(&mut calls);
+        }
+        std::mem::swap(&mut calls, &mut self.steps_waiting.lock().unwrap_or_else(PoisonError::into_inner));
+        give(&mut calls);
+        for _ in 0..failed {
+            let _ = self.happens(Input::Failed { generation: shadow.generation.number });
+        }
+    }
+}
+
+impl<K: Kind> Receiver for Inner<K> {
+    fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    fn kind(&self) -> &'static str {
+        K::NAME
+    }
+
+    fn prepare(self: Arc<Self>, plugin: &Arc<Plugin>, settings: &Value, how: How) -> Result<Taken, Rejection> {
+        let (number, quarantine) = {
+            let control = self.control();
+            let quarantine = control.machine.quarantine(plugin.digest).filter(|_| !how.forced);
+            (control.machine.next_number(), quarantine.map(str::to_owned))
+        };
+        let warmth = self.live.load().now().live.as_ref().map_or(1, |live| live.warmth());
+        let prepared = match quarantine {
+            Some(reason) => {
+                let reason = format!("{reason}; change its bytes, or promote it by force");
+                Err(Rejection::new(Stage::Quarantine, reason).of(plugin.digest))
+            }
+            None => Generation::prepare(
+                number,
+                &self.name,
+                Arc::clone(plugin),
+                Arc::clone(&self.engine),
+                settings,
+                &self.limits,
+                self.shards.len(),
+                self.form_of(&plugin.memory_id()),
+            ),
+        };
+        let prepared = prepared.and_then(|generation: Generation<K>| {
+            generation.warm(warmth)?;
+            self.check_migration(&generation)?;
+            Ok(generation)
+        });
+        let generation = match prepared {
+            Ok(generation) => Arc::new(generation),
+            Err(rejection) => {
+                self.reject(rejection.clone());
+                return Err(rejection);
+            }
+        };
+        let settings = settings.clone();
+        Ok(Box::new(move |flag| {
+            let mut control = self.control();
+            let (plugin, digest) = (generation.plugin.name.to_string(), generation.plugin.digest);
+            // There is nothing to compare it with, and nothing to lose.
+            let at_once = how.at_once || control.machine.picture().live.is_none();
+            let mode = if at_once { Rollout::Immediate } else { self.rollout.clone() };
+            let forced = how.forced || flag.is_some();
+            control
+                .made
+                .insert(generation.number, Made { generation: Arc::clone(&generation), settings: settings.clone() });
+            let steps = match control.machine.apply(Input::Probed { plugin, digest, mode, forced }, now_ms()) {
+                Ok(steps) => steps,
+                Err(refused) => {
+                    control.made.remove(&generation.number);
+                    return Err(Rejection::new(Stage::Quarantine, refused).of(digest));
+                }
+            };
+            control.rejected = None;
+            control.last_error = None;
+            self.show(&mut control, &steps, flag);
+            drop(control);
+            // Where it understands them, the limits that an operator set hold also while the plugin does not answer.
+            if settings.as_object().is_some_and(|settings| !settings.is_empty()) {
+                let _ = self.builtin.configure(&settings);
+            }
+            Ok(())
+        }))
+    }
+
+    fn release(&self) {
+        let _control = self.control();
+        let serving = self.live.load_full();
+        if let Some((flag, next)) = &serving.then
+            && flag.load(Ordering::Acquire)
+        {
+            self.live.store(Arc::clone(next));
+        }
+    }
+
+    fn retire(&self, reason: &str) {
+        let _ = self.happens(Input::Remove { reason: reason.to_owned() });
+    }
+
+    fn configure_builtin(&self, settings: &Value) -> Result<(), String> {
+        self.builtin.configure(settings)?;
+        self.control().settings = settings.clone();
+        Ok(())
+    }
+
+    fn reject(&self, rejection: Rejection) {
+        let mut control = self.control();
+        if let Some(digest) = rejection.digest
+            && rejection.stage != Stage::Quarantine
+        {
+            let after = match rejection.stage {
+                Stage::Compile => Phase::Checked,
+                Stage::Settings | Stage::Configure | Stage::Probe | Stage::Migrate => Phase::Compiled,
+                _ => Phase::Candidate,
+            };
+            control.machine.rejected("", digest, after, rejection.to_string(), now_ms());
+            control.changed = true;
+        }
+        control.last_error = Some(rejection.to_string());
+        control.rejected = Some(rejection);
+    }
+
+    fn live(&self) -> Option<(Digest, Value)> {
+        let control = self.control();
+        let made = control.made.get(&control.machine.picture().live?)?;
+        Some((made.generation.plugin.digest, made.settings.clone()))
+    }
+
+    fn promote(&self) -> Result<(), Refused> {
+        self.happens(Input::Promote)
+    }
+
+    fn roll_back(&self, reason: &str) -> Result<(), Refused> {
+        self.happens(Input::Rollback { reason: reason.to_owned() })
+    }
+
+    fn condemn_previous(&self, reason: &str) {
+        let _ = self.happens(Input::Condemn { reason: reason.to_owned() });
+    }
+
+    fn news(&self) -> Option<News> {
+        let control = self.control();
+        let urgent = control.urgent.then_some(News::Urgent);
+        urgent.or((control.changed || control.machine.has_news()).then_some(News::Ordinary))
+    }
+
+    fn tick(&self) -> bool {
+        let held = self.live.load_full();
+        let serving = held.now();
+        self.drain(serving);
+        let p99 = |generation: Option<&Arc<Generation<K>>>| {
+            let times = generation.map(|generation| generation.times()).unwrap_or_default();
+            (times.p99_ns, times.timed)
+        };
+        let (live, previous) = (serving.live.as_ref(), serving.previous.as_ref());
+        let evidence = |own: &Arc<Generation<K>>, other| Evidence {
+            calls: own.calls(),
+            divergent: 0,
+            failures: own.failures(),
+            slowdown: Evidence::slowdown_of(p99(Some(own)), p99(other)),
+        };
+        let trial = match (&serving.shadow, &serving.canary) {
+            (Some(shadow), _) => shadow.evidence(p99(live)),
+            (None, Some((canary, _))) => evidence(canary, live),
+            (None, None) => Evidence::default(),
+        };
+        let live = live.map(|live| evidence(live, previous)).unwrap_or_default();
+        drop(held);
+        let _ = self.happens(Input::Tick { trial, live });
+        self.control().machine.is_waiting()
+    }
+
+    fn saved(&self) -> Option<Saved> {
+        let mut control = self.control();
+        let proven = control.machine.take_news();
+        control.urgent = false;
+        if !std::mem::take(&mut control.changed) && !proven {
+            return None;
+        }
+        let live = control.machine.picture().live.and_then(|live| control.made.get(&live));
+        let live = live.map(|made| {
+            let plugin = &made.generation.plugin;
+            (Good { plugin: plugin.name.to_string(), digest: plugin.digest }, control.machine.is_proven())
+        });
+        Some(Saved { machine: control.machine.kept(), live })
+    }
+
+    fn restore(&self, kept: &KeptMachine) {
+        self.control().machine.restore(kept);
+    }
+
+    fn history(&self) -> Vec<Transition> {
+        self.control().machine.history().cloned().collect()
+    }
+
+    fn divergence(&self) -> Option<Divergence> {
+        let shadow = self.live.load().now().shadow.clone();
+        shadow.map(|shadow| shadow.divergence()).or_else(|| self.control().divergence.clone())
+    }
+
+    fn status(&self) -> Status {
+        self.status_now()
+    }
+}

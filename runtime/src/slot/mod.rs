@@ -1,0 +1,681 @@
+//! A slot: the place where one plugin of a kind serves. The only place where erased ([`Receiver`]) meets typed.
+//!
+//! Here is what a call does; [`control`] changes who answers, [`status`] says how things are.
+
+mod control;
+mod status;
+
+use std::{
+    hash::BuildHasher as _,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        mpsc,
+    },
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwap;
+use foldhash::fast::RandomState;
+use serde::Serialize;
+use serde_json::Value;
+
+use self::control::Control;
+pub(crate) use self::control::{How, News, Receiver};
+pub use self::status::{Condition, GenerationStatus, Role, Status};
+use crate::{
+    engine::Engine,
+    event::{Change, Event, Events},
+    generation::{Generation, Way},
+    health::Turn,
+    kind::Kind,
+    limits::{Failure, Limits, OnFailure, PluginConfig, Refusal},
+    load::MemoryId,
+    memory::{Memory, Remembered},
+    rollout::{Input, Rollout},
+    shadow::{self, Call, Shadow},
+};
+
+/// Where one plugin of kind `K` serves. A cheap handle.
+///
+/// Asking it cannot fail: when no plugin serves, or the one that does fails, the one before or the built-in answers.
+pub struct Slot<K: Kind>(Arc<Inner<K>>);
+
+impl<K: Kind> Clone for Slot<K> {
+    fn clone(&self) -> Self {
+        Slot(Arc::clone(&self.0))
+    }
+}
+
+/// Who gave an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum By {
+    /// The native step.
+    Builtin,
+    /// This generation of the slot's plugin.
+    Generation(u64),
+    /// Nobody: the plugin failed, and the slot is set to fail open or closed.
+    Policy,
+}
+
+/// An answer and where it comes from.
+pub struct Decision<K: Kind> {
+    /// The answer.
+    pub answer: K::Answer,
+    /// Who gave it.
+    pub by: By,
+    /// Why it was not the plugin, if the plugin was asked and failed.
+    pub failure: Option<Failure>,
+}
+
+/// A step whose memory the caller keeps.
+pub struct Step<K: Kind> {
+    /// The answer.
+    pub answer: K::Answer,
+    /// The memory to hand in next time; as it was, unless a plugin gave the answer.
+    pub memory: K::Memory,
+    /// Whose memory that is: keep it beside the memory, and hand both to [`Slot::step_from`].
+    pub memory_id: MemoryId,
+    /// Who gave the answer.
+    pub by: By,
+    /// Why it was not the plugin, if the plugin was asked and failed.
+    pub failure: Option<Failure>,
+}
+
+/// The native step of a slot: it answers while no plugin does. A closure is one that takes no configuration.
+pub trait Builtin<K: Kind>: Send + Sync {
+    /// One step. Its memory is kept apart from plugins'.
+    fn step(&self, request: &K::Request, memory: &K::Memory) -> (K::Answer, K::Memory);
+
+    /// Takes a configuration, as the plugin that serves has it. Errors: what is wrong with it; the former one holds on.
+    fn configure(&self, settings: &Value) -> Result<(), String> {
+        match settings {
+            Value::Object(settings) if settings.is_empty() => Ok(()),
+            _ => Err("the built-in takes no configuration".to_owned()),
+        }
+    }
+}
+
+impl<K, F> Builtin<K> for F
+where
+    K: Kind,
+    F: Fn(&K::Request, &K::Memory) -> (K::Answer, K::Memory) + Send + Sync,
+{
+    fn step(&self, request: &K::Request, memory: &K::Memory) -> (K::Answer, K::Memory) {
+        self(request, memory)
+    }
+}
+
+struct Inner<K: Kind> {
+    name: Arc<str>,
+    engine: Arc<Engine>,
+    events: Events,
+    builtin: Box<dyn Builtin<K>>,
+    on_failure: OnFailure,
+    limits: Limits,
+    rollout: Rollout,
+    live: ArcSwap<Serving<K>>,
+    hasher: RandomState,
+    shards: Box<[Shard<K>]>,
+    /// Spreads callers without a key over the benches.
+    turn: AtomicUsize,
+    /// Calls with the caller's memory that wait for the shadow.
+    steps_waiting: Mutex<Vec<Call<K>>>,
+    control: Mutex<Control<K>>,
+    /// Whose memories there are; a memory's form is its place here.
+    forms: Mutex<Vec<MemoryId>>,
+    counts: Counts,
+    failed: Mutex<FailedEvents>,
+    /// Wakes the host's thread that looks after trials and probations.
+    wake: mpsc::Sender<()>,
+}
+
+/// What a slot counts over all generations.
+#[derive(Default)]
+struct Counts {
+    /// Calls of plugins with the caller's memory.
+    steps: AtomicU64,
+    failures: [AtomicU64; Failure::CAUSES.len()],
+    /// Calls answered by the built-in, or openly or closed, in place of a plugin.
+    fallbacks: AtomicU64,
+    /// Calls answered by another generation than the one that failed.
+    rescues: AtomicU64,
+    /// Memories that a generation could not read, and that began anew.
+    memories_lost: AtomicU64,
+}
+
+/// What answers now.
+struct Serving<K: Kind> {
+    /// None: the built-in.
+    live: Option<Arc<Generation<K>>>,
+    /// Kept warm: answers what the live one fails.
+    previous: Option<Arc<Generation<K>>>,
+    /// Answers keys whose hash, in 100ths of its range, lies below.
+    canary: Option<(Arc<Generation<K>>, u8)>,
+    shadow: Option<Arc<Shadow<K>>>,
+    /// One that went back, as long as memories in its form may be left: it knows how to turn them back.
+    gone_back: Option<Arc<Generation<K>>>,
+    /// What answers instead as soon as the flag is up: so several slots switch at one instant.
+    then: Option<(Arc<AtomicBool>, Arc<Serving<K>>)>,
+}
+
+/// Some of the keys. Aligned so that neighbours do not share a cache line.
+#[repr(align(128))]
+struct Shard<K: Kind> {
+    kept: Mutex<Kept<K>>,
+    /// Calls of plugins. Only written under the lock, so plain additions do; read by anyone.
+    calls: AtomicU64,
+}
+
+struct Kept<K: Kind> {
+    plugin: Memory<K::Key, K::Memory>,
+    /// The built-in's memory has its own form, so it is kept apart.
+    builtin: Memory<K::Key, K::Memory>,
+    /// Calls that wait for the shadow.
+    waiting: Vec<Call<K>>,
+}
+
+/// Keeps a storm of failures from becoming a storm of events.
+struct FailedEvents {
+    next: Option<Instant>,
+    unreported: u64,
+}
+
+/// A key and what belongs to its call.
+struct Asked<'a, K: Kind> {
+    at: usize,
+    hash: u64,
+    key: &'a K::Key,
+    request: &'a K::Request,
+}
+
+impl<K: Kind> Slot<K> {
+    pub(crate) fn new(
+        name: &str,
+        engine: Arc<Engine>,
+        events: Events,
+        config: &PluginConfig,
+        shards: usize,
+        builtin: Box<dyn Builtin<K>>,
+        wake: mpsc::Sender<()>,
+    ) -> Slot<K> {
+        let keys_max = config.limits.memory_keys_max / shards;
+        let shard = || {
+            let kept = Kept { plugin: Memory::new(keys_max), builtin: Memory::new(keys_max), waiting: Vec::new() };
+            Shard { kept: Mutex::new(kept), calls: AtomicU64::new(0) }
+        };
+        Slot(Arc::new(Inner {
+            name: name.into(),
+            engine,
+            events,
+            builtin,
+            on_failure: config.on_failure,
+            limits: config.limits.clone(),
+            rollout: config.rollout.clone(),
+            live: ArcSwap::from_pointee(Serving::default()),
+            hasher: RandomState::default(),
+            shards: (0..shards).map(|_| shard()).collect(),
+            turn: AtomicUsize::new(0),
+            steps_waiting: Mutex::default(),
+            control: Mutex::new(Control::new(config.probation.clone())),
+            forms: Mutex::new(vec![MemoryId::BUILTIN]),
+            counts: Counts::default(),
+            failed: Mutex::new(FailedEvents { next: None, unreported: 0 }),
+            wake,
+        }))
+    }
+
+    pub(crate) fn receiver(&self) -> Arc<dyn Receiver> {
+        Arc::clone(&self.0) as Arc<dyn Receiver>
+    }
+
+    /// The slot's name.
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// The generation that serves now; 0: the built-in.
+    pub fn generation(&self) -> u64 {
+        self.0.live.load().now().number()
+    }
+
+    /// Answers `request` with the memory that the host keeps for `key`.
+    ///
+    /// Calls for one key run one after the other. The new memory is kept when the answer is taken, else it stays as it was.
+    pub fn decide(&self, key: &K::Key, request: &K::Request) -> K::Answer {
+        self.ask(key, request).answer
+    }
+
+    /// [`decide`](Self::decide), and who decided.
+    pub fn ask(&self, key: &K::Key, request: &K::Request) -> Decision<K> {
+        let inner = &*self.0;
+        let hash = inner.hasher.hash_one(key);
+        // The table inside the shard uses the lowest and the highest bits.
+        let at = (hash >> 32) as usize % inner.shards.len();
+        let shard = &inner.shards[at];
+        let asked = Asked { at, hash, key, request };
+        let mut kept = shard.lock();
+        // Loaded under the shard's lock: a call that runs later on a shard never runs on an older generation.
+        let serving = inner.live.load();
+        let serving = serving.now();
+        let Some(generation) = serving.chosen(hash) else {
+            return inner.builtin_decides(serving, &mut kept, &asked, None);
+        };
+        if !generation.admits(request) {
+            return inner.stand_in(serving, generation, &mut kept, &asked, None);
+        }
+        shard.calls.store(shard.calls.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        match inner.remembering(serving, generation, &mut kept, &asked) {
+            Ok(answer) => {
+                if K::passes(&answer) {
+                    return inner.builtin_decides(serving, &mut kept, &asked, None);
+                }
+                Decision { answer, by: By::Generation(generation.number), failure: None }
+            }
+            Err(failure) => {
+                inner.report(generation, &failure);
+                inner.stand_in(serving, generation, &mut kept, &asked, Some(failure))
+            }
+        }
+    }
+
+    /// One step with a memory that the caller keeps: [`step_from`](Self::step_from) for a caller that knows the memory
+    /// to be of the plugin that serves.
+    pub fn step(&self, request: &K::Request, memory: &K::Memory) -> Step<K> {
+        self.step_in(request, memory, None)
+    }
+
+    /// One step with a memory that the caller keeps, and whose it is. A memory of another version is turned into one of
+    /// the plugin that serves where it knows how; one of another plugin is not handed in: the step begins with an empty
+    /// one, and an event says so.
+    pub fn step_from(&self, request: &K::Request, memory: &K::Memory, id: &MemoryId) -> Step<K> {
+        self.step_in(request, memory, Some(id))
+    }
+
+    fn step_in(&self, request: &K::Request, memory: &K::Memory, id: Option<&MemoryId>) -> Step<K> {
+        let inner = &*self.0;
+        let serving = inner.live.load();
+        let serving = serving.now();
+        let turn = inner.turn.fetch_add(1, Ordering::Relaxed);
+        // Without keys a canary gets a share of the calls.
+        let Some(generation) = serving.chosen(inner.hasher.hash_one(turn)) else {
+            let id = id.cloned().unwrap_or(MemoryId::BUILTIN);
+            // The caller's memory may be a plugin's, to be handed on when it is back: the built-in must not write it.
+            let is_own = id == MemoryId::BUILTIN;
+            let (answer, new) = match is_own {
+                true => inner.builtin.step(request, memory),
+                false => (inner.builtin.step(request, &K::Memory::default()).0, memory.clone()),
+            };
+            inner.tap_step(serving, request, memory, 0, &answer, true);
+            return Step { answer, memory: new, memory_id: id, by: By::Builtin, failure: None };
+        };
+        let mut failure = None;
+        for generation in [Some(generation), serving.other(generation)].into_iter().flatten() {
+            if !generation.admits(request) {
+                continue;
+            }
+            let converted = match id {
+                Some(id) if *id != generation.memory_id => Some(inner.adopt(serving, generation, id, memory)),
+                _ => None,
+            };
+            let memory = converted.as_ref().unwrap_or(memory);
+            inner.counts.steps.fetch_add(1, Ordering::Relaxed);
+            let (result, turned) = generation.call_anywhere(turn, request, memory);
+            if turned != Turn::None {
+                inner.turned(generation, turned);
+            }
+            match result {
+                Ok((answer, new)) => {
+                    let passes = K::passes(&answer);
+                    let (answer, by) = match passes {
+                        true => (inner.builtin.step(request, &K::Memory::default()).0, By::Builtin),
+                        false => (answer, By::Generation(generation.number)),
+                    };
+                    if failure.is_some() {
+                        inner.counts.rescues.fetch_add(1, Ordering::Relaxed);
+                    }
+                    inner.tap_step(serving, request, memory, generation.form, &answer, passes);
+                    return Step { answer, memory: new, memory_id: generation.memory_id.clone(), by, failure };
+                }
+                Err(failed) => {
+                    inner.report(generation, &failed);
+                    failure.get_or_insert(failed);
+                }
+            }
+        }
+        inner.counts.fallbacks.fetch_add(1, Ordering::Relaxed);
+        let (answer, by) = match inner.policy_answer(request) {
+            Some(answer) => (answer, By::Policy),
+            None => (inner.builtin.step(request, &K::Memory::default()).0, By::Builtin),
+        };
+        let memory_id = id.unwrap_or(&generation.memory_id).clone();
+        Step { answer, memory: memory.clone(), memory_id, by, failure }
+    }
+
+    /// Counts a failure against `generation` that the caller found while acting on its answer, if it still serves.
+    pub fn refused(&self, generation: u64, refusal: Refusal) {
+        let inner = &*self.0;
+        let serving = inner.live.load();
+        let serving = serving.now();
+        let canary = serving.canary.as_ref().map(|(canary, _)| canary);
+        let found = [serving.live.as_ref(), canary].into_iter().flatten().find(|serves| serves.number == generation);
+        if let Some(serves) = found {
+            let (failure, turn) = serves.blame(Failure::Refused { reason: refusal.0 }, None);
+            inner.report(serves, &failure);
+            inner.turned(serves, turn);
+        }
+    }
+
+    /// The slot as an operator sees it.
+    pub fn status(&self) -> Status {
+        Receiver::status(&*self.0)
+    }
+}
+
+impl<K: Kind> Shard<K> {
+    fn lock(&self) -> MutexGuard<'_, Kept<K>> {
+        // A panic in a kind's code leaves the tables whole: they are only changed after the call.
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<K: Kind> Default for Serving<K> {
+    fn default() -> Serving<K> {
+        Serving { live: None, previous: None, canary: None, shadow: None, gone_back: None, then: None }
+    }
+}
+
+impl<K: Kind> Serving<K> {
+    /// What answers at this instant.
+    fn now(&self) -> &Serving<K> {
+        match &self.then {
+            Some((flag, next)) if flag.load(Ordering::Acquire) => next,
+            _ => self,
+        }
+    }
+
+    fn number(&self) -> u64 {
+        self.live.as_ref().map_or(0, |generation| generation.number)
+    }
+
+    /// Who answers a key with this hash; none: the built-in.
+    fn chosen(&self, hash: u64) -> Option<&Arc<Generation<K>>> {
+        if let Some((canary, percent)) = &self.canary
+            && ((hash & 0xffff_ffff) * 100) >> 32 < u64::from(*percent)
+        {
+            return Some(canary);
+        }
+        self.live.as_ref()
+    }
+
+    /// Who answers what `generation` failed: the live one for a canary, the one before for the live one.
+    fn other(&self, generation: &Arc<Generation<K>>) -> Option<&Arc<Generation<K>>> {
+        let live = self.live.as_ref()?;
+        if live.number == generation.number { self.previous.as_ref() } else { Some(live) }
+    }
+
+    fn everyone(&self) -> impl Iterator<Item = &Arc<Generation<K>>> {
+        let canary = self.canary.as_ref().map(|(canary, _)| canary);
+        let shadow = self.shadow.as_ref().map(|shadow| &shadow.generation);
+        [self.live.as_ref(), self.previous.as_ref(), canary, shadow, self.gone_back.as_ref()].into_iter().flatten()
+    }
+}
+
+impl<K: Kind> Inner<K> {
+    /// One call of `generation` with the memory that is kept for the key, which advances if it succeeds.
+    fn remembering(
+        &self,
+        serving: &Serving<K>,
+        generation: &Arc<Generation<K>>,
+        kept: &mut Kept<K>,
+        asked: &Asked<'_, K>,
+    ) -> Result<K::Answer, Failure> {
+        let Kept { plugin, waiting, .. } = kept;
+        let mut found = plugin.find(asked.hash, asked.key);
+        if let Some(found) = &mut found
+            && found.form != generation.form
+        {
+            let id = self.form(found.form);
+            found.memory = self.adopt(serving, generation, &id, &found.memory);
+            (found.form, found.journaled) = (generation.form, 0);
+        }
+        let tapped = serving.shadow.is_some();
+        let before = tapped.then(|| found.as_deref().cloned().unwrap_or_default());
+        let (result, turn) = match &found {
+            Some(found) => generation.call(asked.at, asked.request, &found.memory),
+            None => generation.call(asked.at, asked.request, &K::Memory::default()),
+        };
+        if turn != Turn::None {
+            self.turned(generation, turn);
+        }
+        let (answer, memory) = result?;
+        match found {
+            Some(found) => found.memory = memory,
+            None => {
+                let kept = Remembered { memory, form: generation.form, journaled: 0 };
+                plugin.add(asked.hash, asked.key.clone(), kept);
+            }
+        }
+        if let Some(before) = before {
+            tap(serving, waiting, asked, before, &answer, false);
+        }
+        Ok(answer)
+    }
+
+    fn builtin_decides(
+        &self,
+        serving: &Serving<K>,
+        kept: &mut Kept<K>,
+        asked: &Asked<'_, K>,
+        failure: Option<Failure>,
+    ) -> Decision<K> {
+        let Kept { builtin, waiting, .. } = kept;
+        let answer = match builtin.find(asked.hash, asked.key) {
+            Some(kept) => {
+                let (answer, new) = self.builtin.step(asked.request, &kept.memory);
+                kept.memory = new;
+                answer
+            }
+            None => {
+                let (answer, memory) = self.builtin.step(asked.request, &K::Memory::default());
+                builtin.add(asked.hash, asked.key.clone(), Remembered { memory, form: 0, journaled: 0 });
+                answer
+            }
+        };
+        if serving.shadow.is_some() && serving.live.is_none() {
+            tap(serving, waiting, asked, Remembered::default(), &answer, true);
+        }
+        Decision { answer, by: By::Builtin, failure }
+    }
+
+    /// Answers in place of a generation that failed, or is not asked: the one beside it, else as the slot is set.
+    #[cold]
+    fn stand_in(
+        &self,
+        serving: &Serving<K>,
+        failed: &Arc<Generation<K>>,
+        kept: &mut Kept<K>,
+        asked: &Asked<'_, K>,
+        mut failure: Option<Failure>,
+    ) -> Decision<K> {
+        if let Some(other) = serving.other(failed)
+            && other.admits(asked.request)
+        {
+            match self.remembering(serving, other, kept, asked) {
+                Ok(answer) if !K::passes(&answer) => {
+                    self.counts.rescues.fetch_add(1, Ordering::Relaxed);
+                    return Decision { answer, by: By::Generation(other.number), failure };
+                }
+                Ok(_) => return self.builtin_decides(serving, kept, asked, failure),
+                Err(also) => {
+                    self.report(other, &also);
+                    failure.get_or_insert(also);
+                }
+            }
+        }
+        self.counts.fallbacks.fetch_add(1, Ordering::Relaxed);
+        match self.policy_answer(asked.request) {
+            Some(answer) => Decision { answer, by: By::Policy, failure },
+            None => self.builtin_decides(serving, kept, asked, failure),
+        }
+    }
+
+    fn policy_answer(&self, request: &K::Request) -> Option<K::Answer> {
+        match self.on_failure {
+            OnFailure::Fallback => None,
+            OnFailure::Open => K::open(request),
+            OnFailure::Closed => K::closed(request),
+        }
+    }
+
+    /// Keeps a call whose memory is the caller's for the shadow.
+    fn tap_step(
+        &self,
+        serving: &Serving<K>,
+        request: &K::Request,
+        before: &K::Memory,
+        form: u32,
+        answer: &K::Answer,
+        by_builtin: bool,
+    ) {
+        let Some(shadow) = &serving.shadow else {
+            return;
+        };
+        let mut waiting = self.steps_waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        if waiting.len() >= shadow::WAITING_MAX {
+            return shadow.dropped();
+        }
+        let before = Remembered { memory: before.clone(), form, journaled: 0 };
+        waiting.push(Call { key: None, request: request.clone(), before, answer: answer.clone(), by_builtin });
+    }
+
+    /// The memory of `id` as one that `generation` can read; the default where nobody knows how.
+    #[cold]
+    fn adopt(
+        &self,
+        serving: &Serving<K>,
+        generation: &Arc<Generation<K>>,
+        id: &MemoryId,
+        memory: &K::Memory,
+    ) -> K::Memory {
+        let own = &generation.memory_id;
+        if id == own {
+            return memory.clone();
+        }
+        let migrated = if id.plugin != own.plugin {
+            Err(format!("it is of {id}"))
+        } else if id.version < own.version {
+            generation.migrate(Way::Up, id.version, memory)
+        } else {
+            // The newer version knows both forms.
+            let newer = serving.everyone().find(|other| other.memory_id == *id && other.can_migrate());
+            newer.map_or(Err("no version that wrote it is left".to_owned()), |newer| {
+                newer.migrate(Way::Down, own.version, memory)
+            })
+        };
+        migrated.unwrap_or_else(|reason| {
+            if *id != MemoryId::BUILTIN {
+                self.counts.memories_lost.fetch_add(1, Ordering::Relaxed);
+                self.memory_lost(generation, id, &reason);
+            }
+            K::Memory::default()
+        })
+    }
+
+    fn form(&self, form: u32) -> MemoryId {
+        let forms = self.forms.lock().unwrap_or_else(PoisonError::into_inner);
+        forms.get(form as usize).cloned().unwrap_or(MemoryId::BUILTIN)
+    }
+
+    /// The number of the form of `id`.
+    fn form_of(&self, id: &MemoryId) -> u32 {
+        let mut forms = self.forms.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = forms.iter().position(|known| known == id).unwrap_or_else(|| {
+            forms.push(id.clone());
+            forms.len() - 1
+        });
+        u32::try_from(at).unwrap_or(u32::MAX)
+    }
+
+    #[cold]
+    fn memory_lost(&self, generation: &Generation<K>, from: &MemoryId, reason: &str) {
+        // One event for each change of hands is news; each key's is not.
+        let mut control = self.control();
+        if control.lost.as_ref() == Some(&(from.clone(), generation.number)) {
+            return;
+        }
+        control.lost = Some((from.clone(), generation.number));
+        drop(control);
+        let change = Change::MemoryReset {
+            from: from.to_string(),
+            to: generation.memory_id.to_string(),
+            reason: reason.to_owned(),
+        };
+        self.events.send(self.event(Some(generation), change));
+    }
+
+    fn event(&self, generation: Option<&Generation<K>>, change: Change) -> Event {
+        Event {
+            slot: Some(self.name.to_string()),
+            plugin: generation.map(|generation| generation.plugin.name.to_string()),
+            generation: generation.map_or(0, |generation| generation.number),
+            digest: generation.map(|generation| generation.plugin.digest),
+            change,
+        }
+    }
+
+    #[cold]
+    fn report(&self, generation: &Generation<K>, failure: &Failure) {
+        self.counts.failures[failure.index()].fetch_add(1, Ordering::Relaxed);
+        // First of all: whoever did this may have to go.
+        let _ = self.happens(Input::Failed { generation: generation.number });
+        let now = Instant::now();
+        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        if failed.next.is_some_and(|next| now < next) {
+            failed.unreported += 1;
+            return;
+        }
+        let unreported = std::mem::take(&mut failed.unreported);
+        failed.next = Some(now + Duration::from_secs(1));
+        drop(failed);
+        self.control().last_error = Some(failure.to_string());
+        let failure = failure.clone();
+        self.events.send(self.event(Some(generation), Change::Failed { failure, unreported }));
+    }
+
+    #[cold]
+    fn turned(&self, generation: &Generation<K>, turn: Turn) {
+        let ms = |pause: Duration| u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
+        let change = match turn {
+            Turn::None => return,
+            Turn::Recovered => Change::Recovered,
+            Turn::Quarantined { pause } => Change::Quarantined { pause_ms: ms(pause) },
+            Turn::SetAside { subject, pause } => Change::SetAside { subject, pause_ms: ms(pause) },
+        };
+        self.events.send(self.event(Some(generation), change));
+    }
+
+    fn control(&self) -> MutexGuard<'_, Control<K>> {
+        self.control.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Keeps an answered call for the shadow.
+fn tap<K: Kind>(
+    serving: &Serving<K>,
+    waiting: &mut Vec<Call<K>>,
+    asked: &Asked<'_, K>,
+    before: Remembered<K::Memory>,
+    answer: &K::Answer,
+    by_builtin: bool,
+) {
+    let Some(shadow) = &serving.shadow else {
+        return;
+    };
+    if waiting.len() >= shadow::WAITING_MAX {
+        return shadow.dropped();
+    }
+    let key = Some((asked.hash, asked.key.clone()));
+    waiting.push(Call { key, request: asked.request.clone(), before, answer: answer.clone(), by_builtin });
+}
