@@ -332,6 +332,47 @@ fn a_key_with_a_password_opens_with_that_alone() {
 }
 
 #[test]
+fn keys_and_signatures_of_the_minisign_tool_are_read() {
+    // Written by minisign 0.11, `-G -W` and `-S`, for this test alone.
+    let (dir, _) = signer();
+    let write = |name: &str, lines: &[&str]| fs::write(dir.path().join(name), lines.join("\n") + "\n").unwrap();
+    write(
+        "tool",
+        &[
+            "untrusted comment: minisign encrypted secret key",
+            "RWQAAEIyAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAang6rhT0pXvMUCZPwpd80JKMUT3wHgvMb8zdo/X97U6sIsOD1MdhjXHcccsjOe6EeZRgPngqbIr4FmMmPbU+J32Gs4BV/A8IAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=",
+        ],
+    );
+    write(
+        "tool.pub",
+        &[
+            "untrusted comment: minisign public key 7BA5F414AE3A786A",
+            "RWRqeDquFPSle3HcccsjOe6EeZRgPngqbIr4FmMmPbU+J32Gs4BV/A8I",
+        ],
+    );
+    write(
+        "some.wasm.sig",
+        &[
+            "untrusted comment: signature from minisign secret key",
+            "RURqeDquFPSle1bGm2/mORqqzyu4zJUGO6IL4/09J1zLByPXsPzxTNcguXglWeUH41GkxyFCCFNT+k7jw4vYgQXDiPW5gAtUxgc=",
+            "trusted comment: by minisign 0.11",
+            "aBZ4RbWeYvRZp+fNlmBcjD8uJAMargHbLOZOsayjeEGIKmq1PqbhLroit6J1HToNTm3RAV8yISBWetH0LVMWBA==",
+        ],
+    );
+    let verify = ["plugin", "verify", "some.wasm", "--key", "tool.pub"];
+    assert_eq!(json(dir.path(), &verify)["comment"], "by minisign 0.11");
+    json(dir.path(), &["plugin", "sign", "some.wasm", "--key", "tool"]);
+    assert_eq!(json(dir.path(), &verify)["key_id"], "7BA5F414AE3A786A");
+    // A damaged key signs nothing.
+    let text = fs::read_to_string(dir.path().join("tool")).unwrap();
+    let at = text.len() - 80;
+    let damaged = format!("{}{}{}", &text[..at], if &text[at..=at] == "A" { "B" } else { "A" }, &text[at + 1..]);
+    fs::write(dir.path().join("tool"), damaged).unwrap();
+    let told = printed(dir.path(), &["plugin", "sign", "some.wasm", "--key", "tool"], 1);
+    assert!(told.contains("may be damaged"), "{told}");
+}
+
+#[test]
 fn sign_names_what_it_cannot_use() {
     let (dir, _) = signer();
     let sign = |arguments: &[&str]| printed(dir.path(), &[&["plugin", "sign"], arguments].concat(), 1);
