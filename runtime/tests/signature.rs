@@ -107,7 +107,8 @@ fn whatever_is_wrong_with_a_signature_the_former_generation_serves_on() {
         flipped
     };
     let second_line = good.iter().position(|byte| *byte == b'\n').expect("lines") + 1;
-    let cases: &[(&str, Vec<u8>, Option<Vec<u8>>, &str)] = &[
+    type Case = (&'static str, Vec<u8>, Option<Vec<u8>>, &'static str);
+    let cases: &[Case] = &[
         ("missing", bytes.clone(), None, "not signed"),
         ("a key that is not trusted", bytes.clone(), Some(stranger.sign(&bytes)), "which is not trusted"),
         (
