@@ -13,7 +13,7 @@ use super::Outcome;
 use super::http::Node;
 use super::output::Output;
 use super::run::Addresses;
-use super::sign::Sign;
+use super::sign::Signing;
 
 /// The plugins that every new node gets.
 pub const SHIPPED: [&str; 5] = ["token-bucket", "sliding-window", "allow-all", "parallel-range", "ping-pong"];
@@ -58,7 +58,7 @@ enum Command {
         file: PathBuf,
     },
     #[command(flatten)]
-    Sign(Sign),
+    Sign(Signing),
     /// The slots of a node, and who serves them
     List,
     /// Loads a slot's plugin anew, even from the same bytes

@@ -23,7 +23,7 @@ const PASSWORD_VARIABLE: &str = "TENON_KEY_PASSWORD";
 const COMMENT_MAX_BYTES: usize = 1_024;
 
 #[derive(Subcommand)]
-pub enum Sign {
+pub enum Signing {
     /// Makes a key to sign components with: FILE, and FILE.pub for those who trust it
     ///
     /// The password is asked for on the terminal, or taken from TENON_KEY_PASSWORD. The files are minisign's.
@@ -61,7 +61,7 @@ pub enum Sign {
     },
 }
 
-impl Sign {
+impl Signing {
     pub fn run(self, output: &Output) -> Result<Outcome> {
         match self {
             Self::Keygen { out, no_password } => keygen(&out, no_password, output),
