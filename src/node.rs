@@ -52,7 +52,7 @@ impl Node {
 
         // The plugins first: the first scan ends before anything asks a slot.
         let state_dir = config.store.path.parent().unwrap_or(dir).join("plugins");
-        let host = Host::new(HostConfig::new(&config.plugins.directory.dir, state_dir)).context("starting Wasm")?;
+        let host = Host::new(host_config(&config, &state_dir)).context("starting Wasm")?;
         let policy = rate_limit_slot(&host, &config)?;
         let strategy = host.slot::<SyncStrategy>("sync", config.plugins.sync.plugin_config(), builtin::OnePeer)?;
         // A node without agents knows their plugins all the same, and does not refuse them as strangers.
@@ -165,6 +165,20 @@ impl Node {
         if let Err(error) = ended.await {
             tracing::error!(%error, "the chain or the plugins did not end well");
         }
+    }
+}
+
+/// What the plugin host needs to know: its folders, whom it trusts, and room for the largest memory that a slot allows.
+fn host_config(config: &Config, state_dir: &Path) -> HostConfig {
+    let plugins = &config.plugins;
+    let slots = [&plugins.rate_limit.limits, &plugins.sync.limits].into_iter();
+    let memories = slots.chain(config.agents.iter().map(|agent| &agent.limits)).map(|limits| limits.memory_max_bytes);
+    let default = HostConfig::new(&plugins.directory.dir, state_dir);
+    HostConfig {
+        instance_memory_max_bytes: memories.fold(default.instance_memory_max_bytes, u64::max),
+        trusted_keys: plugins.directory.trusted_keys.clone(),
+        require_signature: plugins.directory.require_signature,
+        ..default
     }
 }
 

@@ -241,3 +241,169 @@ fn plugin_check_says_where_a_file_stops() {
     }
     printed(dir.path(), &["plugin", "check", "nowhere.wasm"], 1);
 }
+
+/// As [`tenon`], with a variable.
+fn tenon_with(dir: &Path, variable: (&str, &str), arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_tenon"))
+        .current_dir(dir)
+        .env(variable.0, variable.1)
+        .args(arguments)
+        .output()
+        .unwrap()
+}
+
+/// A folder with a key, `key` and `key.pub`, and a file to sign, `some.wasm`.
+fn signer() -> (TempDir, Value) {
+    let dir = tempfile::tempdir().unwrap();
+    let made = json(dir.path(), &["plugin", "keygen", "--out", "key", "--no-password"]);
+    fs::write(dir.path().join("some.wasm"), b"any bytes can be signed").unwrap();
+    (dir, made)
+}
+
+#[test]
+fn keygen_writes_a_private_key_and_a_public_one_and_overwrites_neither() {
+    let (dir, made) = signer();
+    let (secret, public) = (dir.path().join("key"), dir.path().join("key.pub"));
+    assert_eq!(fs::metadata(&secret).unwrap().permissions().mode() & 0o777, 0o600);
+    let text = fs::read_to_string(&public).unwrap();
+    let key: tenon_runtime::TrustedKey = text.parse().unwrap();
+    assert_eq!((made["key_id"].as_str(), made["public_key"].as_str()), (Some(&*key.id()), Some(&*key.to_string())));
+    let before = (fs::read(&secret).unwrap(), fs::read(&public).unwrap());
+    let refused = printed(dir.path(), &["plugin", "keygen", "--out", "key", "--no-password"], 1);
+    assert!(refused.contains("key exists already"), "{refused}");
+    fs::remove_file(&secret).unwrap();
+    let refused = printed(dir.path(), &["plugin", "keygen", "--out", "key", "--no-password"], 1);
+    assert!(refused.contains("key.pub exists already") && !secret.exists(), "{refused}");
+    assert_eq!(fs::read(&public).unwrap(), before.1);
+    // What it is for, in the words of the configuration.
+    let told = printed(dir.path(), &["plugin", "keygen", "--out", "other", "--no-password"], 0);
+    assert!(told.contains("trusted_keys = [\"RW"), "{told}");
+}
+
+#[test]
+fn what_is_signed_verifies_with_the_key_or_its_file_and_nothing_else_does() {
+    let (dir, made) = signer();
+    let signed = json(dir.path(), &["plugin", "sign", "some.wasm", "--key", "key", "--comment", "release 1"]);
+    assert_eq!((&signed["signature"], &signed["key_id"]), (&"some.wasm.sig".into(), &made["key_id"]));
+    let base64 = made["public_key"].as_str().unwrap();
+    for key in ["key.pub", base64] {
+        let verified = json(dir.path(), &["plugin", "verify", "some.wasm", "--key", key]);
+        let expected = serde_json::json!({ "verified": true, "key_id": made["key_id"], "comment": "release 1" });
+        assert_eq!(verified, expected);
+    }
+    json(dir.path(), &["plugin", "keygen", "--out", "stranger", "--no-password"]);
+    let verify = |arguments: &[&str]| printed(dir.path(), &[&["plugin", "verify"], arguments].concat(), 1);
+    assert!(verify(&["some.wasm", "--key", "stranger.pub"]).contains("which is not trusted"));
+    assert!(verify(&["key.pub", "--key", "key.pub", "--sig", "some.wasm.sig"]).contains("not one of these bytes"));
+    assert!(verify(&["key.pub", "--key", "key.pub"]).contains("reading the signature key.pub.sig"));
+    assert!(verify(&["some.wasm", "--key", "key"]).contains("is no minisign public key"));
+    assert!(verify(&["some.wasm", "--key", "nowhere.pub"]).contains("`nowhere.pub` is no minisign public key"));
+    let told = verify(&["--output", "json", "some.wasm", "--key", "stranger.pub"]);
+    assert_eq!(serde_json::from_str::<Value>(&told).unwrap()["verified"], false);
+    // Signing anew replaces the signature, here with the usual comment.
+    json(dir.path(), &["plugin", "sign", "some.wasm", "--key", "key"]);
+    let verified = json(dir.path(), &["plugin", "verify", "some.wasm", "--key", "key.pub"]);
+    assert!(verified["comment"].as_str().unwrap().contains("\tfile:some.wasm\t"), "{verified}");
+    let left = fs::read_dir(dir.path()).unwrap().filter(|entry| {
+        let name = entry.as_ref().unwrap().file_name();
+        name.to_string_lossy().starts_with('.')
+    });
+    assert_eq!(left.count(), 0, "nothing is left beside it");
+}
+
+#[test]
+fn a_key_with_a_password_opens_with_that_alone() {
+    let (dir, _) = signer();
+    let right = ("TENON_KEY_PASSWORD", "correct horse");
+    let made = tenon_with(dir.path(), right, &["plugin", "keygen", "--out", "sealed"]);
+    assert!(made.status.success(), "{made:?}");
+    let sign = ["plugin", "sign", "some.wasm", "--key", "sealed"];
+    let told = |output: Output| (output.status.code(), String::from_utf8(output.stderr).unwrap());
+    let (code, text) = told(tenon_with(dir.path(), ("TENON_KEY_PASSWORD", "wrong"), &sign));
+    assert!(code == Some(1) && text.contains("Wrong password"), "{text}");
+    let (code, text) = told(tenon(dir.path(), &sign));
+    assert!(code == Some(1) && text.contains("set TENON_KEY_PASSWORD"), "{text}");
+    assert!(!dir.path().join("some.wasm.sig").exists());
+    assert_eq!(told(tenon_with(dir.path(), right, &sign)).0, Some(0));
+    printed(dir.path(), &["plugin", "verify", "some.wasm", "--key", "sealed.pub"], 0);
+    let (code, text) = told(tenon_with(dir.path(), ("TENON_KEY_PASSWORD", ""), &["plugin", "keygen", "--out", "none"]));
+    assert!(code == Some(1) && text.contains("--no-password"), "{text}");
+    assert!(!dir.path().join("none").exists());
+}
+
+#[test]
+fn keys_and_signatures_of_the_minisign_tool_are_read() {
+    // Written by minisign 0.11, `-G -W` and `-S`, for this test alone.
+    let (dir, _) = signer();
+    let write = |name: &str, lines: &[&str]| fs::write(dir.path().join(name), lines.join("\n") + "\n").unwrap();
+    write(
+        "tool",
+        &[
+            "untrusted comment: minisign encrypted secret key",
+            "RWQAAEIyAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAang6rhT0pXvMUCZPwpd80JKMUT3wHgvMb8zdo/X97U6sIsOD1MdhjXHcccsjOe6EeZRgPngqbIr4FmMmPbU+J32Gs4BV/A8IAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=",
+        ],
+    );
+    write(
+        "tool.pub",
+        &[
+            "untrusted comment: minisign public key 7BA5F414AE3A786A",
+            "RWRqeDquFPSle3HcccsjOe6EeZRgPngqbIr4FmMmPbU+J32Gs4BV/A8I",
+        ],
+    );
+    write(
+        "some.wasm.sig",
+        &[
+            "untrusted comment: signature from minisign secret key",
+            "RURqeDquFPSle1bGm2/mORqqzyu4zJUGO6IL4/09J1zLByPXsPzxTNcguXglWeUH41GkxyFCCFNT+k7jw4vYgQXDiPW5gAtUxgc=",
+            "trusted comment: by minisign 0.11",
+            "aBZ4RbWeYvRZp+fNlmBcjD8uJAMargHbLOZOsayjeEGIKmq1PqbhLroit6J1HToNTm3RAV8yISBWetH0LVMWBA==",
+        ],
+    );
+    let verify = ["plugin", "verify", "some.wasm", "--key", "tool.pub"];
+    assert_eq!(json(dir.path(), &verify)["comment"], "by minisign 0.11");
+    json(dir.path(), &["plugin", "sign", "some.wasm", "--key", "tool"]);
+    assert_eq!(json(dir.path(), &verify)["key_id"], "7BA5F414AE3A786A");
+    // A damaged key signs nothing.
+    let text = fs::read_to_string(dir.path().join("tool")).unwrap();
+    let at = text.len() - 80;
+    let damaged = format!("{}{}{}", &text[..at], if &text[at..=at] == "A" { "B" } else { "A" }, &text[at + 1..]);
+    fs::write(dir.path().join("tool"), damaged).unwrap();
+    let told = printed(dir.path(), &["plugin", "sign", "some.wasm", "--key", "tool"], 1);
+    assert!(told.contains("may be damaged"), "{told}");
+}
+
+#[test]
+fn sign_names_what_it_cannot_use() {
+    let (dir, _) = signer();
+    let sign = |arguments: &[&str]| printed(dir.path(), &[&["plugin", "sign"], arguments].concat(), 1);
+    assert!(sign(&["none.wasm", "--key", "key"]).contains("reading none.wasm"));
+    assert!(sign(&["some.wasm", "--key", "key.pub"]).contains("key.pub is no minisign secret key"));
+    assert!(sign(&["some.wasm", "--key", "key", "--comment", "two\nlines"]).contains("not one line"));
+    assert!(sign(&["some.wasm", "--key", "key", "--comment", &"x".repeat(2_000)]).contains("at most 1024"));
+    assert!(!dir.path().join("some.wasm.sig").exists());
+}
+
+#[test]
+fn config_check_looks_at_keys_and_signatures() {
+    let dir = authority();
+    let file = dir.path().join("node/tenon.toml");
+    let text = fs::read_to_string(&file).unwrap();
+    let write = |plugins: &str| fs::write(&file, format!("{text}\n[plugins]\n{plugins}\n")).unwrap();
+    let line = text.lines().count() + 3;
+    write("trusted_keys = [\"RWnonsense\"]");
+    let told = printed(dir.path(), &["config", "check", "--dir", "node"], 1);
+    assert!(told.contains(&format!("error: tenon.toml:{line}: plugins.trusted_keys: ")), "{told}");
+    assert!(told.contains("`RWnonsense` is no minisign public key"), "{told}");
+    write("require_signature = true");
+    let told = printed(dir.path(), &["config", "check", "--dir", "node"], 1);
+    assert!(told.contains("plugins.require_signature: no component could be taken"), "{told}");
+
+    let made = json(dir.path(), &["plugin", "keygen", "--out", "key", "--no-password"]);
+    write(&format!("trusted_keys = [{}]\nrequire_signature = true", made["public_key"]));
+    let component = dir.path().join("node/plugins/extra.wasm");
+    fs::write(&component, b"bytes").unwrap();
+    let refused = "extra.wasm would be refused";
+    assert!(printed(dir.path(), &["config", "check", "--dir", "node"], 0).contains(refused));
+    printed(dir.path(), &["plugin", "sign", component.to_str().unwrap(), "--key", "key"], 0);
+    assert!(!printed(dir.path(), &["config", "check", "--dir", "node"], 0).contains(refused));
+}

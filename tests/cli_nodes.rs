@@ -216,3 +216,27 @@ fn plugins_are_swapped_by_command_by_file_and_by_configuration() {
     node.signal("INT");
     node.ended();
 }
+
+#[test]
+fn a_node_that_requires_signatures_is_served_by_what_is_signed_as_soon_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    printed(dir.path(), &[&["init", "--dir", "node", "--authority"], &PORTS[..]].concat(), 0);
+    let key = json(dir.path(), &["plugin", "keygen", "--out", "key", "--no-password"]);
+    let file = dir.path().join("node/tenon.toml");
+    let text = fs::read_to_string(&file).unwrap();
+    let trusted = format!("[plugins]\ntrusted_keys = [{}]\nrequire_signature = true\n", key["public_key"]);
+    // More than the plugin host reserves by itself for an instance.
+    let limits = "[plugins.sync.limits]\nmemory_max_bytes = 134_217_728\n";
+    fs::write(&file, format!("{text}\n{trusted}{limits}")).unwrap();
+    let sign = |name: &str| {
+        json(dir.path(), &["plugin", "sign", &format!("node/plugins/{name}.wasm"), "--key", "key"]);
+    };
+    sign("token-bucket");
+    let mut node = Node::start(dir.path(), "node");
+    let slots = json(dir.path(), &["plugin", "list", "--dir", "node"]);
+    let serves = |slot: &str| slots.as_array().unwrap().iter().find(|found| found["slot"] == slot).unwrap();
+    assert_eq!(serves("rate-limit")["plugin"], "token-bucket", "{slots}");
+    assert_eq!(serves("sync")["plugin"], Value::Null, "{slots}");
+    sign("parallel-range");
+    assert!(node.logged("plugin live").contains("slot=\"sync\""));
+}

@@ -4,14 +4,19 @@
 #[path = "support/plugins.rs"]
 mod plugins;
 
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
 use plugins::host;
 use serde_json::json;
 use tenon::agent::{self, Handler};
 use tenon::bindings::{AgentHandler, RateLimit, SyncStrategy, builtin};
 use tenon::chain::{Address, Hash, Payload, Time};
+use tenon::config::Config;
 use tenon::rate_limit::{Class, Policy, Request, Trust, Verdict, token_bucket};
 use tenon::sync::{Action, Event, Limits, Peer, Strategy, View, one_peer};
-use tenon_runtime::{Host, PluginConfig, Slot};
+use tenon_runtime::{Host, LOG_TARGET, PluginConfig, Slot};
 
 fn config(plugin: &str, mode: &str) -> PluginConfig {
     let mut config = PluginConfig { settings: json!({ "mode": mode }), ..PluginConfig::plugin(plugin) };
@@ -162,19 +167,7 @@ fn each_fault_of_a_strategy_is_answered_by_the_builtin() {
     }
 }
 
-#[test]
-fn each_fault_of_a_handler_sets_the_message_aside_and_changes_nothing() {
-    let faults = [
-        ("panic", "trap"),
-        ("spin", "deadline"),
-        ("hoard", "memory-limit"),
-        // A Rust guest keeps its stack in its memory, and falls off the end of that.
-        ("recurse", "trap"),
-        ("payload-huge", "refused"),
-        ("payload-broken", "refused"),
-        ("address-broken", "refused"),
-        ("memory-huge", "oversized"),
-    ];
+fn message() -> (agent::Context, agent::Message) {
     let context = agent::Context {
         agent: "bob".into(),
         wallet: Address([2; 20]),
@@ -191,6 +184,23 @@ fn each_fault_of_a_handler_sets_the_message_aside_and_changes_nothing() {
         height: 5,
         time: context.now,
     };
+    (context, message)
+}
+
+#[test]
+fn each_fault_of_a_handler_sets_the_message_aside_and_changes_nothing() {
+    let faults = [
+        ("panic", "trap"),
+        ("spin", "deadline"),
+        ("hoard", "memory-limit"),
+        // A Rust guest keeps its stack in its memory, and falls off the end of that.
+        ("recurse", "trap"),
+        ("payload-huge", "refused"),
+        ("payload-broken", "refused"),
+        ("address-broken", "refused"),
+        ("memory-huge", "oversized"),
+    ];
+    let (context, message) = message();
     for (mode, cause) in faults {
         let dir = tempfile::tempdir().unwrap();
         let host = host(dir.path(), &["faults-agent"]);
@@ -204,4 +214,144 @@ fn each_fault_of_a_handler_sets_the_message_aside_and_changes_nothing() {
         assert_eq!(failures(&host, "agent/bob", cause), 1, "{mode}: {:?}", host.status());
         host.stop();
     }
+}
+
+/// What `tenon.toml` says, with `limits` for the slots of faulty plugins in these modes.
+fn configured(limits: &str, policy: &str, strategy: &str, handler: &str) -> Config {
+    let text = format!(
+        r#"
+        [plugins.rate-limit]
+        use = "faults"
+        config = {{ mode = "{policy}", from_call = 2 }}
+        [plugins.rate-limit.limits]
+        {limits}
+        [plugins.sync]
+        use = "faults-sync"
+        config = {{ mode = "{strategy}" }}
+        [plugins.sync.limits]
+        {limits}
+        [[agents]]
+        name = "bob"
+        wallet = "bob.json"
+        handler = "faults-agent"
+        config = {{ mode = "{handler}" }}
+        [agents.limits]
+        {limits}
+        "#
+    );
+    Config::parse(&text, [], Path::new("")).unwrap()
+}
+
+fn policy_slot(host: &Host, config: &Config) -> Slot<RateLimit> {
+    let builtin = |request: &Request, cell: &_| token_bucket::step(&token_bucket::Settings::default(), request, cell);
+    let slot = host.slot("rate-limit", config.plugins.rate_limit.plugin_config(), builtin).unwrap();
+    host.open();
+    slot
+}
+
+fn last_error(host: &Host, slot: &str) -> String {
+    let status = host.status().into_iter().find(|status| status.slot == slot).unwrap();
+    status.last_error.unwrap_or_default()
+}
+
+/// `limits` in the configuration stop a policy in `mode`, with the last error `expected`.
+fn check_limited_policy(limits: &str, mode: &str, expected: &str) {
+    let dir = tempfile::tempdir().unwrap();
+    let host = host(dir.path(), &["faults"]);
+    let slot = policy_slot(&host, &configured(limits, mode, "one-peer", "silent"));
+    assert_eq!(slot.generation(), 1, "{:?}", host.plugins());
+    slot.check(&request(7));
+    slot.check(&request(7));
+    let error = last_error(&host, "rate-limit");
+    assert!(error.contains(expected), "{limits}: {error}");
+    host.stop();
+}
+
+#[test]
+fn a_configured_deadline_stops_a_guest() {
+    check_limited_policy("deadline_ms = 60", "spin", "still running after 60 ms");
+}
+
+#[test]
+fn a_configured_memory_stops_a_guest() {
+    check_limited_policy("memory_max_bytes = 2_097_152", "hoard", "at most 2097152 are allowed");
+}
+
+#[test]
+fn a_configured_number_of_strikes_puts_a_guest_in_quarantine() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = host(dir.path(), &["faults"]);
+    let limits = "strikes_max = 2\nbackoff_min_ms = 3_600_000\nbackoff_max_ms = 3_600_000";
+    let slot = policy_slot(&host, &configured(limits, "panic", "one-peer", "silent"));
+    for _ in 0..10 {
+        slot.check(&request(7));
+    }
+    assert_eq!(failures(&host, "rate-limit", "trap"), 2, "after that it is not asked");
+    host.stop();
+}
+
+#[test]
+fn a_configured_size_of_answers_stops_a_strategy() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = host(dir.path(), &["faults-sync"]);
+    let config = configured("answer_max_bytes = 65_536", "allow", "memory-huge", "silent");
+    let slot: Slot<SyncStrategy> =
+        host.slot::<SyncStrategy>("sync", config.plugins.sync.plugin_config(), builtin::OnePeer).unwrap();
+    host.open();
+    slot.next(&view(), &[Event::Started]);
+    assert!(last_error(&host, "sync").contains("larger than 65536 bytes"), "{:?}", host.status());
+    host.stop();
+}
+
+#[test]
+fn a_configured_deadline_of_an_agent_stops_its_handler() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = host(dir.path(), &["faults-agent"]);
+    let config = configured("deadline_ms = 60", "allow", "one-peer", "spin");
+    let slot: Slot<AgentHandler> =
+        host.slot::<AgentHandler>("agent/bob", config.agents[0].plugin_config(), builtin::Park).unwrap();
+    host.open();
+    let (context, message) = message();
+    let reason = slot.handle(&context, &agent::Event::Message(message), b"").unwrap_err();
+    assert!(last_error(&host, "agent/bob").contains("still running after 60 ms"), "{reason}");
+    host.stop();
+}
+
+/// Counts the lines of plugins.
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<usize>>);
+
+impl tracing::Subscriber for Lines {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        metadata.target() == LOG_TARGET
+    }
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+    fn event(&self, _: &tracing::Event<'_>) {
+        *self.0.lock().unwrap() += 1;
+    }
+    fn enter(&self, _: &tracing::span::Id) {}
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+#[test]
+fn a_configured_number_of_log_lines_a_second_holds_a_flood_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = host(dir.path(), &["faults"]);
+    // 20,000 lines in one call, which shall end by itself.
+    let limits = "log_lines_per_second = 3\ndeadline_ms = 60_000";
+    let slot = policy_slot(&host, &configured(limits, "flood-log", "one-peer", "silent"));
+    slot.check(&request(7));
+    let lines = Lines::default();
+    let start = Instant::now();
+    tracing::subscriber::with_default(lines.clone(), || slot.check(&request(7)));
+    // Three a second and one that tells of the rest; a slow machine has more seconds.
+    let lines_max = 4 * (usize::try_from(start.elapsed().as_secs()).unwrap() + 1);
+    let lines = *lines.0.lock().unwrap();
+    assert!((3..=lines_max).contains(&lines), "{lines} of at most {lines_max}");
+    assert_eq!(last_error(&host, "rate-limit"), "");
+    host.stop();
 }

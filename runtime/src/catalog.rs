@@ -13,6 +13,7 @@ use serde::Serialize;
 use crate::{
     digest::Digest,
     load::{Plugin, Rejection},
+    signature::Beside,
 };
 
 /// Folders below the plugin directory that are looked into, so that a link to a parent folder ends.
@@ -49,10 +50,22 @@ impl Stamp {
     }
 }
 
+/// A component and the signature beside it, from outside: when either changed, both are looked at anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stamps {
+    pub(crate) component: Stamp,
+    /// None: there is no such file.
+    pub(crate) signature: Option<Stamp>,
+}
+
 /// One file of the plugin directory.
 pub(crate) struct File {
     pub(crate) digest: Option<Digest>,
-    pub(crate) stamp: Stamp,
+    /// The signature beside the bytes, as it was read with them.
+    pub(crate) beside: Beside,
+    pub(crate) stamps: Stamps,
+    /// Id of the key that signed the bytes there now; none where they are not taken, or need no signature.
+    pub(crate) signed_by: Option<String>,
     /// What the bytes there now are.
     pub(crate) now: Result<Arc<Plugin>, Rejection>,
     /// What last was good there; serves on while the bytes there now are not.
@@ -74,6 +87,9 @@ pub struct PluginFile {
     pub version: Option<String>,
     /// Its summary.
     pub summary: Option<String>,
+    /// Id of the trusted key that signed the bytes, 16 hex digits as minisign prints them; none where no key is trusted,
+    /// nobody signed, or the signature is not accepted.
+    pub signed_by: Option<String>,
     /// Why it is not taken; none when it is.
     pub rejection: Option<Rejection>,
     /// The newer file with a plugin of the same kind and name, which serves instead.
@@ -106,12 +122,12 @@ impl Catalog {
     /// How long ago the youngest file of plugin `name` changed.
     pub(crate) fn age(&self, name: &str, now: SystemTime) -> Option<Duration> {
         let of_name = |file: &&File| file.good.as_ref().is_some_and(|plugin| *plugin.name == *name);
-        self.files.values().filter(of_name).filter_map(|file| file.stamp.age(now)).min()
+        self.files.values().filter(of_name).filter_map(|file| file.stamps.component.age(now)).min()
     }
 
-    pub(crate) fn touch(&mut self, path: &Path, stamp: Stamp) {
+    pub(crate) fn touch(&mut self, path: &Path, stamps: Stamps) {
         if let Some(file) = self.files.get_mut(path) {
-            file.stamp = stamp;
+            file.stamps = stamps;
         }
     }
 
@@ -171,6 +187,7 @@ impl Catalog {
                     name: description.map(|description| description.name.clone()),
                     version: description.map(|description| description.version.clone()),
                     summary: description.map(|description| description.summary.clone()),
+                    signed_by: file.signed_by.clone(),
                     rejection: file.now.as_ref().err().cloned(),
                     shadowed_by: shadowed_by(path),
                 }
@@ -188,18 +205,18 @@ impl Catalog {
 
 /// The newest by modification time; of equals the last by path, so that the choice is the same on every scan.
 fn newest<'a>(files: impl Iterator<Item = (&'a PathBuf, &'a File)>) -> Option<(&'a PathBuf, &'a File)> {
-    files.max_by_key(|(path, file)| (file.stamp.modified, *path))
+    files.max_by_key(|(path, file)| (file.stamps.component.modified, *path))
 }
 
 /// The `*.wasm` files below `dir`, by path within it, with their stamps. Hidden files and folders are left out: tools
 /// write there before they rename. Errors: the directory itself cannot be read.
-pub(crate) fn scan(dir: &Path) -> std::io::Result<BTreeMap<PathBuf, Stamp>> {
+pub(crate) fn scan(dir: &Path) -> std::io::Result<BTreeMap<PathBuf, Stamps>> {
     let mut found = BTreeMap::new();
     walk(dir, Path::new(""), 0, &mut found)?;
     Ok(found)
 }
 
-fn walk(dir: &Path, within: &Path, depth: usize, found: &mut BTreeMap<PathBuf, Stamp>) -> std::io::Result<()> {
+fn walk(dir: &Path, within: &Path, depth: usize, found: &mut BTreeMap<PathBuf, Stamps>) -> std::io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let Ok(entry) = entry else { continue };
         let name = entry.file_name();
@@ -214,7 +231,9 @@ fn walk(dir: &Path, within: &Path, depth: usize, found: &mut BTreeMap<PathBuf, S
         if metadata.is_dir() && depth < DEPTH_MAX {
             let _ = walk(&entry.path(), &path, depth + 1, found);
         } else if metadata.is_file() && is_component_path(&path) {
-            found.insert(path, Stamp::of(&metadata));
+            let signature = fs::metadata(signature_path(&entry.path())).ok();
+            let signature = signature.filter(fs::Metadata::is_file).map(|metadata| Stamp::of(&metadata));
+            found.insert(path, Stamps { component: Stamp::of(&metadata), signature });
         }
     }
     Ok(())
@@ -223,4 +242,15 @@ fn walk(dir: &Path, within: &Path, depth: usize, found: &mut BTreeMap<PathBuf, S
 /// Whether a path names a component.
 pub(crate) fn is_component_path(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension == "wasm")
+}
+
+/// The signature file of a component: `NAME.wasm.sig` beside `NAME.wasm`.
+pub(crate) fn signature_path(component: &Path) -> PathBuf {
+    component.with_added_extension("sig")
+}
+
+/// Whether a path names a component or the signature of one.
+pub(crate) fn is_watched_path(path: &Path) -> bool {
+    let component = if path.extension().is_some_and(|extension| extension == "sig") { path.file_stem() } else { None };
+    is_component_path(component.map_or(path, Path::new))
 }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak,
         atomic::{AtomicBool, Ordering},
@@ -30,6 +30,7 @@ use crate::{
     load::{self, Plugin, Rejection, Stage},
     rollout::{Refused, Transition},
     shadow::Divergence,
+    signature::{Beside, Trust, TrustedKey},
     slot::{Builtin, How, News, Receiver, Slot, Status},
     store::{self, Store},
     watcher::{self, Debounce, Look, Wake, Watch},
@@ -63,6 +64,11 @@ pub struct HostConfig {
     pub sets: Vec<Vec<String>>,
     /// Shards of a slot: calls that can run at a time, each on its own instance. Default: twice the processors, 2 to 64.
     pub shards: usize,
+    /// Keys whose signatures are accepted. Where there are any, a signature beside a component, `NAME.wasm.sig`, must be
+    /// one of its bytes by one of them. Default: none, and signatures are ignored.
+    pub trusted_keys: Vec<TrustedKey>,
+    /// Whether a component must have such a signature. Default: no.
+    pub require_signature: bool,
 }
 
 impl HostConfig {
@@ -80,6 +86,8 @@ impl HostConfig {
             instance_memory_max_bytes: 64 << 20,
             sets: Vec::new(),
             shards: (processors * 2).clamp(2, 64),
+            trusted_keys: Vec::new(),
+            require_signature: false,
         }
     }
 
@@ -93,6 +101,10 @@ impl HostConfig {
             self.instance_memory_max_bytes
         );
         anyhow::ensure!(!self.scan_interval.is_zero(), "scan_interval is 0");
+        anyhow::ensure!(
+            !self.require_signature || !self.trusted_keys.is_empty(),
+            "require_signature without trusted_keys would take no component at all"
+        );
         Ok(())
     }
 }
@@ -179,6 +191,7 @@ pub enum ControlError {
 struct Inner {
     config: HostConfig,
     engine: Arc<Engine>,
+    trust: Trust,
     events: Events,
     slots: RwLock<BTreeMap<String, Arc<dyn Receiver>>>,
     /// The one lock under which anything changes: whoever holds it is the control thread for that long.
@@ -229,6 +242,7 @@ impl Host {
         let (wake, woken) = mpsc::channel();
         let inner = Arc::new(Inner {
             engine,
+            trust: Trust::new(config.trusted_keys.clone(), config.require_signature),
             events: Events::new(),
             slots: RwLock::default(),
             control: Mutex::new(Control {
@@ -665,26 +679,32 @@ impl Inner {
     fn take_files(
         &self,
         control: &mut Control,
-        found: BTreeMap<PathBuf, catalog::Stamp>,
+        found: BTreeMap<PathBuf, catalog::Stamps>,
         look: &Look,
         why: Why,
         looked: &mut Looked,
     ) {
         let now = SystemTime::now();
         let seen: BTreeSet<PathBuf> = found.keys().cloned().collect();
-        for (path, stamp) in found {
+        for (path, stamps) in found {
             let full = self.config.plugin_dir.join(&path);
-            let complete = look.complete.contains(&full);
-            let is_same = control.catalog.file(&path).is_some_and(|file| file.stamp == stamp);
-            if look.restless.contains(&full) || (is_same && !look.thorough && !complete) {
+            let signature = catalog::signature_path(&full);
+            let known = control.catalog.file(&path).map(|file| file.stamps);
+            let either = |paths: &[PathBuf]| paths.contains(&full) || paths.contains(&signature);
+            if either(&look.restless) || (known == Some(stamps) && !look.thorough && !either(&look.complete)) {
                 continue;
             }
-            let is_young = stamp.age(now).is_some_and(|age| age < self.config.quiet);
-            if is_young && !is_same && !complete && why == Why::Watch {
+            let is_young = |path: &PathBuf, stamp: Option<catalog::Stamp>, known: Option<catalog::Stamp>| {
+                let age = stamp.and_then(|stamp| stamp.age(now));
+                stamp != known && !look.complete.contains(path) && age.is_some_and(|age| age < self.config.quiet)
+            };
+            let component_is_young = is_young(&full, Some(stamps.component), known.map(|known| known.component));
+            let signature_is_young = is_young(&signature, stamps.signature, known.and_then(|known| known.signature));
+            if why == Why::Watch && (component_is_young || signature_is_young) {
                 looked.too_young = true;
                 continue;
             }
-            self.take_file(control, path, stamp, why, looked);
+            self.take_file(control, path, stamps, why, looked);
         }
         for (path, file) in control.catalog.retain(&seen) {
             control.store.file_gone(&path.to_string_lossy());
@@ -698,27 +718,39 @@ impl Inner {
         }
     }
 
-    fn take_file(&self, control: &mut Control, path: PathBuf, stamp: catalog::Stamp, why: Why, looked: &mut Looked) {
+    fn take_file(&self, control: &mut Control, path: PathBuf, stamps: catalog::Stamps, why: Why, looked: &mut Looked) {
         let name = path.to_string_lossy().into_owned();
-        let read = load::read(&self.config.plugin_dir.join(&path), self.config.file_max_bytes);
-        let (digest, now) = match read {
+        let full = self.config.plugin_dir.join(&path);
+        let (mut digest, mut beside) = (None, Beside::Nothing);
+        let now = match load::read(&full, self.config.file_max_bytes) {
             Ok(bytes) => {
-                let digest = Digest::of(&bytes);
+                let digest = *digest.insert(Digest::of(&bytes));
+                // Only a file that the scan found to be one: opening a pipe would wait for its other end.
+                if stamps.signature.is_some() {
+                    beside = self.beside(&catalog::signature_path(&full));
+                }
                 let known = control.catalog.file(&path);
-                if known.is_some_and(|file| file.digest == Some(digest)) {
-                    control.catalog.touch(&path, stamp);
+                if known.is_some_and(|file| file.digest == Some(digest) && file.beside == beside) {
+                    control.catalog.touch(&path, stamps);
                     return;
                 }
-                let loaded = load::load(&self.engine, &control.kinds, &bytes, &mut |_, _| {});
-                if loaded.is_ok() {
-                    control.store.keep(&bytes, digest);
+                let loaded = known.and_then(|file| file.good.clone()).filter(|plugin| plugin.digest == digest);
+                let now = self.take_bytes(control, &bytes, digest, &beside, loaded);
+                if now.is_ok() {
+                    control.store.keep(&bytes, digest, beside.signature());
                     control.store.file_worked(&name, digest);
                 }
-                (Some(digest), loaded.map(Arc::new))
+                now
             }
-            Err(rejection) => (None, Err(rejection)),
+            Err(rejection) => Err(rejection),
         };
-        let now = now.map_err(|rejection| rejection.at(&path));
+        let (now, signed_by) = match now {
+            Ok((plugin, signed_by)) => (Ok(plugin), signed_by),
+            Err(rejection) => (Err(rejection.at(&path)), None),
+        };
+        if let Some(key) = &signed_by {
+            tracing::info!(path = %path.display(), key, "signature accepted");
+        }
         let known = control.catalog.file(&path);
         let good = match &now {
             Ok(plugin) => Some(Arc::clone(plugin)),
@@ -745,13 +777,39 @@ impl Inner {
                 looked.rejected.push(rejection.clone());
             }
         }
-        let file = File { digest, stamp, now, good };
+        let file = File { digest, beside, stamps, signed_by, now, good };
         control.catalog.set(path, file);
     }
 
-    /// A component from the host's own copy.
+    /// The plugin that `bytes` are, and the id of the key that signed them; `loaded` when it is known already: the same
+    /// bytes under another signature.
+    fn take_bytes(
+        &self,
+        control: &Control,
+        bytes: &[u8],
+        digest: Digest,
+        beside: &Beside,
+        loaded: Option<Arc<Plugin>>,
+    ) -> Result<(Arc<Plugin>, Option<String>), Rejection> {
+        let signed_by = self.trust.check(bytes, beside);
+        let signed_by = signed_by.map_err(|reason| Rejection::new(Stage::Signature, reason).of(digest))?;
+        let load = || load::load(&self.engine, &control.kinds, bytes, &mut |_, _| {}).map(Arc::new);
+        Ok((loaded.map_or_else(load, Ok)?, signed_by))
+    }
+
+    /// The signature in the file `path`, where signatures count.
+    fn beside(&self, path: &Path) -> Beside {
+        if self.trust.any() { load::read_signature(path) } else { Beside::Nothing }
+    }
+
+    /// A component from the host's own copy, verified again: which keys are trusted may have changed since.
     fn kept(&self, control: &Control, digest: Digest) -> Option<Arc<Plugin>> {
         let bytes = control.store.bytes(digest)?;
+        let beside = self.beside(&control.store.signature_path(digest));
+        if let Err(reason) = self.trust.check(&bytes, &beside) {
+            tracing::warn!(%digest, "what last worked does not serve: {reason}");
+            return None;
+        }
         let plugin = load::load(&self.engine, &control.kinds, &bytes, &mut |_, _| {}).ok()?;
         Some(Arc::new(plugin))
     }

@@ -37,6 +37,7 @@
 //! | `health` | healthy, quarantined, on trial: a pure state machine |
 //! | `load`, `inspect` | from bytes to a candidate; what differs from the world, item by item |
 //! | `catalog`, `watcher`, `store` | what the directory holds; when to look; what the host keeps itself |
+//! | `signature` | who may sign components, and whether a signature is theirs; pure |
 //! | `engine`, `context`, `limits` | wasmtime's settings, clock and code cache; what an instance may use |
 //! | `log`, `wasi` | the two things that a component may import |
 //! | `event` | what operators are told |
@@ -48,7 +49,7 @@
 //! no time stamp and allocates nothing.
 //!
 //! # A change
-//! New bytes are read once, hashed, compared with the kind's world, compiled (or found in the cache), linked, described,
+//! New bytes are read once, hashed, checked for a trusted signature, compared with the kind's world, compiled (or found in the cache), linked, described,
 //! given their settings and probed; only then does the slot's pointer change. Whatever fails on the way is a
 //! [`Rejection`] with its stage and reason, and what served before serves on. Calls under way end on the generation where
 //! they began; the last of them frees it.
@@ -71,6 +72,7 @@ mod memory;
 mod poison;
 mod rollout;
 mod shadow;
+mod signature;
 mod slot;
 mod store;
 mod wasi;
@@ -83,11 +85,12 @@ pub use event::{Change, Event};
 pub use host::{ControlError, Host, HostConfig, Report, ScanReport};
 pub use kind::Kind;
 pub use latency::Times;
-pub use limits::{Failure, Limits, OnFailure, PluginConfig, Refusal};
+pub use limits::{Failure, Limit, Limits, OnFailure, PluginConfig, Refusal};
 pub use load::{Description, MemoryId, Rejection, Stage};
 pub use log::{LINE_MAX_BYTES, TARGET as LOG_TARGET};
 pub use rollout::{Evidence, Phase, Probation, Rollout, Transition};
 pub use shadow::{Divergence, Example, Group};
+pub use signature::{KeyError, SIGNATURE_MAX_BYTES, TrustedKey, verify_signature};
 pub use slot::{Builtin, By, Condition, Decision, GenerationStatus, Role, Slot, Status, Step};
 /// The engine, in the version that a kind's `bindgen!` must be of.
 pub use wasmtime;

@@ -61,78 +61,97 @@ pub enum OnFailure {
     Closed,
 }
 
-/// What a plugin may use, in one slot.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Limits {
-    /// Milliseconds until a call is stopped. A safety stop on the wall clock, which also runs while the thread waits for
-    /// a processor, so small values stop innocent calls. Default 100; 50 to 60,000.
-    pub deadline_ms: u64,
-    /// Milliseconds until instantiating and configuring are stopped. Default 5,000; 50 to 600,000.
-    pub start_deadline_ms: u64,
-    /// Linear memory of one instance, in bytes. Default 16 MiB; 64 KiB to [`HostConfig::instance_memory_max_bytes`](crate::HostConfig).
-    pub memory_max_bytes: u64,
-    /// Elements of one table. Default 10,000; 1 to 20,000.
-    pub table_max_elements: u64,
-    /// Core instances in one component. Default 64; 1 to 64.
-    pub instances_max: u64,
-    /// What one call may hand back, answer and memory together, in bytes. Default 4 MiB; 1 KiB to 64 MiB.
-    pub answer_max_bytes: u64,
-    /// Log lines a second for the slot; what is beyond is counted. Default 20; 0 to 10,000.
-    pub log_lines_per_second: u32,
-    /// Keys whose memory is kept; the least recently used go first. Default 100,000; 16 to 10,000,000.
-    pub memory_keys_max: usize,
-    /// Failures in a row until quarantine. Default 10; 1 to 1,000,000.
-    pub strikes_max: u32,
-    /// Subjects (clients, senders) that may be set aside at a time, after two failures each; one more and the plugin is
-    /// quarantined instead. Default 32; 1 to 1,000.
-    pub subjects_aside_max: u32,
-    /// First quarantine, in milliseconds; it doubles each time a trial call fails. Default 1,000; 1 to 3,600,000.
-    pub backoff_min_ms: u64,
-    /// Longest quarantine, in milliseconds. Default 300,000; `backoff_min_ms` to 86,400,000.
-    pub backoff_max_ms: u64,
+/// One limit, for those who let operators set it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limit {
+    /// Its name: the field of [`Limits`], unit last.
+    pub name: &'static str,
+    /// The least it may be.
+    pub low: u64,
+    /// The most it may be.
+    pub high: u64,
+    /// What it means.
+    pub meaning: &'static str,
 }
 
-impl Default for Limits {
-    fn default() -> Limits {
-        Limits {
-            deadline_ms: 100,
-            start_deadline_ms: 5_000,
-            memory_max_bytes: 16 << 20,
-            table_max_elements: 10_000,
-            instances_max: 64,
-            answer_max_bytes: 4 << 20,
-            log_lines_per_second: 20,
-            memory_keys_max: 100_000,
-            strikes_max: 10,
-            subjects_aside_max: 32,
-            backoff_min_ms: 1_000,
-            backoff_max_ms: 300_000,
+/// Declares the limits, each once: `/// meaning … name: type = default, low, high;`.
+macro_rules! limits {
+    ($($(#[doc = $doc:literal])+ $name:ident: $type:ty = $default:expr, $low:expr, $high:expr;)+) => {
+        /// What a plugin may use, in one slot.
+        #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+        #[serde(default, deny_unknown_fields)]
+        pub struct Limits {
+            $(
+                $(#[doc = $doc])+
+                #[doc = concat!(" Default `", stringify!($default), "`; `", stringify!($low), "` to `", stringify!($high), "`.")]
+                pub $name: $type,
+            )+
         }
-    }
+
+        impl Default for Limits {
+            fn default() -> Limits {
+                Limits { $($name: $default,)+ }
+            }
+        }
+
+        impl Limits {
+            /// Every limit there is.
+            pub const ALL: &[Limit] = &[
+                $(Limit { name: stringify!($name), low: $low, high: $high, meaning: concat!($($doc),+) },)+
+            ];
+
+            /// The values, in the order of [`ALL`](Self::ALL).
+            fn values(&self) -> impl Iterator<Item = u64> {
+                // A `usize` is never more than a `u64`.
+                [$(u64::try_from(self.$name).unwrap_or(u64::MAX),)+].into_iter()
+            }
+        }
+    };
+}
+
+limits! {
+    /// Milliseconds until a call is stopped. A safety stop on the wall clock, which also runs while the thread waits for
+    /// a processor, so small values stop innocent calls.
+    deadline_ms: u64 = 100, 50, 60_000;
+    /// Milliseconds until instantiating and configuring are stopped.
+    start_deadline_ms: u64 = 5_000, 50, 600_000;
+    /// Fuel of one call where calls are replayed or simulated, which bounds them without a clock: about one unit for each
+    /// Wasm instruction.
+    fuel_max: u64 = 50_000_000, 1_000, 1_000_000_000_000;
+    /// Linear memory of one instance, in bytes; what the host reserves for an instance bounds it, too.
+    memory_max_bytes: u64 = 16 << 20, 64 << 10, 4 << 30;
+    /// Elements of one table.
+    table_max_elements: u64 = 10_000, 1, engine::TABLE_ELEMENTS_MAX as u64;
+    /// Core instances in one component.
+    instances_max: u64 = 64, 1, 64;
+    /// What one call may hand back, answer and memory together, in bytes.
+    answer_max_bytes: u64 = 4 << 20, 1 << 10, 64 << 20;
+    /// Log lines a second for the slot; what is beyond is counted.
+    log_lines_per_second: u32 = 20, 0, 10_000;
+    /// Keys whose memory is kept; the least recently used go first.
+    memory_keys_max: usize = 100_000, 16, 10_000_000;
+    /// Failures in a row until quarantine.
+    strikes_max: u32 = 10, 1, 1_000_000;
+    /// Subjects (clients, senders) that may be set aside at a time, after two failures each; one more and the plugin is
+    /// quarantined instead.
+    subjects_aside_max: u32 = 32, 1, 1_000;
+    /// First quarantine, in milliseconds; it doubles each time a trial call fails.
+    backoff_min_ms: u64 = 1_000, 1, 3_600_000;
+    /// Longest quarantine, in milliseconds; not below `backoff_min_ms`.
+    backoff_max_ms: u64 = 300_000, 1, 86_400_000;
 }
 
 impl Limits {
     /// Whether every limit is within its range. Errors: the first that is not, with its name, value and range.
     pub fn check(&self) -> Result<(), String> {
-        let ranges: [(&str, u64, u64, u64); 12] = [
-            ("deadline_ms", self.deadline_ms, 50, 60_000),
-            ("start_deadline_ms", self.start_deadline_ms, 50, 600_000),
-            ("memory_max_bytes", self.memory_max_bytes, 64 << 10, 4 << 30),
-            ("table_max_elements", self.table_max_elements, 1, engine::TABLE_ELEMENTS_MAX.into()),
-            ("instances_max", self.instances_max, 1, 64),
-            ("answer_max_bytes", self.answer_max_bytes, 1 << 10, 64 << 20),
-            ("log_lines_per_second", self.log_lines_per_second.into(), 0, 10_000),
-            ("memory_keys_max", self.memory_keys_max as u64, 16, 10_000_000),
-            ("strikes_max", self.strikes_max.into(), 1, 1_000_000),
-            ("subjects_aside_max", self.subjects_aside_max.into(), 1, 1_000),
-            ("backoff_min_ms", self.backoff_min_ms, 1, 3_600_000),
-            ("backoff_max_ms", self.backoff_max_ms, self.backoff_min_ms, 86_400_000),
-        ];
-        for (name, value, low, high) in ranges {
-            if !(low..=high).contains(&value) {
+        for (Limit { name, low, high, .. }, value) in Self::ALL.iter().zip(self.values()) {
+            if !(*low..=*high).contains(&value) {
                 return Err(format!("{name} is {value}, expected {low} to {high}"));
             }
+        }
+        if self.backoff_max_ms < self.backoff_min_ms {
+            let (max, min) = (self.backoff_max_ms, self.backoff_min_ms);
+            return Err(format!("backoff_max_ms is {max}, expected {min} (backoff_min_ms) or more"));
         }
         Ok(())
     }

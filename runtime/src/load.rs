@@ -23,6 +23,7 @@ use crate::{
     inspect::{self, KindInfo},
     limits::{Failure, Limits},
     log::{LogGate, bindings},
+    signature::{Beside, SIGNATURE_MAX_BYTES},
     wasi,
 };
 
@@ -38,6 +39,8 @@ const DESCRIPTION_MAX_BYTES: usize = 256 << 10;
 pub enum Stage {
     /// Reading the file, within its size limit.
     Read,
+    /// Checking who signed it, where keys are trusted.
+    Signature,
     /// Comparing its imports and exports with the kind's world.
     Inspect,
     /// Turning it into machine code.
@@ -64,6 +67,7 @@ impl fmt::Display for Stage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Stage::Read => "read",
+            Stage::Signature => "signature",
             Stage::Inspect => "inspect",
             Stage::Compile => "compile",
             Stage::Link => "link",
@@ -211,16 +215,29 @@ impl Plugin {
 
 /// Reads `path` once. Errors: it cannot be read, or is larger than `max_bytes`.
 pub(crate) fn read(path: &Path, max_bytes: u64) -> Result<Vec<u8>, Rejection> {
-    use std::io::Read as _;
     let failed = |error: std::io::Error| Rejection::new(Stage::Read, error).at(path);
-    let mut bytes = Vec::new();
-    let file = std::fs::File::open(path).map_err(failed)?;
-    // One byte more than allowed tells "too large" without reading it all; the file may also grow meanwhile.
-    let read = file.take(max_bytes + 1).read_to_end(&mut bytes);
-    if read.map_err(failed)? as u64 > max_bytes {
+    let bytes = read_bounded(path, max_bytes).map_err(failed)?;
+    if bytes.len() as u64 > max_bytes {
         let reason = format!("larger than {max_bytes} bytes");
         return Err(Rejection::new(Stage::Read, reason).at(path));
     }
+    Ok(bytes)
+}
+
+/// Reads the signature file `path` once; of one that is too large, as much as shows it.
+pub(crate) fn read_signature(path: &Path) -> Beside {
+    match read_bounded(path, SIGNATURE_MAX_BYTES) {
+        Ok(signature) => Beside::Signature(signature),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Beside::Nothing,
+        Err(error) => Beside::Unreadable(error.to_string()),
+    }
+}
+
+/// One byte more than `max_bytes` at most, which tells "too large" without reading it all; the file may grow meanwhile.
+fn read_bounded(path: &Path, max_bytes: u64) -> std::io::Result<Vec<u8>> {
+    use std::io::Read as _;
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)?.take(max_bytes + 1).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 

@@ -69,14 +69,18 @@ impl Store {
         Ok(Store { components, record_path, record })
     }
 
-    /// Keeps `bytes` under their digest.
-    pub(crate) fn keep(&self, bytes: &[u8], digest: Digest) {
-        let path = self.path(digest);
-        if path.exists() {
-            return;
-        }
-        if let Err(error) = write_atomically(&path, &[bytes]) {
-            tracing::warn!(path = %path.display(), %error, "cannot keep a component");
+    /// Keeps `bytes` under their digest, and beside them the signature, where there is one.
+    pub(crate) fn keep(&self, bytes: &[u8], digest: Digest, signature: Option<&[u8]>) {
+        let (path, signature_path) = (self.path(digest), self.signature_path(digest));
+        // A former signature stays where there is none now: it is one of the same bytes, and verified before each use.
+        let signature = signature.filter(|signature| fs::read(&signature_path).ok().as_deref() != Some(*signature));
+        let component = Some(bytes).filter(|_| !path.exists());
+        for (path, content) in [(&path, component), (&signature_path, signature)] {
+            if let Some(content) = content
+                && let Err(error) = write_atomically(path, &[content])
+            {
+                tracing::warn!(path = %path.display(), %error, "cannot keep a component");
+            }
         }
     }
 
@@ -132,7 +136,8 @@ impl Store {
 
     /// Drops components that the record does not name.
     pub(crate) fn forget_others(&self) {
-        remove_files(&self.components, |name| !self.names(name.strip_suffix(".wasm").unwrap_or(name)));
+        let stem = |name: &str| name.rsplit_once('.').map_or(name, |(stem, _)| stem).to_owned();
+        remove_files(&self.components, |name| !self.names(&stem(name)));
     }
 
     fn save(&self) {
@@ -144,6 +149,11 @@ impl Store {
 
     fn path(&self, digest: Digest) -> PathBuf {
         self.components.join(format!("{digest}.wasm"))
+    }
+
+    /// Where the signature of the kept component `digest` is, if it has one.
+    pub(crate) fn signature_path(&self, digest: Digest) -> PathBuf {
+        self.components.join(format!("{digest}.sig"))
     }
 }
 

@@ -99,7 +99,7 @@ fn wakes_of(event: notify::Event) -> Vec<Wake> {
     match event.kind {
         EventKind::Access(_) | EventKind::Modify(ModifyKind::Metadata(_)) => Vec::new(),
         EventKind::Modify(ModifyKind::Name(RenameMode::To | RenameMode::Both)) => match event.paths.last() {
-            Some(path) if catalog::is_component_path(path) => {
+            Some(path) if catalog::is_watched_path(path) => {
                 vec![Wake::Complete(path.clone())]
             }
             _ => vec![Wake::Changed],
@@ -108,7 +108,7 @@ fn wakes_of(event: notify::Event) -> Vec<Wake> {
         _ => event
             .paths
             .into_iter()
-            .map(|path| match catalog::is_component_path(&path) {
+            .map(|path| match catalog::is_watched_path(&path) {
                 true => Wake::Written(path),
                 false => Wake::Changed,
             })

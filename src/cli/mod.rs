@@ -9,6 +9,7 @@ mod init;
 mod output;
 mod plugin;
 mod run;
+mod sign;
 mod sync;
 mod transact;
 mod wallet;
@@ -62,7 +63,7 @@ enum Command {
     /// How far a node is behind its sources
     #[command(subcommand)]
     Sync(sync::Sync),
-    /// Components: build, check, list, swap
+    /// Components: build, check, sign, list, swap
     Plugin(plugin::Plugin),
     /// The configuration file
     #[command(subcommand)]

@@ -1,4 +1,4 @@
-//! `tenon plugin`: builds and checks components; lists and swaps those of a running node through its admin API.
+//! `tenon plugin`: builds, checks and signs components; lists and swaps those of a running node through its admin API.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,11 +13,12 @@ use super::Outcome;
 use super::http::Node;
 use super::output::Output;
 use super::run::Addresses;
+use super::sign::Signing;
 
 /// The plugins that every new node gets.
 pub const SHIPPED: [&str; 5] = ["token-bucket", "sliding-window", "allow-all", "parallel-range", "ping-pong"];
 
-/// Components: build, check, list, swap.
+/// Components: build, check, sign, list, swap.
 #[derive(Args)]
 pub struct Plugin {
     #[command(flatten)]
@@ -56,6 +57,8 @@ enum Command {
         /// The component
         file: PathBuf,
     },
+    #[command(flatten)]
+    Sign(Signing),
     /// The slots of a node, and who serves them
     List,
     /// Loads a slot's plugin anew, even from the same bytes
@@ -88,6 +91,7 @@ impl Plugin {
                 Ok(Outcome::Done)
             }
             Command::Check { file } => check(&file, output),
+            Command::Sign(command) => command.run(output),
             Command::List => {
                 let slots = admin.node()?.get("/admin/plugins").await?;
                 output.list(slots.as_array().map_or(&[], Vec::as_slice), &COLUMNS);

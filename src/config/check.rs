@@ -3,12 +3,13 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::given::Origin;
+use super::knobs::PluginDirectory;
 use super::{Config, Problem, beside};
 use crate::chain::{Address, Genesis};
-use tenon_runtime::OnFailure;
+use tenon_runtime::{OnFailure, verify_signature};
 
 pub fn check(config: &Config) -> Vec<Problem> {
     let mut problems = Vec::new();
@@ -153,14 +154,7 @@ fn plugins(config: &Config, problems: &mut Vec<Problem>) {
         let text = format!("no folder {}; it is made at start", plugins.directory.dir.display());
         problems.push(Problem::warning("plugins.dir", text));
     }
-    for (given, key) in [
-        (!plugins.directory.trusted_keys.is_empty(), "plugins.trusted_keys"),
-        (plugins.directory.require_signature, "plugins.require_signature"),
-    ] {
-        if given {
-            problems.push(error(key, "signatures on components are not available yet"));
-        }
-    }
+    signatures(config, problems);
     for (slot, key) in [(&plugins.rate_limit, "plugins.rate-limit.use"), (&plugins.sync, "plugins.sync.use")] {
         if let Some(plugin) = &slot.plugin {
             component(config, plugin, key, problems);
@@ -168,27 +162,54 @@ fn plugins(config: &Config, problems: &mut Vec<Problem>) {
     }
 }
 
+/// Whether signatures can be asked for, and which components would be refused for theirs.
+fn signatures(config: &Config, problems: &mut Vec<Problem>) {
+    let PluginDirectory { dir, trusted_keys, require_signature } = &config.plugins.directory;
+    if trusted_keys.is_empty() {
+        if *require_signature {
+            let text = "no component could be taken: there are no plugins.trusted_keys";
+            problems.push(error("plugins.require_signature", text));
+        }
+        return;
+    }
+    for path in components(dir, 8) {
+        let signature = fs::read(path.with_added_extension("sig"));
+        let verified = match (fs::read(&path), signature) {
+            (Ok(component), Ok(signature)) => verify_signature(&component, &signature, trusted_keys).map(drop),
+            (Ok(_), Err(_)) if *require_signature => Err("no signature file beside it".to_owned()),
+            // What cannot be read, or is being written, is the plugin host's to say.
+            _ => Ok(()),
+        };
+        if let Err(why) = verified {
+            let text = format!("{} would be refused: {why}", path.display());
+            problems.push(Problem::warning("plugins.trusted_keys", text));
+        }
+    }
+}
+
 /// Whether some file could be the plugin `name`. Only a hint: a component's name is what it says of itself.
 fn component(config: &Config, name: &str, key: &str, problems: &mut Vec<Problem>) {
     let dir = &config.plugins.directory.dir;
-    if dir.is_dir() && !components(dir, 8).iter().any(|stem| stem.starts_with(name)) {
+    let fits = |path: &PathBuf| path.file_stem().is_some_and(|stem| stem.to_string_lossy().starts_with(name));
+    if dir.is_dir() && !components(dir, 8).iter().any(fits) {
         let text = format!("no {name}.wasm below {}; the built-in serves until there is one", dir.display());
         problems.push(Problem::warning(key, text));
     }
 }
 
-/// The names of the `*.wasm` files in a folder and the folders in it.
-fn components(dir: &Path, depth: usize) -> Vec<String> {
-    let mut names = Vec::new();
+/// The `*.wasm` files in a folder and the folders in it.
+fn components(dir: &Path, depth: usize) -> Vec<PathBuf> {
+    let mut paths = Vec::new();
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let path = entry.path();
         if path.is_dir() && depth > 0 {
-            names.extend(components(&path, depth - 1));
+            paths.extend(components(&path, depth - 1));
         } else if path.extension().is_some_and(|extension| extension == "wasm") {
-            names.extend(path.file_stem().map(|stem| stem.to_string_lossy().into_owned()));
+            paths.push(path);
         }
     }
-    names
+    paths.sort();
+    paths
 }
 
 /// Whether there is a keystore file with its password, readable by its owner alone; its address.

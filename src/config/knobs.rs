@@ -10,7 +10,7 @@ use super::given::Content;
 use super::section::{Knob, section};
 use super::{Given, Problem};
 use crate::producer::EmptyBlocks;
-use tenon_runtime::{Limits, OnFailure, PluginConfig};
+use tenon_runtime::{Limits, OnFailure, PluginConfig, TrustedKey};
 
 fn loopback(port: u16) -> SocketAddr {
     (Ipv4Addr::LOCALHOST, port).into()
@@ -114,9 +114,10 @@ section! {
     pub struct PluginDirectory {
         /// The folder that is watched for `*.wasm`, with its sub-folders.
         dir: PathBuf = "plugins".into();
-        /// Public keys whose signatures are accepted on components; not available yet.
-        trusted_keys: Vec<String> = Vec::new();
-        /// Whether a component without an accepted signature is refused; not available yet.
+        /// Public keys, as `tenon plugin keygen` and minisign print them, whose signatures are accepted. With any, a signature
+        /// beside a component, `NAME.wasm.sig`, must be right; without, signatures are ignored.
+        trusted_keys: Vec<TrustedKey> = Vec::new();
+        /// Whether a component without an accepted signature is refused.
         require_signature: bool = false;
     }
 }
@@ -128,7 +129,7 @@ section! {
         plugin as "use": Option<String> = None;
         /// Who answers when the plugin fails: the built-in ("fallback"), yes ("open") or no ("closed").
         on_failure: OnFailure = OnFailure::Fallback;
-        /// What one call may use: `deadline_ms`, `memory_max_bytes` and the others of the plugin host.
+        /// What the plugin may use; each limit has a default.
         limits: Limits = Limits::default();
         /// How new bytes of the plugin go live; only `{ mode = "immediate" }` is available yet.
         rollout: Rollout = Rollout::default();
@@ -150,7 +151,7 @@ section! {
         max_fee_per_hour: u64 = 1_000;
         /// Who answers when the plugin fails; an agent has only the built-in: "fallback".
         on_failure: OnFailure = OnFailure::Fallback;
-        /// What one call may use: `deadline_ms`, `memory_max_bytes` and the others of the plugin host.
+        /// What the plugin may use; each limit has a default.
         limits: Limits = Limits::default();
         /// The plugin's own configuration, checked against the schema that it brings.
         config: serde_json::Map<String, serde_json::Value> = serde_json::Map::new();
@@ -243,16 +244,6 @@ impl Knob for EmptyBlocks {
 impl Knob for OnFailure {
     fn expected() -> String {
         "\"fallback\", \"open\" or \"closed\"".into()
-    }
-}
-
-impl Knob for Limits {
-    fn expected() -> String {
-        "a table of limits, like { deadline_ms = 100 }".into()
-    }
-
-    fn check(&self) -> Result<(), String> {
-        Self::check(self)
     }
 }
 

@@ -6,6 +6,7 @@
 mod check;
 mod given;
 mod knobs;
+mod limits;
 pub(crate) mod section;
 
 use std::fmt;
@@ -26,8 +27,9 @@ pub use tenon_runtime::OnFailure;
 /// The file's name in a node's directory.
 pub const FILE: &str = "tenon.toml";
 
-/// Variables that start with `TENON_` and are no knobs: where the shipped plugins are, and what the log looks like.
-const OTHER_VARIABLES: [&str; 3] = ["TENON_PLUGINS", "TENON_LOG", "TENON_LOG_FORMAT"];
+/// Variables that start with `TENON_` and are no knobs: where the shipped plugins are, what the log looks like, and the
+/// password of a signing key.
+const OTHER_VARIABLES: [&str; 4] = ["TENON_PLUGINS", "TENON_LOG", "TENON_LOG_FORMAT", "TENON_KEY_PASSWORD"];
 
 /// Everything an operator decides.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]

@@ -42,6 +42,16 @@ pub trait Knob: Serialize + DeserializeOwned {
 
     /// Makes a relative path one below `dir`.
     fn resolve(&mut self, _dir: &Path) {}
+
+    /// The knobs in it, where it is a section of its own.
+    fn keys(_section: &str) -> Option<Vec<Key>> {
+        None
+    }
+
+    /// Reads it where it is a section of its own, and notes what is wrong in it.
+    fn read_section(_given: &Given, _section: &str, _problems: &mut Vec<Problem>) -> Option<Self> {
+        None
+    }
 }
 
 /// Declares a section: `struct Name("section") { /// meaning … key: Type = default, low..=high; }`.
@@ -68,13 +78,13 @@ macro_rules! section {
             /// The knobs of the section, in order.
             pub fn keys(section: &str) -> Vec<$crate::config::Key> {
                 let default = Self::default();
-                vec![$( $crate::config::section::key(
+                [$( $crate::config::section::keys(
                     section,
                     $crate::config::section::name(stringify!($key), [$($wire)?].first().copied()),
                     &default.$key,
                     $crate::config::section::range([$($range)?].first()),
                     concat!($($doc),+),
-                ), )+]
+                ), )+].concat()
             }
 
             /// Reads the section, and notes what is wrong in it; `more` are the tables inside that somebody else reads.
@@ -141,10 +151,16 @@ pub fn in_range<T: Knob>(name: &str, value: &T, range: Option<&Range>) -> Result
     }
 }
 
-/// Describes one knob.
-pub fn key<T: Knob>(section: &str, name: &str, default: &T, range: String, meaning: &str) -> Key {
+/// Describes one knob, or those in it where it is a section.
+pub fn keys<T: Knob>(section: &str, name: &str, default: &T, range: String, meaning: &str) -> Vec<Key> {
+    let name = format!("{section}.{name}");
+    T::keys(&name).unwrap_or_else(|| vec![key(name, default, range, meaning)])
+}
+
+/// Describes one knob that is a single value.
+pub fn key<T: Knob>(name: String, default: &T, range: String, meaning: &str) -> Key {
     Key {
-        name: format!("{section}.{name}"),
+        name,
         expected: T::expected() + &range,
         default: serde_json::to_string(default).expect("knobs are plain data"),
         meaning: meaning.trim().replace("  ", " "),
@@ -162,6 +178,10 @@ pub fn take<T: Knob>(
 ) {
     let Some(given) = given.get(name) else { return };
     let key = format!("{section}.{name}");
+    if let Some(value) = T::read_section(given, &key, problems) {
+        *into = value;
+        return;
+    }
     match read::<T>(given) {
         Ok(value) if range.is_some_and(|range| value.number().is_some_and(|number| !range.contains(&number))) => {
             let got = value.number().expect("tested in the guard");
@@ -246,6 +266,7 @@ knobs! {
     Vec<String>: "a list of texts";
     SocketAddr: "an IP address and a port, like \"127.0.0.1:8006\"";
     Vec<ipnet::IpNet>: "a list of networks, like [\"10.0.0.0/8\"]";
+    Vec<tenon_runtime::TrustedKey>: "a list of public keys, like [\"RW…\"]";
     BTreeMap<String, u64>: "a table of whole numbers";
     serde_json::Map<String, Value>: "a table";
 }

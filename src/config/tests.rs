@@ -7,6 +7,10 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::producer::EmptyBlocks;
+use tenon_runtime::{Limit, Limits};
+
+/// A public key: the one in minisign's own documentation.
+const KEY: &str = "RWQf6LRCGA9i53mlYecO4IzT51TGPpvWucNSCh1CBM0QTaLn73Y7GFO3";
 
 fn parse(text: &str) -> Result<Config, ConfigError> {
     parse_with(text, &[])
@@ -57,8 +61,8 @@ fn everything_that_the_design_names_is_read() {
         webhook = ""
         [plugins]
         dir = "plugins"
-        trusted_keys = []
-        require_signature = false
+        trusted_keys = ["RWQf6LRCGA9i53mlYecO4IzT51TGPpvWucNSCh1CBM0QTaLn73Y7GFO3"]
+        require_signature = true
         [plugins.rate-limit]
         use = "token-bucket"
         on_failure = "closed"
@@ -83,6 +87,7 @@ fn everything_that_the_design_names_is_read() {
     assert_eq!((producer.interval_ms, producer.empty_blocks), (500, EmptyBlocks::Never));
     assert_eq!(config.plugins.rate_limit.plugin.as_deref(), Some("token-bucket"));
     assert_eq!(config.plugins.rate_limit.limits.deadline_ms, 60);
+    assert_eq!(config.plugins.directory.trusted_keys[0].id(), "E7620F1842B4E81F");
     assert_eq!(config.plugins.rate_limit.config["read"]["capacity"], 5);
     assert_eq!(config.agents[0].wallet, PathBuf::from("/node/keystore/bob.json"));
     assert_eq!(config.agents[0].config["trigger"], "ping");
@@ -116,14 +121,87 @@ fn what_is_not_toml_is_named_with_its_line() {
 fn what_is_out_of_range_or_not_available_yet_says_so() {
     for (text, expected) in [
         ("[plugins.sync]\nrollout = { mode = \"shadow\", calls = 9 }", "mode `shadow` is not available yet"),
-        ("[plugins.sync]\nlimits = { deadline_ms = 1 }", "deadline_ms is 1, expected 50 to 60000"),
-        ("[plugins.sync]\nlimits = { deadline = 1 }", "unknown field `deadline`"),
         ("[sync]\nverify_state_every = 9", "not available yet"),
         ("[p2p]\nlisten = \"/ip4/0.0.0.0/tcp/7070\"", "not available yet"),
     ] {
         let lines = lines(text, &[]);
         assert!(lines.len() == 1 && lines[0].contains(expected), "{lines:?}");
     }
+}
+
+/// Another value than the default, within the range.
+fn other(limit: &Limit) -> u64 {
+    let default = serde_json::to_value(Limits::default()).unwrap()[limit.name].as_u64().unwrap();
+    if default == limit.high { default - 1 } else { default + 1 }
+}
+
+#[test]
+fn every_limit_can_be_set_for_every_slot() {
+    let all: String = Limits::ALL.iter().map(|limit| format!("{} = {}\n", limit.name, other(limit))).collect();
+    let inline = all.trim().replace('\n', ", ");
+    let config = parse(&format!(
+        "[plugins.rate-limit.limits]\n{all}[plugins.sync]\nlimits = {{ {inline} }}\n\
+         [[agents]]\nname = \"bob\"\nwallet = \"bob.json\"\nlimits = {{ {inline} }}\n\
+         [[agents]]\nname = \"eve\"\nwallet = \"eve.json\"\n[agents.limits]\n{all}"
+    ))
+    .unwrap();
+    let slots = [config.plugins.rate_limit.plugin_config(), config.plugins.sync.plugin_config()];
+    for slot in slots.into_iter().chain(config.agents.iter().map(Agent::plugin_config)) {
+        let limits = serde_json::to_value(&slot.limits).unwrap();
+        for limit in Limits::ALL {
+            assert_eq!(limits[limit.name], other(limit), "{}", limit.name);
+        }
+    }
+}
+
+#[test]
+fn every_limit_out_of_its_range_is_named_with_its_path_and_line() {
+    for limit in Limits::ALL {
+        let Limit { name, low, high, .. } = limit;
+        let below = i128::from(*low) - 1;
+        for (value, sound) in [
+            (low.to_string(), true),
+            (high.to_string(), true),
+            (below.to_string(), false),
+            ((high + 1).to_string(), false),
+        ] {
+            // The longest quarantine cannot be shorter than the first one.
+            let first = if *name == "backoff_max_ms" { "backoff_min_ms = 1" } else { "backoff_max_ms = 86400000" };
+            let expected = format!(
+                "error: tenon.toml:3: plugins.sync.limits.{name}: expected a whole number, {low} to {high}, got {value}"
+            );
+            match parse(&format!("[plugins.sync.limits]\n{first}\n{name} = {value}\n")) {
+                Ok(_) => assert!(sound, "{name} = {value}"),
+                Err(error) => assert!(!sound && error.to_string() == expected, "{name} = {value}: {error}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn a_mistake_in_limits_is_named_with_its_path_and_line() {
+    let text = "[plugins.rate-limit.limits]\ndeadline = 60\nfuel_max = \"much\"\n[plugins.sync]\nlimits = 5\n\
+                [[agents]]\nname = \"bob\"\nwallet = \"w\"\nlimits = { backoff_min_ms = 400000 }\n";
+    assert_eq!(
+        lines(text, &[]),
+        [
+            "error: tenon.toml:2: plugins.rate-limit.limits.deadline: unknown key; did you mean `plugins.rate-limit.limits.deadline_ms`?",
+            "error: tenon.toml:3: plugins.rate-limit.limits.fuel_max: expected a whole number, 1000 to 1000000000000, got \"much\"",
+            "error: tenon.toml:5: plugins.sync.limits: expected a section, got 5",
+            "error: tenon.toml:9: agents[0].limits.backoff_max_ms: backoff_max_ms is 300000, expected 400000 (backoff_min_ms) or more",
+        ]
+    );
+    let variable = "TENON_PLUGINS_SYNC_LIMITS_STRIKES_MAX";
+    let text = "plugins.sync.limits.strikes_max: expected a whole number, 1 to 1000000, got 0";
+    assert_eq!(lines("", &[(variable, "0")]), [format!("error: {variable}: {text}")]);
+}
+
+#[test]
+fn a_trusted_key_that_does_not_read_is_named_with_its_line() {
+    let lines = lines("[plugins]\ntrusted_keys = [\"nonsense\"]\n", &[]);
+    let start = "error: tenon.toml:2: plugins.trusted_keys: expected a list of public keys, like [\"RW…\"], got [\"nonsense\"]: \
+                 `nonsense` is no minisign public key: ";
+    assert!(lines.len() == 1 && lines[0].starts_with(start), "{lines:?}");
 }
 
 #[test]
@@ -149,6 +227,9 @@ fn variables_lie_over_the_file() {
         ("TENON_PLUGINS_RATE_LIMIT_USE", "allow-all"),
         ("TENON_PLUGINS_REQUIRE_SIGNATURE", "true"),
         ("TENON_PLUGINS_SYNC_CONFIG", "{ ranges = 3 }"),
+        ("TENON_PLUGINS_SYNC_LIMITS_DEADLINE_MS", "70"),
+        ("TENON_PLUGINS_TRUSTED_KEYS", "RWQf6LRCGA9i53mlYecO4IzT51TGPpvWucNSCh1CBM0QTaLn73Y7GFO3"),
+        ("TENON_KEY_PASSWORD", "is no knob"),
         ("TENON_PLUGINS", "/shipped"),
         ("TENON_LOG", "debug"),
     ];
@@ -159,6 +240,8 @@ fn variables_lie_over_the_file() {
     assert_eq!(config.plugins.rate_limit.plugin.as_deref(), Some("allow-all"));
     assert!(config.plugins.directory.require_signature);
     assert_eq!(config.plugins.sync.config["ranges"], 3);
+    assert_eq!(config.plugins.sync.limits.deadline_ms, 70);
+    assert_eq!(config.plugins.directory.trusted_keys.len(), 1);
 }
 
 #[test]
@@ -229,7 +312,7 @@ fn nothing_is_wrong_with_a_good_node() {
 #[test]
 fn each_thing_that_does_not_fit_is_found() {
     type Change = fn(&Path, &mut Config);
-    let cases: [(Severity, &str, &str, Change); 18] = [
+    let cases: [(Severity, &str, &str, Change); 20] = [
         (Severity::Error, "chain.genesis", "cannot read", |_, c| c.chain.genesis = "nowhere".into()),
         (Severity::Error, "chain.genesis", "genesis", |dir, _| std::fs::write(dir.join("genesis.json"), "{}").unwrap()),
         (Severity::Error, "rpc.costs", "`/nowhere` is no route", |_, c| _ = c.rpc.costs.insert("/nowhere".into(), 2)),
@@ -254,8 +337,16 @@ fn each_thing_that_does_not_fit_is_found() {
         (Severity::Error, "agents[1].name", "another agent", |_, c| c.agents.push(c.agents[0].clone())),
         (Severity::Error, "agents[0].wallet", "cannot read", |_, c| c.agents[0].wallet = "nowhere".into()),
         (Severity::Warning, "agents[0].handler", "no echo.wasm", |_, c| c.agents[0].handler = Some("echo".into())),
-        (Severity::Error, "plugins.require_signature", "not available", |_, c| {
+        (Severity::Error, "plugins.require_signature", "no plugins.trusted_keys", |_, c| {
             c.plugins.directory.require_signature = true
+        }),
+        (Severity::Warning, "plugins.trusted_keys", "ping-pong.wasm would be refused: no signature file", |_, c| {
+            c.plugins.directory.trusted_keys = vec![KEY.parse().unwrap()];
+            c.plugins.directory.require_signature = true;
+        }),
+        (Severity::Warning, "plugins.trusted_keys", "refused: no minisign signature: expected 4 lines", |dir, c| {
+            std::fs::write(dir.join("plugins/ping-pong.wasm.sig"), "garbage").unwrap();
+            c.plugins.directory.trusted_keys = vec![KEY.parse().unwrap()];
         }),
         (Severity::Error, "admin.token_file", "cannot read", |dir, _| {
             std::fs::remove_file(dir.join("admin.token")).unwrap()
