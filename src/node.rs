@@ -101,7 +101,10 @@ impl Node {
             sync: sync_status,
             info,
             metrics,
-            collect: Vec::new(),
+            collect: vec![Arc::new({
+                let host = host.clone();
+                move || telemetry::plugins(&host.status())
+            })],
         };
         let rpc_config = rpc_config(&config.rpc)?;
         tasks.push((
@@ -177,6 +180,7 @@ fn host_config(config: &Config, state_dir: &Path) -> HostConfig {
     HostConfig {
         instance_memory_max_bytes: memories.fold(default.instance_memory_max_bytes, u64::max),
         trusted_keys: plugins.directory.trusted_keys.clone(),
+        sets: plugins.directory.sets.clone(),
         require_signature: plugins.directory.require_signature,
         ..default
     }

@@ -2,8 +2,9 @@
 
 use std::sync::OnceLock;
 
-use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
+use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use tenon_runtime::Status;
 
 /// Answers by route and class of status (`2xx` …).
 pub const RPC_REQUESTS: &str = "tenon_rpc_requests_total";
@@ -52,6 +53,31 @@ pub const IMPORTED_TRANSACTIONS: &str = "tenon_imported_transactions_total";
 /// Database transactions that it took.
 pub const IMPORT_COMMITS: &str = "tenon_import_commits_total";
 
+/// Calls of a generation, by slot, plugin and generation.
+pub const PLUGIN_CALLS: &str = "tenon_plugin_calls_total";
+/// Those it failed.
+pub const PLUGIN_GENERATION_FAILURES: &str = "tenon_plugin_generation_failures_total";
+/// Times of its calls, by quantile; a sample of them is timed.
+pub const PLUGIN_NANOSECONDS: &str = "tenon_plugin_call_nanoseconds";
+/// Failed calls of a slot, by cause.
+pub const PLUGIN_FAILURES: &str = "tenon_plugin_failures_total";
+/// Calls of a slot answered by the built-in, or openly or closed, in place of a plugin.
+pub const PLUGIN_FALLBACKS: &str = "tenon_plugin_fallbacks_total";
+/// Calls of a slot answered by another generation in place of the one that failed.
+pub const PLUGIN_RESCUES: &str = "tenon_plugin_rescues_total";
+/// Memories that a generation could not read.
+pub const PLUGIN_MEMORIES_LOST: &str = "tenon_plugin_memories_lost_total";
+/// Keys whose memory a slot keeps.
+pub const PLUGIN_MEMORY_KEYS: &str = "tenon_plugin_memory_keys";
+/// The generation that serves a slot; 0: the built-in.
+pub const PLUGIN_GENERATION: &str = "tenon_plugin_generation";
+/// Answers of a slot's shadow that were compared.
+pub const PLUGIN_SHADOW_COMPARED: &str = "tenon_plugin_shadow_compared";
+/// Of those, how many differ.
+pub const PLUGIN_SHADOW_DIVERGENT: &str = "tenon_plugin_shadow_divergent";
+/// Calls that a slot's shadow was not given.
+pub const PLUGIN_SHADOW_DROPPED: &str = "tenon_plugin_shadow_dropped";
+
 /// Bounds of the histogram buckets, in seconds: a decision takes less than a microsecond, an import some milliseconds.
 const BUCKETS: [f64; 14] = [2.5e-7, 5e-7, 1e-6, 5e-6, 2.5e-5, 1e-4, 2.5e-4, 1e-3, 2.5e-3, 1e-2, 5e-2, 0.25, 1.0, 5.0];
 
@@ -81,6 +107,12 @@ fn describe() {
         (SYNC_REFUSED, "Actions of the sync strategy that were refused"),
         (IMPORTED_BLOCKS, "Blocks imported since the start"),
         (IMPORTED_TRANSACTIONS, "Transactions in imported blocks"),
+        (PLUGIN_CALLS, "Calls of a generation"),
+        (PLUGIN_GENERATION_FAILURES, "Calls that a generation failed"),
+        (PLUGIN_FAILURES, "Failed calls of a slot, by cause"),
+        (PLUGIN_FALLBACKS, "Calls answered by the built-in, or openly or closed, in place of a plugin"),
+        (PLUGIN_RESCUES, "Calls answered by another generation in place of the one that failed"),
+        (PLUGIN_MEMORIES_LOST, "Memories that a generation could not read"),
         (IMPORT_COMMITS, "Database transactions that imports took"),
     ] {
         describe_counter!(name, text);
@@ -96,10 +128,55 @@ fn describe() {
         (SYNC_IN_FLIGHT, Unit::Count, "Requests for ranges under way"),
         (SYNC_BUFFERED_BYTES, Unit::Bytes, "Encoded blocks under way or waiting to be stored"),
         (SYNC_SOURCES_UP, Unit::Count, "Sources that may be used now"),
+        (PLUGIN_NANOSECONDS, Unit::Nanoseconds, "Times of a generation's calls, by quantile"),
+        (PLUGIN_MEMORY_KEYS, Unit::Count, "Keys whose memory a slot keeps"),
+        (PLUGIN_GENERATION, Unit::Count, "The generation that serves a slot; 0: the built-in"),
+        (PLUGIN_SHADOW_COMPARED, Unit::Count, "Answers of a slot's shadow that were compared"),
+        (PLUGIN_SHADOW_DIVERGENT, Unit::Count, "Answers of a slot's shadow that differ"),
+        (PLUGIN_SHADOW_DROPPED, Unit::Count, "Calls that a slot's shadow was not given"),
         (DIVERGED, Unit::Count, "1 while the local head is on another branch than a source"),
     ] {
         describe_gauge!(name, unit, text);
     }
     describe_histogram!(RPC_SECONDS, Unit::Seconds, "Time from a request's head to its answer's head");
     describe_histogram!(LIMITER_SECONDS, Unit::Seconds, "Time that the rate-limit policy took to decide");
+}
+
+/// Sets the figures of every slot, plugin and generation.
+pub fn plugins(slots: &[Status]) {
+    for slot in slots {
+        let name = || slot.slot.clone();
+        counter!(PLUGIN_FALLBACKS, "slot" => name()).absolute(slot.fallbacks);
+        counter!(PLUGIN_RESCUES, "slot" => name()).absolute(slot.rescues);
+        counter!(PLUGIN_MEMORIES_LOST, "slot" => name()).absolute(slot.memories_lost);
+        gauge!(PLUGIN_MEMORY_KEYS, "slot" => name()).set(slot.memory_keys as f64);
+        gauge!(PLUGIN_GENERATION, "slot" => name()).set(slot.generation as f64);
+        for (cause, count) in &slot.failures_by_cause {
+            counter!(PLUGIN_FAILURES, "slot" => name(), "cause" => *cause).absolute(*count);
+        }
+        if let Some(shadow) = &slot.shadow {
+            gauge!(PLUGIN_SHADOW_COMPARED, "slot" => name()).set(shadow.compared as f64);
+            gauge!(PLUGIN_SHADOW_DIVERGENT, "slot" => name()).set(shadow.divergent as f64);
+            gauge!(PLUGIN_SHADOW_DROPPED, "slot" => name()).set(shadow.dropped as f64);
+        }
+        for generation in &slot.generations {
+            let labels = [
+                ("slot", name()),
+                ("plugin", generation.plugin.clone()),
+                ("generation", generation.generation.to_string()),
+            ];
+            counter!(PLUGIN_CALLS, &labels).absolute(generation.calls);
+            counter!(PLUGIN_GENERATION_FAILURES, &labels).absolute(generation.failures);
+            for (quantile, ns) in [
+                ("0.5", generation.times.p50_ns),
+                ("0.9", generation.times.p90_ns),
+                ("0.99", generation.times.p99_ns),
+                ("1", generation.times.max_ns),
+            ] {
+                let mut labels = labels.to_vec();
+                labels.push(("quantile", quantile.to_owned()));
+                gauge!(PLUGIN_NANOSECONDS, &labels).set(ns as f64);
+            }
+        }
+    }
 }

@@ -177,19 +177,26 @@ impl<K: Kind> Shadow<K> {
         }
     }
 
-    pub(crate) fn divergence(&self) -> Divergence {
+    /// The counts without the groups.
+    pub(crate) fn counts(&self) -> Divergence {
         let seen = self.seen();
-        let group = |collected: &Collected| Group { keys: collected.keys.len() as u64, ..collected.group.clone() };
-        let mut groups: Vec<Group> = seen.groups.values().map(group).collect();
-        groups.sort_by_key(|group| std::cmp::Reverse(group.count));
         Divergence {
             generation: self.generation.number,
             compared: seen.compared,
             divergent: seen.divergent,
             failures: seen.failures,
             dropped: self.dropped.load(Ordering::Relaxed),
-            groups,
+            groups: Vec::new(),
         }
+    }
+
+    pub(crate) fn divergence(&self) -> Divergence {
+        let counts = self.counts();
+        let seen = self.seen();
+        let group = |collected: &Collected| Group { keys: collected.keys.len() as u64, ..collected.group.clone() };
+        let mut groups: Vec<Group> = seen.groups.values().map(group).collect();
+        groups.sort_by_key(|group| std::cmp::Reverse(group.count));
+        Divergence { groups, ..counts }
     }
 
     fn seen(&self) -> MutexGuard<'_, Seen<K>> {

@@ -66,6 +66,29 @@ enum Command {
         /// The slot: rate-limit, sync or agent/NAME
         slot: String,
     },
+    /// What became of a slot's generations
+    History {
+        /// The slot: rate-limit, sync or agent/NAME
+        slot: String,
+    },
+    /// What the candidate in a slot's shadow answers otherwise
+    Shadow {
+        /// The slot: rate-limit, sync or agent/NAME
+        slot: String,
+    },
+    /// Lets the candidate on trial serve a slot now
+    Promote {
+        /// The slot: rate-limit, sync or agent/NAME
+        slot: String,
+        /// Takes the plugin's component even if it is quarantined
+        #[arg(long)]
+        force: bool,
+    },
+    /// Calls a slot's candidate off, or lets the generation before serve again
+    Rollback {
+        /// The slot: rate-limit, sync or agent/NAME
+        slot: String,
+    },
     /// Lets another plugin serve a slot
     Use {
         /// The slot: rate-limit, sync or agent/NAME
@@ -102,6 +125,26 @@ impl Plugin {
                 shown(&answer, output);
                 Ok(Outcome::Done)
             }
+            Command::History { slot } => {
+                let steps = admin.node()?.get(&path(&slot, "history")).await?;
+                output.list(steps.as_array().map_or(&[], Vec::as_slice), &STEPS);
+                Ok(Outcome::Done)
+            }
+            Command::Shadow { slot } => {
+                let shadow = admin.node()?.get(&path(&slot, "shadow")).await?;
+                show_shadow(&shadow, output);
+                Ok(Outcome::Done)
+            }
+            Command::Promote { slot, force } => {
+                let answer = admin.node()?.post(&path(&slot, "promote"), &json!({ "force": force })).await?;
+                shown(&answer, output);
+                Ok(Outcome::Done)
+            }
+            Command::Rollback { slot } => {
+                let answer = admin.node()?.post(&path(&slot, "rollback"), &json!({})).await?;
+                shown(&answer, output);
+                Ok(Outcome::Done)
+            }
             Command::Use { slot, plugin, .. } => {
                 let answer = admin.node()?.post(&path(&slot, "use"), &json!({ "plugin": plugin })).await?;
                 shown(&answer, output);
@@ -123,6 +166,38 @@ const COLUMNS: [(&str, &str); 9] = [
     ("fallbacks", "/fallbacks"),
     ("last error", "/last_error"),
 ];
+
+/// What of a step is shown.
+const STEPS: [(&str, &str); 5] = [
+    ("generation", "/generation"),
+    ("plugin", "/plugin"),
+    ("phase", "/phase"),
+    ("reason", "/reason"),
+    ("digest", "/digest"),
+];
+
+/// What of a group of differing answers is shown.
+const GROUPS: [(&str, &str); 6] = [
+    ("class", "/class"),
+    ("live", "/live"),
+    ("candidate", "/candidate"),
+    ("answers", "/count"),
+    ("keys", "/keys"),
+    ("example", "/examples/0/request"),
+];
+
+fn show_shadow(shadow: &Value, output: &Output) {
+    if output.is_json() {
+        return output.json(shadow);
+    }
+    if shadow.is_null() {
+        return output.record(&json!({ "shadow": "none since the node started" }));
+    }
+    let mut counts = shadow.clone();
+    let groups = counts.as_object_mut().and_then(|counts| counts.remove("groups"));
+    output.record(&counts);
+    output.list(groups.as_ref().and_then(Value::as_array).map_or(&[], Vec::as_slice), &GROUPS);
+}
 
 fn shown(slot: &Value, output: &Output) {
     if output.is_json() { output.json(slot) } else { output.list(std::slice::from_ref(slot), &COLUMNS) }

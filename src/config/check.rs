@@ -164,7 +164,7 @@ fn plugins(config: &Config, problems: &mut Vec<Problem>) {
 
 /// Whether signatures can be asked for, and which components would be refused for theirs.
 fn signatures(config: &Config, problems: &mut Vec<Problem>) {
-    let PluginDirectory { dir, trusted_keys, require_signature } = &config.plugins.directory;
+    let PluginDirectory { dir, trusted_keys, require_signature, .. } = &config.plugins.directory;
     if trusted_keys.is_empty() {
         if *require_signature {
             let text = "no component could be taken: there are no plugins.trusted_keys";

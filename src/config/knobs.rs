@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use super::given::Content;
 use super::section::{Knob, section};
 use super::{Given, Problem};
 use crate::producer::EmptyBlocks;
-use tenon_runtime::{Limits, OnFailure, PluginConfig, TrustedKey};
+use tenon_runtime::{Limits, OnFailure, PluginConfig, Probation, Rollout, TrustedKey};
 
 fn loopback(port: u16) -> SocketAddr {
     (Ipv4Addr::LOCALHOST, port).into()
@@ -119,6 +119,8 @@ section! {
         trusted_keys: Vec<TrustedKey> = Vec::new();
         /// Whether a component without an accepted signature is refused.
         require_signature: bool = false;
+        /// Names of plugins that switch together, in lists: what is new of a list goes live at one instant, or none of it.
+        sets: Vec<Vec<String>> = Vec::new();
     }
 }
 
@@ -131,8 +133,11 @@ section! {
         on_failure: OnFailure = OnFailure::Fallback;
         /// What the plugin may use; each limit has a default.
         limits: Limits = Limits::default();
-        /// How new bytes of the plugin go live; only `{ mode = "immediate" }` is available yet.
+        /// How new bytes or a new configuration of the plugin go live: at once, after a time in the shadow of what serves, or
+        /// for a growing share of the callers.
         rollout: Rollout = Rollout::default();
+        /// How long a new generation is watched, and what brings the one before back.
+        probation: Probation = Probation::default();
         /// The plugin's own configuration, checked against the schema that it brings.
         config: serde_json::Map<String, serde_json::Value> = serde_json::Map::new();
     }
@@ -153,6 +158,10 @@ section! {
         on_failure: OnFailure = OnFailure::Fallback;
         /// What the plugin may use; each limit has a default.
         limits: Limits = Limits::default();
+        /// How new bytes or a new configuration of the plugin go live, as for the other slots.
+        rollout: Rollout = Rollout::default();
+        /// How long a new generation is watched, and what brings the one before back.
+        probation: Probation = Probation::default();
         /// The plugin's own configuration, checked against the schema that it brings.
         config: serde_json::Map<String, serde_json::Value> = serde_json::Map::new();
     }
@@ -166,6 +175,8 @@ impl PluginSlot {
             settings: self.config.clone().into(),
             on_failure: self.on_failure,
             limits: self.limits.clone(),
+            rollout: self.rollout.clone(),
+            probation: self.probation.clone(),
         }
     }
 }
@@ -183,54 +194,8 @@ impl Agent {
             settings: self.config.clone().into(),
             on_failure: self.on_failure,
             limits: self.limits.clone(),
-        }
-    }
-}
-
-/// How new bytes of a plugin go live.
-#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(try_from = "RolloutTable")]
-pub struct Rollout {
-    /// Which way.
-    pub mode: RolloutMode,
-}
-
-/// As it stands in the file: the mode is looked at first, because what else may stand there depends on it.
-#[derive(Deserialize)]
-struct RolloutTable {
-    mode: RolloutMode,
-    #[serde(flatten)]
-    rest: BTreeMap<String, serde_json::Value>,
-}
-
-impl TryFrom<RolloutTable> for Rollout {
-    type Error = String;
-
-    fn try_from(RolloutTable { mode, rest }: RolloutTable) -> Result<Self, String> {
-        match rest.first_key_value() {
-            Some((key, _)) => Err(format!("unknown key `{key}`")),
-            None => Ok(Self { mode }),
-        }
-    }
-}
-
-/// A way to live.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum RolloutMode {
-    /// At once.
-    #[default]
-    Immediate,
-}
-
-impl<'de> Deserialize<'de> for RolloutMode {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        match String::deserialize(deserializer)?.as_str() {
-            "immediate" => Ok(Self::Immediate),
-            mode @ ("shadow" | "canary") => {
-                Err(serde::de::Error::custom(format!("mode `{mode}` is not available yet, only `immediate`")))
-            }
-            mode => Err(serde::de::Error::custom(format!("unknown mode `{mode}`, there is `immediate`"))),
+            rollout: self.rollout.clone(),
+            probation: self.probation.clone(),
         }
     }
 }
@@ -249,7 +214,23 @@ impl Knob for OnFailure {
 
 impl Knob for Rollout {
     fn expected() -> String {
-        "{ mode = \"immediate\" }".into()
+        "{ mode = \"immediate\" }, { mode = \"shadow\", calls, seconds, max_divergence, max_slowdown } or \
+         { mode = \"canary\", steps, calls, seconds, max_slowdown }"
+            .into()
+    }
+
+    fn check(&self) -> Result<(), String> {
+        Self::check(self)
+    }
+}
+
+impl Knob for Probation {
+    fn expected() -> String {
+        "{ seconds, failures, max_slowdown }".into()
+    }
+
+    fn check(&self) -> Result<(), String> {
+        Self::check(self)
     }
 }
 

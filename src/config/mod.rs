@@ -17,9 +17,7 @@ use serde::Serialize;
 use crate::sync::SyncConfig;
 
 pub use given::{Given, Origin};
-pub use knobs::{
-    Admin, Agent, Chain, Mempool, Monitor, PluginSlot, Plugins, Producer, Rollout, RolloutMode, Rpc, Store,
-};
+pub use knobs::{Admin, Agent, Chain, Mempool, Monitor, PluginSlot, Plugins, Producer, Rpc, Store};
 pub(crate) use section::section;
 pub use section::{Key, Knob};
 pub use tenon_runtime::OnFailure;

@@ -264,6 +264,7 @@ knobs! {
     bool: "true or false";
     String: "a text";
     Vec<String>: "a list of texts";
+    Vec<Vec<String>>: "a list of lists of texts";
     SocketAddr: "an IP address and a port, like \"127.0.0.1:8006\"";
     Vec<ipnet::IpNet>: "a list of networks, like [\"10.0.0.0/8\"]";
     Vec<tenon_runtime::TrustedKey>: "a list of public keys, like [\"RW…\"]";

@@ -46,7 +46,7 @@ pub(super) fn router(parts: AdminParts) -> Router {
     Router::new()
         .route("/admin/plugins", get(list))
         .route("/admin/plugins/", get(list))
-        .route("/admin/plugins/{*order}", post(order))
+        .route("/admin/plugins/{*order}", post(order).get(question))
         .method_not_allowed_fallback(super::method_not_allowed)
         .fallback(not_found)
         .layer(middleware::from_fn_with_state(admin.clone(), authorise))
@@ -55,7 +55,8 @@ pub(super) fn router(parts: AdminParts) -> Router {
 
 async fn not_found() -> ApiError {
     ApiError::not_found(
-        "not found; there are `GET /admin/plugins` and `POST /admin/plugins/{slot}/{reload,use,config}`",
+        "not found; there are `GET /admin/plugins`, `GET /admin/plugins/{slot}/{history,shadow}` and \
+         `POST /admin/plugins/{slot}/{reload,use,config,promote,rollback}`",
     )
 }
 
@@ -81,8 +82,38 @@ async fn list(State(admin): State<Admin>) -> Response {
     Json(admin.0.host.status()).into_response()
 }
 
+/// The slot and the last word of a path.
+fn split(path: Result<Path<String>, PathRejection>, words: &str) -> Result<(String, String)> {
+    let Path(path) = path.map_err(|error| ApiError::invalid(error.body_text()))?;
+    let path = path.trim_end_matches('/');
+    let (slot, word) = path.rsplit_once('/').unwrap_or(("", path));
+    if slot.is_empty() {
+        return Err(ApiError::not_found(format!("the path is /admin/plugins/{{slot}}/{{{words}}}")));
+    }
+    Ok((slot.to_owned(), word.to_owned()))
+}
+
+const ORDERS: &str = "reload,use,config,promote,rollback";
+const QUESTIONS: &str = "history,shadow";
+
+async fn question(State(admin): State<Admin>, path: Result<Path<String>, PathRejection>) -> Result<Response> {
+    let (slot, question) = split(path, QUESTIONS)?;
+    let host = &admin.0.host;
+    match question.as_str() {
+        "history" => Ok(Json(host.history(&slot)?).into_response()),
+        "shadow" => Ok(Json(host.shadow(&slot)?).into_response()),
+        word if ORDERS.split(',').any(|order| order == word) => Err(super::method_not_allowed().await),
+        other => {
+            let text = format!("unknown question `{}`; known are {QUESTIONS}", shown(other));
+            Err(ApiError::not_found(text))
+        }
+    }
+}
+
 /// What to do with a slot.
 enum Order {
+    Promote { force: bool },
+    RollBack,
     Reload,
     Use(Option<String>),
     Configure(Value),
@@ -94,25 +125,23 @@ async fn order(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response> {
-    let Path(path) = path.map_err(|error| ApiError::invalid(error.body_text()))?;
-    let path = path.trim_end_matches('/');
-    let (slot, action) = path.rsplit_once('/').unwrap_or(("", path));
-    if slot.is_empty() {
-        return Err(ApiError::not_found("the path is /admin/plugins/{slot}/{reload,use,config}"));
-    }
+    let (slot, action) = split(path, ORDERS)?;
     let body = read_body(&headers, body, BODY_MAX).await?;
-    let order = match action {
+    let order = match action.as_str() {
+        "promote" => Order::Promote { force: force(&body)? },
+        "rollback" => Order::RollBack,
         "reload" => Order::Reload,
         "use" => Order::Use(plugin(&body)?),
         "config" => Order::Configure(configuration(&body)?),
         other => {
-            let text = format!("unknown action `{}`; known are reload, use, config", shown(other));
+            let text = format!("unknown action `{}`; known are {ORDERS}", shown(other));
             return Err(ApiError::not_found(text));
         }
     };
-    let slot = slot.to_owned();
     // Loading compiles, which takes a while.
     let done = tokio::task::spawn_blocking(move || match order {
+        Order::Promote { force } => admin.0.host.promote(&slot, force),
+        Order::RollBack => admin.0.host.roll_back(&slot),
         Order::Reload => admin.0.host.reload(&slot),
         Order::Use(plugin) => admin.0.host.use_plugin(&slot, plugin.as_deref()),
         Order::Configure(settings) => admin.0.host.configure(&slot, settings),
@@ -123,6 +152,19 @@ async fn order(
 fn object(body: &Bytes) -> Result<serde_json::Map<String, Value>> {
     let text = utf8(body)?;
     serde_json::from_str(text).map_err(|error| ApiError::invalid(format!("the body is not a JSON object: {error}")))
+}
+
+/// Nothing, or `{"force": true}`.
+fn force(body: &Bytes) -> Result<bool> {
+    if body.is_empty() {
+        return Ok(false);
+    }
+    let mut fields = object(body)?;
+    let force = fields.remove("force").unwrap_or(Value::Bool(false));
+    if let Some(name) = fields.keys().next() {
+        return Err(ApiError::invalid(format!("unknown field `{}`", shown(name))));
+    }
+    force.as_bool().ok_or_else(|| ApiError::field("force", "expected true or false"))
 }
 
 /// `{"plugin": "name"}`, or null for the built-in.
@@ -154,6 +196,7 @@ impl From<ControlError> for ApiError {
             ControlError::Builtin { .. } => (StatusCode::CONFLICT, "builtin"),
             ControlError::BuiltinConfig { .. } => (StatusCode::UNPROCESSABLE_ENTITY, "rejected"),
             ControlError::Rejected(_) => (StatusCode::UNPROCESSABLE_ENTITY, "rejected"),
+            ControlError::NotNow { .. } => (StatusCode::CONFLICT, "not-now"),
             ControlError::Stopped => return Self::unavailable("stopping", error.to_string()),
         };
         Self::new(status, code, error.to_string())

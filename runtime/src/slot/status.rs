@@ -8,7 +8,8 @@ use serde_json::Value;
 
 use super::Inner;
 use crate::{
-    digest::Digest, generation::Generation, health::State, kind::Kind, latency::Times, limits::Failure, load::Rejection,
+    digest::Digest, generation::Generation, health::State, kind::Kind, latency::Times, limits::Failure,
+    load::Rejection, shadow::Divergence,
 };
 
 /// A slot as an operator sees it.
@@ -56,6 +57,8 @@ pub struct Status {
     pub last_error: Option<String>,
     /// Every generation that is there, the one that serves first.
     pub generations: Vec<GenerationStatus>,
+    /// What the candidate in the shadow has shown, without the differences.
+    pub shadow: Option<Divergence>,
 }
 
 /// One generation as an operator sees it.
@@ -161,6 +164,7 @@ impl<K: Kind> Inner<K> {
             instances: generation.map_or(0, |generation| generation.warmth()),
             last_error: control.last_error.clone(),
             generations: everyone.into_iter().flatten().map(one).collect(),
+            shadow: serving.shadow.as_ref().map(|shadow| shadow.counts()),
         }
     }
 }
