@@ -412,9 +412,15 @@ impl Host {
     /// Reads the plugin directory anew and makes a new generation of the slot's plugin, even from the same bytes.
     pub fn reload(&self, slot: &str) -> Result<Status, ControlError> {
         let inner = &*self.0;
-        let look = Look { thorough: true, ..Look::default() };
-        inner.look(&look, Why::Asked);
+        let offered = inner.change(slot)?.0.wanted[slot].offered.clone();
+        let looked = inner.look(&Look { thorough: true, ..Look::default() }, Why::Asked);
         let (mut control, receiver) = inner.change(slot)?;
+        if control.wanted[slot].offered != offered {
+            // What there is now has just been offered.
+            let digest = control.wanted[slot].offered.as_ref().map(|offer| offer.0);
+            let rejection = looked.rejected.into_iter().find(|rejection| rejection.digest == digest);
+            return rejection.map_or_else(|| Ok(receiver.status()), |rejection| Err(ControlError::Rejected(rejection)));
+        }
         let wanted = &control.wanted[slot];
         let Some(name) = wanted.plugin.clone() else {
             return Err(ControlError::Builtin { slot: slot.into() });

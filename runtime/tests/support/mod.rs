@@ -61,6 +61,16 @@ pub enum Mode {
     OnlyOnce = 7,
     /// A memory of 1 MiB more, kept within the limit.
     GrowOnce = 8,
+    /// Counts one more for clients 7, 8 and 9.
+    Disagree = 9,
+    /// Traps for client 7.
+    TrapOnSeven = 10,
+    /// Traps once the key's sum has reached 10.
+    TrapFromTen = 11,
+    /// 64 KiB more memory in every call, and a trap when there is no more.
+    Leak = 12,
+    /// Traps for every client from 100 on.
+    TrapFromHundred = 13,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -327,7 +337,18 @@ impl Text {
                   (call $log (i32.const 2) (i32.const 512) (i32.const 22))))
                 (if (i32.eq (local.get $mode) (i32.const 7)) (then
                   (if (global.get $served) (then (unreachable)))))
-                (if (i32.eq (local.get $mode) (i32.const 8)) (then (drop (memory.grow (i32.const 16))))))
+                (if (i32.eq (local.get $mode) (i32.const 8)) (then (drop (memory.grow (i32.const 16)))))
+                (if (i32.eq (local.get $mode) (i32.const 9)) (then
+                  (if (i64.le_u (i64.sub (local.get $client) (i64.const 7)) (i64.const 2)) (then
+                    (local.set $add (i64.add (local.get $add) (i64.const 1)))))))
+                (if (i32.eq (local.get $mode) (i32.const 10)) (then
+                  (if (i64.eq (local.get $client) (i64.const 7)) (then (unreachable)))))
+                (if (i32.eq (local.get $mode) (i32.const 11)) (then
+                  (if (i64.ge_u (local.get $sum) (i64.const 10)) (then (unreachable)))))
+                (if (i32.eq (local.get $mode) (i32.const 12)) (then
+                  (if (i32.eq (memory.grow (i32.const 1)) (i32.const -1)) (then (unreachable)))))
+                (if (i32.eq (local.get $mode) (i32.const 13)) (then
+                  (if (i64.ge_u (local.get $client) (i64.const 100)) (then (unreachable))))))
               (global.set $served (i32.const 1))
               (i32.store8 (i32.const 192) (i32.const 0))
               (if (i32.eq (local.get $mode) (i32.const 5)) (then (i32.store8 (i32.const 192) (i32.const 2))))

@@ -1,0 +1,401 @@
+//! The way of a new version to live and back, with components that run.
+
+mod support;
+
+use serde_json::json;
+use support::{Answer, Bed, Mode, Request, Text, add, await_event, builtin, drain, names};
+use tenon_runtime::{
+    By, Change, Condition, Event, HostConfig, Limits, Phase, PluginConfig, Probation, Role, Rollout, Slot, Stage,
+};
+use tokio::sync::broadcast;
+
+/// A version of the counter that is like any other but for its version and what goes wrong with it.
+fn version(number: u32, fault: Mode) -> Text {
+    Text { version: format!("1.{number}.0"), mode: fault as u32, ..Text::new("adder", 1) }
+}
+
+fn shadow(calls: u64, max_divergence: f64) -> Rollout {
+    Rollout::Shadow { calls: Some(calls), seconds: None, max_divergence, max_slowdown: 1e6 }
+}
+
+fn canary(steps: &[u8], calls: u64) -> Rollout {
+    Rollout::Canary { steps: steps.to_vec(), calls, seconds: 0, max_slowdown: 1e6 }
+}
+
+fn config(rollout: Rollout) -> PluginConfig {
+    let probation = Probation { max_slowdown: 1e6, ..Probation::default() };
+    PluginConfig { rollout, probation, ..PluginConfig::plugin("adder") }
+}
+
+/// New bytes of the plugin, taken by a look at the directory.
+fn offer(bed: &Bed, text: &Text) {
+    bed.put("adder.wasm", &text.counter());
+    let _ = bed.host.reload("counter");
+}
+
+/// Asks for clients in turns until an event comes that ends it; each answer must be `expected` for its sum.
+fn ask_until(
+    slot: &Slot<support::Counter>,
+    sums: &mut [u64],
+    events: &mut broadcast::Receiver<Event>,
+    mut ends: impl FnMut(&Change) -> bool,
+) -> Vec<Event> {
+    let mut seen = Vec::new();
+    for turn in 0_u64.. {
+        let client = turn % sums.len() as u64;
+        sums[client as usize] += 1;
+        let sum = sums[client as usize];
+        let answer = slot.ask(&client, &add(client, 1)).answer;
+        assert_eq!(answer, Answer::Total { sum, build: 1 }, "client {client}");
+        let new = drain(events);
+        let over = new.iter().any(|event| ends(&event.change));
+        seen.extend(new);
+        if over {
+            break;
+        }
+    }
+    seen
+}
+
+fn phases(bed: &Bed) -> Vec<(u64, Phase)> {
+    let history = bed.host.history("counter").expect("the slot");
+    history.iter().map(|step| (step.generation, step.phase)).collect()
+}
+
+#[test]
+fn a_shadow_that_agrees_goes_live_and_nobody_notices() {
+    let bed = Bed::new();
+    let slot = bed.serving(&version(1, Mode::Count), config(shadow(500, 0.0)));
+    let mut events = bed.host.events();
+    offer(&bed, &version(2, Mode::Count));
+    assert_eq!(slot.generation(), 1, "it decides nothing yet");
+    assert_eq!(bed.status().generations.iter().map(|one| one.role).collect::<Vec<_>>(), [Role::Live, Role::Shadow]);
+    let seen = ask_until(&slot, &mut [0; 20], &mut events, |change| matches!(change, Change::Live { .. }));
+    assert_eq!(names(&seen), ["shadow", "live"]);
+    let shown = bed.host.shadow("counter").expect("the slot").expect("what it came to");
+    assert!(shown.compared >= 500, "{shown:?}");
+    assert_eq!((shown.divergent, shown.failures, shown.groups.len()), (0, 0, 0));
+    assert_eq!(slot.generation(), 2);
+    assert_eq!(phases(&bed), [(1, Phase::Live), (2, Phase::Shadow), (1, Phase::Previous), (2, Phase::Live)]);
+}
+
+#[test]
+fn a_known_set_of_disagreements_is_what_is_reported() {
+    let bed = Bed::new();
+    let slot = bed.serving(&version(1, Mode::Count), config(shadow(1_000_000, 1.0)));
+    offer(&bed, &version(2, Mode::Disagree));
+    for _ in 0..10 {
+        for client in 0..50 {
+            slot.decide(&client, &add(client, 1));
+        }
+    }
+    // All that was asked is compared, or was dropped and counted.
+    let shown = loop {
+        let shown = bed.host.shadow("counter").expect("the slot").expect("a shadow");
+        if shown.compared + shown.dropped == 500 {
+            break shown;
+        }
+        std::thread::yield_now();
+    };
+    assert_eq!((shown.dropped, shown.divergent, shown.failures), (0, 30, 0));
+    let [group] = &shown.groups[..] else { panic!("one way to differ: {shown:?}") };
+    assert_eq!((group.live.as_str(), group.candidate.as_str(), group.count, group.keys), ("total", "total", 30, 3));
+    assert_eq!(
+        group.fields.iter().map(|(field, count)| (field.as_str(), *count)).collect::<Vec<_>>(),
+        [("Total.sum", 30)]
+    );
+    let keys: Vec<u64> = group.examples.iter().filter_map(|example| example.key.as_u64()).collect();
+    assert!(!keys.is_empty() && keys.iter().all(|key| (7..=9).contains(key)), "{keys:?}");
+}
+
+#[test]
+fn a_shadow_that_differs_too_often_is_called_off_and_not_taken_again() {
+    let bed = Bed::new();
+    let slot = bed.serving(&version(1, Mode::Count), config(shadow(200, 0.01)));
+    let (mut events, mut sums) = (bed.host.events(), [0; 20]);
+    let bad = version(2, Mode::Disagree);
+    offer(&bed, &bad);
+    let seen = ask_until(&slot, &mut sums, &mut events, |change| matches!(change, Change::Condemned { .. }));
+    assert_eq!(names(&seen), ["shadow", "condemned"]);
+    assert_eq!(slot.generation(), 1);
+    let rejection = bed.host.reload("counter").expect_err("the same bytes").to_string();
+    assert!(rejection.contains("quarantine") && rejection.contains("answers differ"), "{rejection}");
+    // Its bytes change, and it gets its chance.
+    offer(&bed, &version(3, Mode::Count));
+    ask_until(&slot, &mut sums, &mut events, |change| matches!(change, Change::Live { .. }));
+    assert_eq!(bed.status().version.as_deref(), Some("1.3.0"));
+    // An operator who insists is obeyed.
+    offer(&bed, &bad);
+    assert_eq!(bed.status().version.as_deref(), Some("1.3.0"));
+    bed.host.promote("counter", true).expect("by force");
+    assert_eq!(bed.status().version.as_deref(), Some("1.2.0"));
+    assert_eq!(slot.ask(&7, &add(7, 0)).answer, Answer::Total { sum: sums[7] + 1, build: 1 }, "as it is");
+}
+
+#[test]
+fn a_shadow_that_traps_hurts_nobody() {
+    let bed = Bed::new();
+    let slot = bed.serving(&version(1, Mode::Count), config(shadow(100_000, 1.0)));
+    let mut events = bed.host.events();
+    offer(&bed, &version(2, Mode::TrapOnSeven));
+    let seen = ask_until(&slot, &mut [0; 20], &mut events, |change| matches!(change, Change::Condemned { .. }));
+    assert_eq!(names(&seen), ["shadow", "condemned"]);
+    let status = bed.status();
+    assert_eq!((status.generation, status.failures, status.fallbacks), (1, 0, 0));
+}
+
+#[test]
+fn a_candidate_on_trial_is_promoted_or_called_off_by_hand() {
+    let bed = Bed::new();
+    let slot = bed.serving(&version(1, Mode::Count), config(shadow(1_000_000, 0.0)));
+    assert!(bed.host.promote("counter", false).expect_err("nothing there").to_string().contains("nothing is on trial"));
+    assert!(bed.host.roll_back("counter").expect_err("nothing there").to_string().contains("no earlier generation"));
+    offer(&bed, &version(2, Mode::Count));
+    assert_eq!(bed.host.promote("counter", false).expect("on trial").generation, 2);
+    offer(&bed, &version(3, Mode::Count));
+    assert_eq!(
+        bed.host.roll_back("counter").expect("on trial").generation,
+        2,
+        "the candidate goes, the live one stays"
+    );
+    assert_eq!(bed.status().generations.iter().map(|one| one.role).collect::<Vec<_>>(), [Role::Live, Role::Previous]);
+    assert_eq!(bed.host.roll_back("counter").expect("a step back").generation, 1);
+    assert_eq!(slot.generation(), 1);
+}
+
+#[test]
+fn a_canary_answers_its_share_of_the_keys_and_then_all() {
+    let bed = Bed::new();
+    let slot = bed.serving(&version(1, Mode::Count), config(canary(&[20, 60], 300)));
+    let mut events = bed.host.events();
+    offer(&bed, &version(2, Mode::Count));
+    let mut sums = [0; 100];
+    let by = |slot: &Slot<support::Counter>, sums: &mut [u64; 100]| -> Vec<bool> {
+        let mut ask = |client: u64| {
+            sums[client as usize] += 1;
+            slot.ask(&client, &add(client, 1)).by == By::Generation(2)
+        };
+        (0..100).map(&mut ask).collect()
+    };
+    let first = by(&slot, &mut sums);
+    let share = first.iter().filter(|canary| **canary).count();
+    assert!((5..40).contains(&share), "{share} of 100 keys at 20 %");
+    assert_eq!(by(&slot, &mut sums), first, "a key stays where it is");
+    ask_until(&slot, &mut sums, &mut events, |change| *change == Change::Canary { percent: 60 });
+    let second = by(&slot, &mut sums);
+    assert!(first.iter().zip(&second).all(|(before, after)| !before || *after), "who was among them stays so");
+    ask_until(&slot, &mut sums, &mut events, |change| matches!(change, Change::Live { .. }));
+    assert!(by(&slot, &mut sums).iter().all(|new| *new));
+}
+
+#[test]
+fn a_canary_that_traps_goes_and_every_call_is_answered_by_the_live_one() {
+    let bed = Bed::new();
+    let slot = bed.serving(&version(1, Mode::Count), config(canary(&[50], 1_000_000)));
+    let mut events = bed.host.events();
+    offer(&bed, &version(2, Mode::TrapFromTen));
+    ask_until(&slot, &mut [0; 20], &mut events, |change| matches!(change, Change::Condemned { .. }));
+    let status = bed.status();
+    assert_eq!((status.generation, status.fallbacks), (1, 0));
+    assert_eq!((status.failures, status.rescues), (2, 2), "each failed call was answered by the live generation");
+}
+
+/// A version goes live at once and turns out to be bad; callers see nothing of it.
+fn rolled_back(fault: Mode) {
+    let bed = Bed::new();
+    let slot = bed.serving(&version(1, Mode::Count), config(Rollout::Immediate));
+    let mut events = bed.host.events();
+    let mut sums = [0; 20];
+    for client in 0..20 {
+        slot.decide(&client, &add(client, 5));
+        sums[client as usize] = 5;
+    }
+    let bad = version(2, fault);
+    offer(&bed, &bad);
+    assert_eq!(slot.generation(), 2);
+    let seen = ask_until(&slot, &mut sums, &mut events, |change| matches!(change, Change::RolledBack { .. }));
+    assert!(names(&seen).starts_with(&["live"]), "{:?}", names(&seen));
+    let status = bed.status();
+    assert_eq!((status.generation, status.fallbacks), (1, 0), "no call fell back to the built-in");
+    assert_eq!((status.failures, status.rescues), (2, 2), "within two failed calls, each answered by the one before");
+    let steps = phases(&bed);
+    assert!(steps.ends_with(&[(2, Phase::Quarantined), (1, Phase::Live)]), "{steps:?}");
+    // Still there after a restart, and what served well stands in for what lies in the directory.
+    let dirs = bed.shut_down();
+    let bed = Bed::again(dirs, |_| {});
+    let slot = bed.counter(config(Rollout::Immediate));
+    let report = bed.host.open();
+    assert_eq!(report.rejected.iter().map(|rejection| rejection.stage).collect::<Vec<_>>(), [Stage::Quarantine]);
+    assert_eq!(slot.ask(&1, &add(1, 1)).by, By::Generation(1));
+    assert_eq!(bed.status().version.as_deref(), Some("1.1.0"));
+    assert!(phases(&bed).contains(&(2, Phase::Quarantined)), "its history is there, too");
+}
+
+#[test]
+fn a_version_that_traps_from_some_call_on_is_rolled_back() {
+    rolled_back(Mode::TrapFromTen);
+}
+
+#[test]
+fn a_version_that_traps_on_one_key_is_rolled_back() {
+    rolled_back(Mode::TrapOnSeven);
+}
+
+#[test]
+fn a_version_that_leaks_memory_is_rolled_back() {
+    rolled_back(Mode::Leak);
+}
+
+#[test]
+fn a_version_that_stood_its_probation_is_not_rolled_back_but_one_subject_is_set_aside() {
+    let bed = Bed::new();
+    let mut config = config(Rollout::Immediate);
+    config.probation.seconds = 0;
+    let slot = bed.serving(&version(1, Mode::Count), config);
+    let mut events = bed.host.events();
+    offer(&bed, &version(2, Mode::TrapOnSeven));
+    let mut sums = [0; 20];
+    ask_until(&slot, &mut sums, &mut events, |change| matches!(change, Change::SetAside { subject: 7, .. }));
+    let failures = bed.status().failures;
+    assert_eq!((bed.status().generation, failures), (2, 2));
+    for _ in 0..50 {
+        for client in 0..20 {
+            sums[client as usize] += 1;
+            let decision = slot.ask(&client, &add(client, 1));
+            let by = if client == 7 { By::Generation(1) } else { By::Generation(2) };
+            assert_eq!(decision.answer, Answer::Total { sum: sums[client as usize], build: 1 });
+            assert_eq!((decision.by, decision.failure), (by, None), "client {client}");
+        }
+    }
+    assert_eq!(bed.status().failures, failures, "it is not even asked");
+    assert_eq!(bed.status().generations[0].subjects_aside, 1);
+}
+
+#[test]
+fn a_sweep_of_poison_keys_trips_the_plugin_and_not_the_keys() {
+    let bed = Bed::new();
+    let limits = Limits {
+        subjects_aside_max: 8,
+        strikes_max: 1_000_000,
+        backoff_min_ms: 3_600_000,
+        backoff_max_ms: 3_600_000,
+        ..Limits::default()
+    };
+    let slot = bed.serving(&version(1, Mode::TrapFromHundred), PluginConfig { limits, ..config(Rollout::Immediate) });
+    let mut asked = 0;
+    for client in 100.. {
+        for _ in 0..2 {
+            assert_eq!(slot.ask(&client, &add(client, 1)).by, By::Builtin);
+            // Others are well.
+            if bed.status().status == Condition::Live {
+                assert_eq!(slot.ask(&1, &add(1, 1)).by, By::Generation(1));
+            }
+        }
+        asked += 1;
+        if bed.status().status == Condition::Quarantined {
+            break;
+        }
+    }
+    assert_eq!(asked, 9, "one subject more than may be set aside");
+    assert_eq!(slot.ask(&1, &add(1, 1)).by, By::Builtin);
+}
+
+#[test]
+fn a_configuration_that_does_harm_does_not_condemn_the_bytes() {
+    let bed = Bed::new();
+    let slot = bed.serving(&version(1, Mode::Count), config(shadow(1_000_000, 0.0)));
+    bed.host.configure("counter", json!({"n": 1})).expect("on trial");
+    bed.host.roll_back("counter").expect("called off");
+    bed.host.configure("counter", json!({"n": 2})).expect("the same bytes may try again");
+    assert_eq!(bed.host.promote("counter", false).expect("on trial").settings, json!({"n": 2}));
+    assert_eq!(slot.generation(), 3);
+}
+
+#[test]
+fn what_lies_damaged_on_disk_is_put_aside_and_the_host_starts() {
+    let bed = Bed::new();
+    bed.serving(&version(1, Mode::Count), config(Rollout::Immediate));
+    let mut dirs = bed.shut_down();
+    let record = dirs.path().join("state/record.json");
+    let whole = std::fs::read(&record).expect("the record");
+    for cut in [0, 1, whole.len() / 2, whole.len() - 1] {
+        std::fs::write(&record, &whole[..cut]).expect("cutting");
+        let bed = Bed::again(dirs, |_| {});
+        let slot = bed.counter(config(Rollout::Immediate));
+        assert_eq!(bed.host.open().rejected, []);
+        assert_eq!(slot.generation(), 1);
+        assert!(bed.state().join("record.json.damaged").exists());
+        dirs = bed.shut_down();
+    }
+    // One with a field missing is one of an older version.
+    std::fs::write(&record, "{\"slots\":{\"counter\":{}}}").expect("writing");
+    let bed = Bed::again(dirs, |_| {});
+    bed.counter(config(Rollout::Immediate));
+    assert_eq!(bed.host.open().rejected, []);
+}
+
+/// Two slots whose plugins switch together.
+fn set_bed() -> (Bed, Slot<support::Counter>, Slot<support::Counter>) {
+    let bed = Bed::with(|config: &mut HostConfig| {
+        config.sets = vec![vec!["left".to_owned(), "right".to_owned()]];
+    });
+    bed.put("left.wasm", &Text::new("left", 1).counter());
+    bed.put("right.wasm", &Text::new("right", 1).counter());
+    let slot = |name: &str| bed.host.slot(name, PluginConfig::plugin(name), builtin).expect("a slot");
+    let (left, right) = (slot("left"), slot("right"));
+    assert_eq!(bed.host.open().rejected, []);
+    (bed, left, right)
+}
+
+fn build(slot: &Slot<support::Counter>, client: u64) -> u32 {
+    match slot.ask(&client, &Request { client, ..Request::default() }).answer {
+        Answer::Total { build, .. } => build,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_set_goes_live_at_one_instant() {
+    let (bed, left, right) = set_bed();
+    std::thread::scope(|scope| {
+        // Reads right before left: whoever sees the new right must see the new left.
+        let reader = scope.spawn(|| {
+            let mut seen = 1;
+            while seen < 40 {
+                let (second, first) = (build(&right, 1), build(&left, 1));
+                assert!(first >= second, "right is {second} while left still is {first}");
+                seen = second;
+            }
+        });
+        for number in 2..=40 {
+            bed.put("left.wasm", &Text::new("left", number).counter());
+            bed.put("right.wasm", &Text::new("right", number).counter());
+            // One look at both, whichever slot is named.
+            bed.host.reload(if number % 2 == 0 { "left" } else { "right" }).expect("both are good");
+        }
+        reader.join().expect("never one without the other");
+    });
+}
+
+#[test]
+fn none_of_a_set_goes_live_when_one_is_bad() {
+    let (bed, left, right) = set_bed();
+    bed.put("left.wasm", &Text::new("left", 2).counter());
+    bed.put("right.wasm", &Text { configure: 1, ..Text::new("right", 2) }.counter());
+    let mut events = bed.host.events();
+    bed.host.watch().expect("a watch");
+    let rejected = |event: &Event| matches!(event.change, Change::Rejected { .. });
+    let both = [await_event(&mut events, rejected), await_event(&mut events, rejected)];
+    let mut stages: Vec<_> = both
+        .iter()
+        .map(|event| match &event.change {
+            Change::Rejected { stage, reason, .. } => (event.slot.clone().unwrap_or_default(), *stage, reason.clone()),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    stages.sort_by(|one, other| one.0.cmp(&other.0));
+    assert_eq!((stages[0].0.as_str(), stages[0].1), ("left", Stage::Set));
+    assert!(stages[0].2.contains("right"), "{stages:?}");
+    assert_eq!((stages[1].0.as_str(), stages[1].1), ("right", Stage::Configure));
+    assert_eq!((build(&left, 1), build(&right, 1)), (1, 1));
+}
