@@ -62,6 +62,7 @@ mod generation;
 mod health;
 pub mod host;
 mod inspect;
+pub mod journal;
 mod kind;
 mod limits;
 mod load;
