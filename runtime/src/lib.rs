@@ -68,6 +68,7 @@ mod limits;
 mod load;
 mod log;
 mod memory;
+pub mod replay;
 mod slot;
 mod store;
 mod wasi;

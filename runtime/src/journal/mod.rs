@@ -28,7 +28,7 @@ pub use writer::Journal;
 pub struct JournalConfig {
     /// Whole segments that are kept; the oldest go first. Default 8; 2 to 10,000.
     pub segments: u32,
-    /// Bytes after which a new segment begins. Default 16 MiB; 64 KiB to 1 GiB.
+    /// Bytes after which a new segment begins. Default 16 MiB; 4 KiB to 1 GiB.
     pub segment_bytes: u64,
     /// Bytes that a shard keeps until they are written; calls beyond are left out and counted. Default 256 KiB; 4 KiB to
     /// 16 MiB.
@@ -48,7 +48,7 @@ impl JournalConfig {
     pub fn check(&self) -> Result<(), String> {
         let ranges: [(&str, u64, u64, u64); 3] = [
             ("segments", self.segments.into(), 2, 10_000),
-            ("segment_bytes", self.segment_bytes, 64 << 10, 1 << 30),
+            ("segment_bytes", self.segment_bytes, 4 << 10, 1 << 30),
             ("buffer_bytes", self.buffer_bytes as u64, 4 << 10, 16 << 20),
         ];
         for (name, value, low, high) in ranges {

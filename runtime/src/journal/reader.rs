@@ -287,9 +287,8 @@ impl<K: Kind> Reader<K> {
     /// No fault where it is rather cut off: by the end of the file, or by another segment that begins in it because files
     /// were joined.
     fn broken(&mut self, start: usize, from: usize, end: usize, what: impl Into<String>) -> Result<(), Fault> {
-        let end_here = end.min(self.bytes.len());
-        if let Some(joined) = find(&self.bytes[from..end_here], MAGIC) {
-            self.cut(start, from + joined);
+        if let Some(joined) = self.joined_at(from, end) {
+            self.cut(start, joined);
             Ok(())
         } else if end > self.bytes.len() {
             self.cut(start, self.bytes.len());
@@ -324,22 +323,23 @@ impl<K: Kind> Reader<K> {
                 None => break magic,
             }
         };
-        // A beginning of a frame at the end of the file is one that was not written to its end.
-        let is_beginning = rest.len() < FRAME_BYTES && (rest.starts_with(&MARKER) || MARKER.starts_with(rest));
-        match found {
-            None if is_beginning || MAGIC.starts_with(rest) => {
-                self.cut(start, self.bytes.len());
-                Ok(())
-            }
-            Some(next) => {
-                self.at = start + next;
-                Err(self.fault(start, None, format!("{next} bytes that begin no frame")))
-            }
-            None => {
-                self.at = self.bytes.len();
-                Err(self.fault(start, None, format!("{} bytes that begin no frame", rest.len())))
-            }
+        let next = found.unwrap_or(rest.len());
+        let passed = &rest[..next];
+        // A beginning of a frame, with the end of the file behind it or another one, is one that was not written whole.
+        let is_beginning = passed.len() < FRAME_BYTES && (passed.starts_with(&MARKER) || MARKER.starts_with(passed));
+        if (found.is_none() || found == magic) && (is_beginning || MAGIC.starts_with(passed)) {
+            self.cut(start, start + next);
+            return Ok(());
         }
+        self.at = start + next;
+        Err(self.fault(start, None, format!("{next} bytes that begin no frame")))
+    }
+
+    /// Where another segment begins within `from..end`.
+    fn joined_at(&self, from: usize, end: usize) -> Option<usize> {
+        // The first line may begin in here and end outside.
+        let end = end.saturating_add(MAGIC.len() - 1).min(self.bytes.len());
+        find(self.bytes.get(from..end)?, MAGIC).map(|at| from + at)
     }
 
     fn cut(&mut self, start: usize, end: usize) {
@@ -410,7 +410,7 @@ impl<K: Kind> Reader<K> {
                     Broken::Content => "not a call of this kind",
                 };
                 let fault = self.fault(start, Some(id), what);
-                if record.is_some() && find(&self.bytes[start..chunk_end.min(self.bytes.len())], MAGIC).is_none() {
+                if record.is_some() && self.joined_at(start, chunk_end).is_none() {
                     return Some(Err(fault));
                 }
                 // Cut here. What was read before stands.
