@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
-    fmt, fs,
+    fmt, fs, io,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -37,7 +37,10 @@ impl Source {
         let files: Vec<PathBuf> =
             if is_dir { segments(path)?.into_iter().map(|(_, path)| path).collect() } else { vec![path.to_owned()] };
         for file in &files {
-            let bytes = fs::read(file).with_context(|| format!("reading {}", file.display()))?;
+            let bytes = match fs::read(file) {
+                Err(error) if is_dir && error.kind() == io::ErrorKind::NotFound => continue,
+                read => read.with_context(|| format!("reading {}", file.display()))?,
+            };
             if let Some(about) = first_slot(&bytes) {
                 return Ok(Source { files, about });
             }
@@ -239,6 +242,10 @@ impl<K: Kind> Reader<K> {
             }
             Err(error) => {
                 self.bytes = Vec::new();
+                if error.kind() == io::ErrorKind::NotFound {
+                    // The ring has gone on meanwhile: a journal may be read while it is written.
+                    return Some(Ok(()));
+                }
                 Some(Err(self.fault(0, None, error.to_string())))
             }
         }
