@@ -1,4 +1,4 @@
-//! `tenon plugin`: builds and checks components; lists and swaps those of a running node through its admin API.
+//! `tenon plugin`: builds, checks and replays components; lists and swaps those of a running node through its admin API.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,12 +12,13 @@ use tenon::config::Config;
 use super::Outcome;
 use super::http::Node;
 use super::output::Output;
+use super::replay::{Explain, Replay};
 use super::run::Addresses;
 
 /// The plugins that every new node gets.
 pub const SHIPPED: [&str; 5] = ["token-bucket", "sliding-window", "allow-all", "parallel-range", "ping-pong"];
 
-/// Components: build, check, list, swap.
+/// Components: build, check, replay, list, swap.
 #[derive(Args)]
 pub struct Plugin {
     #[command(flatten)]
@@ -56,6 +57,10 @@ enum Command {
         /// The component
         file: PathBuf,
     },
+    /// Makes recorded calls again on a component, and says which answers change
+    Replay(Replay),
+    /// Shows one recorded call, and makes it again
+    Explain(Explain),
     /// The slots of a node, and who serves them
     List,
     /// Loads a slot's plugin anew, even from the same bytes
@@ -88,6 +93,8 @@ impl Plugin {
                 Ok(Outcome::Done)
             }
             Command::Check { file } => check(&file, output),
+            Command::Replay(replay) => replay.run(&admin.dir, output),
+            Command::Explain(explain) => explain.run(&admin.dir, output),
             Command::List => {
                 let slots = admin.node()?.get("/admin/plugins").await?;
                 output.list(slots.as_array().map_or(&[], Vec::as_slice), &COLUMNS);

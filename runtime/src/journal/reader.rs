@@ -45,6 +45,10 @@ impl Source {
                 return Ok(Source { files, about });
             }
         }
+        let slots = if files.is_empty() { folders(path) } else { Vec::new() };
+        if !slots.is_empty() {
+            anyhow::bail!("{} has the journals of several slots, name one: {}", path.display(), slots.join(", "));
+        }
         anyhow::bail!("{} is not a journal, and holds none", path.display())
     }
 
@@ -73,6 +77,14 @@ fn fits<K: Kind>(about: &SlotInfo) -> Result<(), String> {
         K::NAME,
         K::WORLD
     ))
+}
+
+fn folders(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let folders = entries.filter(|entry| entry.path().is_dir());
+    let mut names: Vec<String> = folders.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    names.sort();
+    names
 }
 
 fn first_slot(bytes: &[u8]) -> Option<SlotInfo> {
