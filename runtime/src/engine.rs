@@ -33,14 +33,33 @@ pub(crate) struct Engine {
     compatibility: String,
     alive: Arc<AtomicUsize>,
     instance_memory_max_bytes: u64,
+    stop: Stop,
 }
+
+/// What stops a call that does not end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stop {
+    /// The clock: the cheaper way, and what an operator thinks in. For serving.
+    Clock,
+    /// Fuel: after the same instruction on any machine, at any load. For replay, together with everything else that makes
+    /// one run like the other.
+    Fuel,
+}
+
+/// Fuel for instantiating and configuring: seconds of work, which is what an interpreter takes to start.
+const START_FUEL: u64 = 20_000_000_000;
 
 /// Elements of a table at most, whatever a slot's limit says.
 pub(crate) const TABLE_ELEMENTS_MAX: u32 = 20_000;
 
 impl Engine {
+    /// An engine that serves.
     pub(crate) fn new(config: &HostConfig) -> anyhow::Result<Engine> {
-        let wasm = wasmtime::Engine::new(&settings(config)).map_err(anyhow::Error::from)?;
+        Engine::with(config, Stop::Clock)
+    }
+
+    pub(crate) fn with(config: &HostConfig, stop: Stop) -> anyhow::Result<Engine> {
+        let wasm = wasmtime::Engine::new(&settings(config, stop)).map_err(anyhow::Error::from)?;
         let compilers = rayon::ThreadPoolBuilder::new()
             .num_threads(config.compile_threads)
             .thread_name(|number| format!("tenon-compile-{number}"))
@@ -57,7 +76,13 @@ impl Engine {
             wasm,
             alive,
             instance_memory_max_bytes: config.instance_memory_max_bytes,
+            stop,
         })
+    }
+
+    /// What an instance begins with, where fuel is what stops it.
+    pub(crate) fn start_fuel(&self) -> Option<u64> {
+        (self.stop == Stop::Fuel).then_some(START_FUEL)
     }
 
     pub(crate) fn wasm(&self) -> &wasmtime::Engine {
@@ -197,7 +222,7 @@ pub(crate) fn ticks(deadline: Duration) -> u64 {
     u64::try_from(ticks).unwrap_or(u64::MAX / 2).saturating_add(1)
 }
 
-fn settings(host: &HostConfig) -> Config {
+fn settings(host: &HostConfig, stop: Stop) -> Config {
     let instances = host.instances_max;
     let mut pool = PoolingAllocationConfig::default();
     // A component is often three core instances (its module, a shim, a fix-up), an interpreter up to forty.
@@ -217,11 +242,15 @@ fn settings(host: &HostConfig) -> Config {
     config
         .allocation_strategy(InstanceAllocationStrategy::Pooling(pool))
         .memory_init_cow(true)
-        .epoch_interruption(true)
+        .epoch_interruption(stop == Stop::Clock)
         // Reserving 4 GiB an instance, the default, runs into address-space limits long before it runs out of memory.
         .memory_reservation(host.instance_memory_max_bytes)
         .parallel_compilation(host.compile_threads > 1)
         .wasm_backtrace_max_frames(None);
+    if stop == Stop::Fuel {
+        // The bits of a NaN, and what relaxed SIMD leaves open, differ between processors otherwise.
+        config.consume_fuel(true).cranelift_nan_canonicalization(true).relaxed_simd_deterministic(true);
+    }
     config
 }
 

@@ -78,6 +78,12 @@ pub trait Kind: Sized + Send + Sync + 'static {
     /// replay name.
     fn label(answer: &Self::Answer) -> &'static str;
 
+    /// Every word that [`label`](Self::label) can say, so that a budget which names another is refused at once. Empty:
+    /// they are not known ahead.
+    fn labels() -> &'static [&'static str] {
+        &[]
+    }
+
     /// What kind of request it is, in one word; what differing answers are grouped by. Empty: all are alike.
     fn class(request: &Self::Request) -> &'static str {
         let _ = request;

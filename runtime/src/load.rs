@@ -311,6 +311,9 @@ fn instantiate(
     let mut store = Store::new(engine.wasm(), context);
     store.limiter(|context| &mut context.memory);
     store.set_epoch_deadline(limits.start_deadline_ticks());
+    if let Some(fuel) = engine.start_fuel() {
+        store.set_fuel(fuel).expect("the engine counts fuel");
+    }
     // What it may hand to the host while it starts: its description.
     store.set_hostcall_fuel(DESCRIPTION_MAX_BYTES);
     let failed = |error: wasmtime::Error, store: &Store<Context>| {

@@ -96,6 +96,10 @@ impl Kind for AgentHandler {
         }
     }
 
+    fn labels() -> &'static [&'static str] {
+        &["ignored", "handled", "set-aside", "malformed"]
+    }
+
     fn class(question: &Question) -> &'static str {
         match question.event {
             Event::Message(_) => "message",

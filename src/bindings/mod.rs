@@ -4,10 +4,12 @@
 mod agent;
 pub mod builtin;
 mod rate_limit;
+mod replay;
 mod sync;
 
 pub use agent::AgentHandler;
 pub use rate_limit::RateLimit;
+pub use replay::{explain, replay};
 pub use sync::SyncStrategy;
 
 use anyhow::{Context, Result};

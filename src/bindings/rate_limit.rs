@@ -72,6 +72,10 @@ impl Kind for RateLimit {
         }
     }
 
+    fn labels() -> &'static [&'static str] {
+        &["allow", "throttle", "deny", "pass"]
+    }
+
     fn class(request: &Request) -> &'static str {
         match request.class {
             Class::Sync => "sync",

@@ -80,6 +80,10 @@ impl Kind for SyncStrategy {
         }
     }
 
+    fn labels() -> &'static [&'static str] {
+        &["fetch", "nothing", "other"]
+    }
+
     fn check(question: &Question, actions: &Vec<Action>, _: &Limits) -> Result<(), Refusal> {
         let max = question.view.limits.actions_max as usize;
         if actions.len() > max {

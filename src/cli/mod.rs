@@ -8,6 +8,7 @@ mod http;
 mod init;
 mod output;
 mod plugin;
+mod replay;
 mod run;
 mod sign;
 mod sync;
@@ -18,6 +19,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
+
+use tenon_runtime::replay::UnknownLabel;
 
 use http::{ClientError, Node};
 use output::{Format, Output};
@@ -63,7 +66,7 @@ enum Command {
     /// How far a node is behind its sources
     #[command(subcommand)]
     Sync(sync::Sync),
-    /// Components: build, check, sign, list, swap
+    /// Components: build, check, sign, replay, list, swap
     Plugin(plugin::Plugin),
     /// The configuration file
     #[command(subcommand)]
@@ -107,6 +110,7 @@ impl Arguments {
                 match error.chain().find_map(|cause| cause.downcast_ref::<ClientError>()) {
                     Some(ClientError::Unreachable { .. }) => 3,
                     Some(ClientError::Address { .. }) => 2,
+                    _ if error.chain().any(|cause| cause.is::<UnknownLabel>()) => 2,
                     _ => 1,
                 }
             }

@@ -1,4 +1,5 @@
-//! `tenon plugin`: builds, checks and signs components; lists and swaps those of a running node through its admin API.
+//! `tenon plugin`: builds, checks, signs and replays components; lists and swaps those of a running node through its
+//! admin API.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,13 +13,14 @@ use tenon::config::Config;
 use super::Outcome;
 use super::http::Node;
 use super::output::Output;
+use super::replay::{Explain, Replay};
 use super::run::Addresses;
 use super::sign::Signing;
 
 /// The plugins that every new node gets.
 pub const SHIPPED: [&str; 5] = ["token-bucket", "sliding-window", "allow-all", "parallel-range", "ping-pong"];
 
-/// Components: build, check, sign, list, swap.
+/// Components: build, check, sign, replay, list, swap.
 #[derive(Args)]
 pub struct Plugin {
     #[command(flatten)]
@@ -59,6 +61,10 @@ enum Command {
     },
     #[command(flatten)]
     Sign(Signing),
+    /// Makes recorded calls again on a component, and says which answers change
+    Replay(Replay),
+    /// Shows one recorded call, and makes it again
+    Explain(Explain),
     /// The slots of a node, and who serves them
     List,
     /// Loads a slot's plugin anew, even from the same bytes
@@ -115,6 +121,8 @@ impl Plugin {
             }
             Command::Check { file } => check(&file, output),
             Command::Sign(command) => command.run(output),
+            Command::Replay(replay) => replay.run(&admin.dir, output),
+            Command::Explain(explain) => explain.run(&admin.dir, output),
             Command::List => {
                 let slots = admin.node()?.get("/admin/plugins").await?;
                 output.list(slots.as_array().map_or(&[], Vec::as_slice), &COLUMNS);

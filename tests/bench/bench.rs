@@ -1,9 +1,10 @@
 //! `make bench`: every figure that Tenon promises, measured on this machine, with a floor program beside it where the
 //! hardware decides. Prints a table and writes `target/bench.json`. With words as arguments only the parts whose names
-//! hold one of them run: `policy`, `replay`, `catch-up`, `serve`, `node`.
+//! hold one of them run: `policy`, `journal`, `replay`, `catch-up`, `serve`, `node`.
 
 mod bare;
 mod catch_up;
+mod journal;
 mod load;
 mod node;
 mod policy;
@@ -31,6 +32,9 @@ fn main() -> std::process::ExitCode {
     let dir = || tempfile::tempdir().expect("a temporary directory");
     if runs("policy") {
         policy::run(dir().path(), &mut report);
+    }
+    if runs("journal") {
+        journal::run(dir().path(), &mut report);
     }
     if runs("replay") {
         let dir = dir();

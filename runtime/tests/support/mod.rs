@@ -11,6 +11,7 @@ use wit_parser::Resolve;
 
 pub const HOST_WIT: &str = include_str!("../../../wit/host/host.wit");
 pub const COUNTER_WIT: &str = include_str!("../wit/counter.wit");
+pub const WASI_WIT: &str = include_str!("../wit/wasi.wit");
 pub const ECHO_WIT: &str = include_str!("../wit/echo.wit");
 
 pub mod counter_world {
@@ -393,6 +394,35 @@ impl Text {
     pub fn echo(&self) -> Vec<u8> {
         component(&self.echo_core(), &[ECHO_WIT], Echo::WORLD)
     }
+}
+
+/// A counter whose answer is `sum`, an expression over WASI: its world has the imports named in the WIT.
+pub fn foreign(sum: &str) -> Vec<u8> {
+    let imports = r#"(module
+      (import "wasi:cli/environment@0.2.3" "get-environment" (func $environment (param i32)))
+      (import "wasi:cli/stdout@0.2.3" "get-stdout" (func $stdout (result i32)))
+      (import "wasi:io/streams@0.2.3" "[method]output-stream.blocking-write-and-flush"
+        (func $write (param i32 i32 i32 i32)))
+      (import "wasi:io/streams@0.2.3" "[resource-drop]output-stream" (func $drop (param i32)))
+      (import "wasi:clocks/wall-clock@0.2.3" "now" (func $now (param i32)))
+      (import "wasi:random/random@0.2.3" "get-random-u64" (func $random (result i64)))
+      (import "wasi:sockets/instance-network@0.2.3" "instance-network" (func $network (result i32)))
+    "#;
+    let functions = r#"
+      (func $out (local $stream i32)
+        (local.set $stream (call $stdout))
+        (call $write (local.get $stream) (i32.const 512) (i32.const 22) (i32.const 320))
+        (call $drop (local.get $stream)))
+      (func $clock (result i64) (call $now (i32.const 336)) (i64.load (i32.const 336)))
+      (func $variables (result i64) (call $environment (i32.const 352)) (i64.extend_i32_u (i32.load (i32.const 356))))
+    "#;
+    let core = Text::new("foreign", 1)
+        .counter_core()
+        .replacen("(module", imports, 1)
+        .replacen("(global $heap", &format!("{functions} (global $heap"), 1)
+        .replace("(local.set $sum (i64.add (local.get $sum) (local.get $add)))", &format!("(local.set $sum {sum})"));
+    let world = "tenon-test:foreign/foreign-counter@0.1.0";
+    component(&core, &[COUNTER_WIT, WASI_WIT], world)
 }
 
 /// Encodes the text of a core module as a component of `world`.

@@ -1,0 +1,269 @@
+//! Writing the ring of segment files. One thread of the slot's does it; what it writes, recorders have encoded.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::{self, File},
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+    sync::{Arc, atomic::Ordering},
+    time::SystemTime,
+};
+
+use anyhow::Context as _;
+use serde::Serialize;
+
+use super::{
+    GenerationInfo, JournalConfig, SlotInfo,
+    format::{self, CHUNK, GENERATION, MAGIC, SLOT, put_frame, put_varint},
+    recorder::{Chunk, Recorder, Shared},
+};
+use crate::{kind::Kind, store::private_dir};
+
+/// Generations that are remembered, to be described in later segments; chunks are written soon after their calls.
+const GENERATIONS_MAX: usize = 256;
+
+/// Segment files at most, as a multiple of [`JournalConfig::segments`]: a node that is restarted again and again leaves
+/// many short ones, which must not push out the long ones.
+const SHORT_SEGMENTS: usize = 8;
+
+/// Writes the journal of one slot: a ring of segment files in a directory of its own.
+pub struct Journal {
+    dir: PathBuf,
+    config: JournalConfig,
+    about: SlotInfo,
+    shared: Arc<Shared>,
+    generations: BTreeMap<u64, GenerationInfo>,
+    current: Segment,
+    /// Where chunks go that were begun before the current segment was.
+    previous: Option<Segment>,
+    scratch: Vec<u8>,
+    records: u64,
+    lost: u64,
+}
+
+/// A segment, and its file once something stands in it.
+struct Segment {
+    number: u32,
+    file: Option<File>,
+    bytes: u64,
+    /// Generations that it describes.
+    described: BTreeSet<u64>,
+}
+
+impl Journal {
+    /// The directory of `slot`'s journal below `dir`.
+    pub fn dir_of(dir: &Path, slot: &str) -> PathBuf {
+        // Slots' names are letters, digits, `-` and `/`: no two names come to the same folder.
+        dir.join(slot.replace('/', "+"))
+    }
+
+    /// A journal of `slot` below `dir` (`state_dir/journal`), which goes on after the segments that are there. A file is
+    /// only made when there is something to write.
+    ///
+    /// Errors: the configuration is out of range; the directory cannot be made or read.
+    pub fn open<K: Kind>(dir: &Path, slot: &str, config: JournalConfig) -> anyhow::Result<Journal> {
+        config.check().map_err(|reason| anyhow::anyhow!("journal of slot {slot}: {reason}"))?;
+        let dir = Journal::dir_of(dir, slot);
+        private_dir(&dir)?;
+        let last = segments(&dir)?.last().map_or(0, |(number, _)| *number);
+        let number = last.checked_add(1).context("the segments' numbers are used up")?;
+        let shared = Arc::new(Shared::default());
+        shared.segment.store(number, Ordering::Relaxed);
+        Ok(Journal {
+            about: SlotInfo {
+                slot: slot.to_owned(),
+                kind: K::NAME.to_owned(),
+                world: K::WORLD.to_owned(),
+                segment: number,
+                started_us: 0,
+                sample: config.sample,
+            },
+            dir,
+            config,
+            shared,
+            generations: BTreeMap::new(),
+            current: Segment::new(number),
+            previous: None,
+            scratch: Vec::new(),
+            records: 0,
+            lost: 0,
+        })
+    }
+
+    /// The recorder of one shard; to be made once for each.
+    pub fn recorder<K: Kind>(&self, shard: u32) -> Recorder<K> {
+        Recorder::new(shard, Arc::clone(&self.shared), self.config.buffer_bytes)
+    }
+
+    /// Makes a generation known; to be called before its first call is written.
+    pub fn generation(&mut self, info: GenerationInfo) {
+        self.generations.insert(info.number, info);
+        if self.generations.len() > GENERATIONS_MAX {
+            self.generations.pop_first();
+        }
+    }
+
+    /// Writes what [`Recorder::take`] gave, to the segment that it names.
+    ///
+    /// Errors: the file cannot be written. The calls are then lost and counted, and a new segment begins, so that no
+    /// later call refers to them.
+    pub fn write(&mut self, chunk: Chunk) -> io::Result<()> {
+        let count = u64::from(chunk.count);
+        let written = self.put(&chunk);
+        self.shared.give_back(chunk);
+        match written {
+            Ok(true) => self.records += count,
+            Ok(false) => self.lost += count,
+            Err(_) => {
+                self.lost += count;
+                self.begin_segment();
+                // Half a frame may stand at its end: nothing goes there any more.
+                self.previous = None;
+            }
+        }
+        if self.current.bytes >= self.config.segment_bytes {
+            self.begin_segment();
+        }
+        written.map(drop)
+    }
+
+    /// Calls written since it was opened.
+    pub fn records(&self) -> u64 {
+        self.records
+    }
+
+    /// Calls left out since it was opened: a shard's buffer was full, or the file could not be written.
+    pub fn dropped(&self) -> u64 {
+        self.lost + self.shared.dropped.load(Ordering::Relaxed)
+    }
+
+    /// The segment that is written now.
+    pub fn segment(&self) -> u32 {
+        self.current.number
+    }
+
+    /// Where its segment files are.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// False: the segment that it names takes nothing any more.
+    fn put(&mut self, chunk: &Chunk) -> io::Result<bool> {
+        let segment = if chunk.segment == self.current.number {
+            &mut self.current
+        } else {
+            match &mut self.previous {
+                Some(previous) if chunk.segment == previous.number => previous,
+                _ => return Ok(false),
+            }
+        };
+        let out = &mut self.scratch;
+        out.clear();
+        let file = match &mut segment.file {
+            Some(file) => file,
+            None => {
+                make_room(&self.dir, &self.config)?;
+                self.about.segment = segment.number;
+                self.about.started_us = now_us();
+                out.extend_from_slice(MAGIC);
+                put_json(out, SLOT, &self.about)?;
+                segment.file.insert(create(&self.dir, segment.number)?)
+            }
+        };
+        for number in &chunk.generations {
+            if let Some(info) = self.generations.get(number)
+                && segment.described.insert(*number)
+            {
+                put_json(out, GENERATION, info)?;
+            }
+        }
+        put_chunk(out, chunk)?;
+        // One write: a process that is killed leaves whole frames, or one that is cut.
+        file.write_all(out)?;
+        segment.bytes += out.len() as u64;
+        Ok(true)
+    }
+
+    fn begin_segment(&mut self) {
+        let next = Segment::new(self.current.number.saturating_add(1));
+        self.shared.segment.store(next.number, Ordering::Relaxed);
+        self.previous = Some(std::mem::replace(&mut self.current, next));
+    }
+}
+
+impl Segment {
+    fn new(number: u32) -> Segment {
+        Segment { number, file: None, bytes: 0, described: BTreeSet::new() }
+    }
+}
+
+fn create(dir: &Path, number: u32) -> io::Result<File> {
+    File::options().append(true).create_new(true).open(dir.join(format!("{number:08}.journal")))
+}
+
+/// The segment files of a directory, by number.
+pub(super) fn segments(dir: &Path) -> anyhow::Result<Vec<(u32, PathBuf)>> {
+    let read = |error: io::Error| anyhow::Error::new(error).context(format!("reading {}", dir.display()));
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).map_err(read)? {
+        let path = entry.map_err(read)?.path();
+        let number = path.file_name().and_then(|name| name.to_str()?.strip_suffix(".journal")?.parse().ok());
+        if let Some(number) = number {
+            found.push((number, path));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Removes the oldest segments until one more fits into the ring.
+fn make_room(dir: &Path, config: &JournalConfig) -> io::Result<()> {
+    let files = segments(dir).map_err(io::Error::other)?;
+    let bytes = |path: &Path| fs::metadata(path).map_or(0, |metadata| metadata.len());
+    let mut files: Vec<(PathBuf, u64)> =
+        files.into_iter().map(|(_, path)| (bytes(&path), path)).map(|(b, p)| (p, b)).collect();
+    let files_max = config.segments as usize * SHORT_SEGMENTS;
+    let bytes_max = u64::from(config.segments - 1) * config.segment_bytes;
+    let mut total: u64 = files.iter().map(|(_, bytes)| bytes).sum();
+    while !files.is_empty() && (files.len() >= files_max || total > bytes_max) {
+        let (path, bytes) = files.remove(0);
+        fs::remove_file(path)?;
+        total -= bytes;
+    }
+    Ok(())
+}
+
+fn put_json(out: &mut Vec<u8>, kind: u8, value: &impl Serialize) -> io::Result<()> {
+    let json = serde_json::to_vec(value).map_err(io::Error::other)?;
+    put_frame(out, kind, length(json.len() + format::SUM_BYTES)?);
+    out.extend_from_slice(&json);
+    out.extend_from_slice(&crc32fast::hash(&json).to_le_bytes());
+    Ok(())
+}
+
+fn put_chunk(out: &mut Vec<u8>, chunk: &Chunk) -> io::Result<()> {
+    let mut head = Vec::with_capacity(chunk.lengths.len() + 32);
+    put_varint(&mut head, chunk.shard.into());
+    put_varint(&mut head, chunk.first.into());
+    put_varint(&mut head, chunk.dropped);
+    put_varint(&mut head, chunk.generations.len() as u64);
+    for generation in &chunk.generations {
+        put_varint(&mut head, *generation);
+    }
+    put_varint(&mut head, chunk.count.into());
+    head.extend_from_slice(&chunk.lengths);
+    put_frame(out, CHUNK, length(head.len() + format::SUM_BYTES + chunk.records.len())?);
+    out.extend_from_slice(&head);
+    out.extend_from_slice(&crc32fast::hash(&head).to_le_bytes());
+    out.extend_from_slice(&chunk.records);
+    Ok(())
+}
+
+fn length(bytes: usize) -> io::Result<u32> {
+    u32::try_from(bytes).map_err(io::Error::other)
+}
+
+fn now_us() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,230 @@
+//! One component in replay: the same steps of loading as for serving, then one instance that is used again and again.
+
+use std::{collections::HashMap, sync::Arc};
+
+use serde_json::Value;
+use wasmtime::{Store, Trap};
+
+use super::{About, MemoryMode, report::Side};
+use crate::{
+    context::Context,
+    engine::Engine,
+    generation::classify,
+    inspect::KindInfo,
+    kind::Kind,
+    limits::{Failure, Limits},
+    load::{self, Plugin, Rejection, Stage},
+    log::LogGate,
+};
+
+/// Configurations whose instance is kept; a journal seldom has more, and then instances are made anew.
+const SEATS_MAX: usize = 16;
+
+/// A component that answers recorded calls.
+pub(super) struct Runner<K: Kind> {
+    engine: Arc<Engine>,
+    plugin: Plugin,
+    indices: K::Indices,
+    limits: Limits,
+    fuel_max: u64,
+    log: Arc<LogGate>,
+    /// One for each configuration.
+    seats: Vec<Seat<K>>,
+    /// The seat of the next step, and the generation that it was chosen for.
+    seat: usize,
+    seated: Option<About>,
+    /// What it remembers, where it has its own memory.
+    memories: HashMap<K::Key, K::Memory, foldhash::fast::RandomState>,
+}
+
+struct Seat<K: Kind> {
+    settings: String,
+    ready: Option<Ready<K>>,
+}
+
+struct Ready<K: Kind> {
+    store: Store<Context>,
+    world: K::World,
+    has_clock: bool,
+}
+
+/// What a step came to.
+pub(super) type Answered<K> = Result<(<K as Kind>::Answer, <K as Kind>::Memory), Failed>;
+
+/// How a step failed.
+pub(super) struct Failed {
+    /// [`Failure::cause`], or `fuel`.
+    pub(super) cause: &'static str,
+    pub(super) message: String,
+}
+
+impl<K: Kind> Runner<K> {
+    /// Errors: the component is not taken.
+    pub(super) fn new(
+        engine: Arc<Engine>,
+        kinds: &[Arc<KindInfo>],
+        bytes: &[u8],
+        fuel_max: u64,
+    ) -> Result<Runner<K>, Rejection> {
+        let plugin = load::load(&engine, kinds, bytes, &mut |_, _| {})?;
+        let indices = K::prepare(&plugin.component)
+            .map_err(|error| Rejection::new(Stage::Link, format!("{error:#}")).of(plugin.digest))?;
+        // What it logged when it served, it would log again for every call: nobody wants to read that.
+        let log = Arc::new(LogGate::new("replay".into(), Arc::clone(&plugin.name), 0, 0));
+        Ok(Runner {
+            limits: Limits { log_lines_per_second: 0, ..engine.widest_limits() },
+            engine,
+            plugin,
+            indices,
+            fuel_max,
+            log,
+            seats: Vec::new(),
+            seat: 0,
+            seated: None,
+            memories: HashMap::default(),
+        })
+    }
+
+    pub(super) fn side(&self) -> Side {
+        Side {
+            plugin: self.plugin.name.to_string(),
+            version: self.plugin.description.version.clone(),
+            digest: self.plugin.digest,
+        }
+    }
+
+    /// Which memory it gets for a call of the generation `about`.
+    pub(super) fn mode(&self, about: &About, asked: Option<MemoryMode>) -> MemoryMode {
+        asked.unwrap_or_else(|| {
+            let is_its_own = about.memory.version == self.plugin.description.memory_version
+                && about.memory.plugin.as_deref() == Some(&*self.plugin.name);
+            if is_its_own { MemoryMode::Recorded } else { MemoryMode::Own }
+        })
+    }
+
+    /// Chooses the configuration for the next calls: `given`, else the one of the generation `about` if that is of the
+    /// same plugin, else none. Errors: the component does not take it.
+    pub(super) fn sit(&mut self, about: &About, given: Option<&Value>) -> Result<(), Rejection> {
+        if self.seated.as_ref().is_some_and(|seated| Arc::ptr_eq(seated, about)) {
+            return Ok(());
+        }
+        let nothing = Value::Object(serde_json::Map::new());
+        let settings = match given {
+            Some(given) => given,
+            None if about.plugin == *self.plugin.name => &about.settings,
+            None => &nothing,
+        };
+        let text = settings.to_string();
+        let seat = self.seats.iter().position(|seat| seat.settings == text);
+        self.seat = match seat {
+            Some(seat) => seat,
+            None => {
+                self.plugin.check_settings(settings)?;
+                if self.seats.len() >= SEATS_MAX {
+                    self.seats.clear();
+                }
+                let ready = self.start(&text).map_err(|rejection| rejection.of(self.plugin.digest))?;
+                self.seats.push(Seat { settings: text, ready: Some(ready) });
+                self.seats.len() - 1
+            }
+        };
+        self.seated = Some(Arc::clone(about));
+        Ok(())
+    }
+
+    /// The configuration of the next step.
+    pub(super) fn settings(&self) -> Value {
+        self.seats.get(self.seat).and_then(|seat| seat.settings.parse().ok()).unwrap_or_default()
+    }
+
+    /// One step with its own memory of `key`, and the fuel it took.
+    pub(super) fn step_on(&mut self, key: &K::Key, request: &K::Request) -> (Answered<K>, u64) {
+        let memory = self.memory_of(key);
+        let (answered, fuel) = self.step(request, &memory);
+        if let Ok((_, memory)) = &answered {
+            match self.memories.get_mut(key) {
+                Some(kept) => kept.clone_from(memory),
+                None => {
+                    self.memories.insert(key.clone(), memory.clone());
+                }
+            }
+        }
+        (answered, fuel)
+    }
+
+    /// What it remembers of `key`.
+    pub(super) fn memory_of(&self, key: &K::Key) -> K::Memory {
+        self.memories.get(key).cloned().unwrap_or_default()
+    }
+
+    /// One step, and the fuel it took. [`sit`](Self::sit) comes first.
+    pub(super) fn step(&mut self, request: &K::Request, memory: &K::Memory) -> (Answered<K>, u64) {
+        let (limits, fuel_max) = (&self.limits, self.fuel_max);
+        let seat = &mut self.seats[self.seat];
+        let ready = match &mut seat.ready {
+            Some(ready) => ready,
+            None => match start(&self.plugin, &self.engine, limits, &self.log, &self.indices, &seat.settings) {
+                Ok(ready) => seat.ready.insert(ready),
+                Err(rejection) => return (Err(Failure::from(rejection).into()), 0),
+            },
+        };
+        let (answered, fuel) = ready.step(request, memory, limits, fuel_max);
+        if answered.is_err() {
+            // A trapped instance cannot be entered again.
+            seat.ready = None;
+        }
+        (answered, fuel)
+    }
+
+    fn start(&self, settings: &str) -> Result<Ready<K>, Rejection> {
+        start(&self.plugin, &self.engine, &self.limits, &self.log, &self.indices, settings)
+    }
+}
+
+fn start<K: Kind>(
+    plugin: &Plugin,
+    engine: &Engine,
+    limits: &Limits,
+    log: &Arc<LogGate>,
+    indices: &K::Indices,
+    settings: &str,
+) -> Result<Ready<K>, Rejection> {
+    let (mut store, instance) = plugin.start(engine, limits, Arc::clone(log), settings)?;
+    let world =
+        K::load(indices, &mut store, &instance).map_err(|error| Rejection::new(Stage::Link, format!("{error:#}")))?;
+    Ok(Ready { has_clock: store.data().wasi.is_some(), store, world })
+}
+
+impl<K: Kind> Ready<K> {
+    fn step(&mut self, request: &K::Request, memory: &K::Memory, limits: &Limits, fuel_max: u64) -> (Answered<K>, u64) {
+        self.store.set_fuel(fuel_max).expect("the engine counts fuel");
+        if self.has_clock
+            && let Some(wasi) = &mut self.store.data_mut().wasi
+        {
+            wasi.begin(K::now_us(request));
+        }
+        let stepped = K::step(&self.world, &mut self.store, request, memory);
+        let fuel = fuel_max - self.store.get_fuel().expect("the engine counts fuel");
+        let answered = match stepped {
+            Err(error) if error.downcast_ref::<Trap>() == Some(&Trap::OutOfFuel) => {
+                let message = format!("still running after {fuel_max} units of fuel");
+                Err(Failed { cause: "fuel", message })
+            }
+            Err(error) => Err(classify(error, &self.store, limits.deadline_ms, limits).into()),
+            Ok((answer, memory)) if K::size_bytes(&answer, &memory) as u64 > limits.answer_max_bytes => {
+                Err(Failure::Oversized { limit_bytes: limits.answer_max_bytes }.into())
+            }
+            Ok((answer, memory)) => match K::check(request, &answer, limits) {
+                Ok(()) => Ok((answer, memory)),
+                Err(refusal) => Err(Failure::Refused { reason: refusal.0 }.into()),
+            },
+        };
+        (answered, fuel)
+    }
+}
+
+impl From<Failure> for Failed {
+    fn from(failure: Failure) -> Failed {
+        Failed { cause: failure.cause(), message: failure.to_string() }
+    }
+}
