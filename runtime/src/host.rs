@@ -25,13 +25,14 @@ use crate::{
     engine::Engine,
     event::{Change, Event, Events},
     inspect::KindInfo,
+    journal::Journal,
     kind::Kind,
     limits::PluginConfig,
     load::{self, Plugin, Rejection, Stage},
     rollout::{Refused, Transition},
     shadow::Divergence,
     signature::{Beside, Trust, TrustedKey},
-    slot::{Builtin, How, News, Receiver, Slot, Status},
+    slot::{Builtin, How, JournalStatus, News, Receiver, Slot, Status},
     store::{self, Store},
     watcher::{self, Debounce, Look, Wake, Watch},
 };
@@ -291,6 +292,10 @@ impl Host {
             plugin.limits.memory_max_bytes,
             inner.config.instance_memory_max_bytes
         );
+        let journal = match &plugin.journal {
+            Some(config) => Some(Journal::open::<K>(&inner.config.state_dir.join("journal"), name, config.clone())?),
+            None => None,
+        };
         let mut control = inner.control();
         control.add_kind::<K>()?;
         let slot = Slot::<K>::new(
@@ -300,8 +305,11 @@ impl Host {
             &plugin,
             inner.config.shards,
             Box::new(builtin),
+            journal,
             inner.wake.clone(),
         );
+        // The thread that writes sleeps until somebody has something for it.
+        let _ = inner.wake.send(());
         slot.receiver().restore(&control.store.slot(name).machine);
         {
             let mut slots = inner.slots.write().unwrap_or_else(PoisonError::into_inner);
@@ -383,6 +391,7 @@ impl Host {
         for slot in inner.receivers() {
             inner.keep(&mut control, &*slot);
             slot.retire("the plugin host has stopped");
+            slot.journal();
         }
         drop(control);
         inner.engine.wind_down();
@@ -488,6 +497,13 @@ impl Host {
     /// What the candidate in the slot's shadow answered otherwise so far, or what the last one came to.
     pub fn shadow(&self, slot: &str) -> Result<Option<Divergence>, ControlError> {
         Ok(self.0.change(slot)?.1.divergence())
+    }
+
+    /// How the recording of the slot's calls goes; all that was recorded until now is written when this returns. None:
+    /// nothing is recorded.
+    pub fn journal(&self, slot: &str) -> Result<Option<JournalStatus>, ControlError> {
+        let receiver = self.0.change(slot)?.1;
+        Ok(receiver.journal())
     }
 
     /// Lets another plugin serve, with the settings that it last had in this slot (`{}` at first); none: the built-in.
@@ -625,14 +641,11 @@ impl Inner {
         }
     }
 
-    /// One round of looking after trials and probations; whether there will be another. Writing is slow: it waits for
+    /// One round of looking after trials and probations; when the next is due, if any. Writing is slow: it waits for
     /// more to write, but for what must not be forgotten.
-    fn round(&self, written: &mut Instant) -> bool {
+    fn round(&self, written: &mut Instant) -> Option<Duration> {
         let receivers = self.receivers();
-        let mut waiting = false;
-        for receiver in &receivers {
-            waiting |= receiver.tick();
-        }
+        let mut next = receivers.iter().filter_map(|receiver| receiver.tick()).min();
         let news: Vec<_> = receivers.iter().filter_map(|receiver| Some((receiver, receiver.news()?))).collect();
         let urgent = news.iter().any(|(_, news)| *news == News::Urgent);
         if urgent || written.elapsed() >= WRITE_INTERVAL {
@@ -640,10 +653,10 @@ impl Inner {
                 self.keep(&mut self.control(), &***receiver);
             }
             *written = Instant::now();
-        } else {
-            waiting |= !news.is_empty();
+        } else if !news.is_empty() {
+            next = next.or(Some(WRITE_INTERVAL));
         }
-        waiting && !self.stopped.load(Ordering::Acquire)
+        next.filter(|_| !self.stopped.load(Ordering::Acquire))
     }
 
     /// Brings the catalogue up to what the directory holds, and the slots up to the catalogue.
@@ -973,9 +986,6 @@ struct Due {
     offer: Offer,
 }
 
-/// While something is on trial, this often: a waiting call is then not dropped at 200,000 a second and shard.
-const ROUND: Duration = Duration::from_millis(5);
-
 /// How long news that are not urgent wait to be written at most.
 const WRITE_INTERVAL: Duration = Duration::from_millis(200);
 
@@ -988,11 +998,11 @@ fn look_after(host: &Weak<Inner>, woken: &mpsc::Receiver<()>) {
             let Some(host) = host.upgrade() else {
                 return;
             };
-            if !host.round(&mut written) {
+            let Some(next) = host.round(&mut written) else {
                 break;
-            }
+            };
             drop(host);
-            if let Err(mpsc::RecvTimeoutError::Disconnected) = woken.recv_timeout(ROUND) {
+            if let Err(mpsc::RecvTimeoutError::Disconnected) = woken.recv_timeout(next) {
                 return;
             }
         }

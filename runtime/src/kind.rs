@@ -97,6 +97,11 @@ pub trait Kind: Sized + Send + Sync + 'static {
         None
     }
 
+    /// The key under which steps are recorded whose memory the caller keeps; none: they are not recorded.
+    fn step_key() -> Option<Self::Key> {
+        None
+    }
+
     /// Bytes of answer and memory beyond their own size in Rust; compared with [`Limits::answer_max_bytes`]. A kind
     /// whose answers and memories are plain values leaves it at 0.
     fn size_bytes(answer: &Self::Answer, memory: &Self::Memory) -> usize {

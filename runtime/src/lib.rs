@@ -93,6 +93,6 @@ pub use log::{LINE_MAX_BYTES, TARGET as LOG_TARGET};
 pub use rollout::{Evidence, Phase, Probation, Rollout, Transition};
 pub use shadow::{Divergence, Example, Group};
 pub use signature::{KeyError, SIGNATURE_MAX_BYTES, TrustedKey, verify_signature};
-pub use slot::{Builtin, By, Condition, Decision, GenerationStatus, Role, Slot, Status, Step};
+pub use slot::{Builtin, By, Condition, Decision, GenerationStatus, JournalStatus, Role, Slot, Status, Step};
 /// The engine, in the version that a kind's `bindgen!` must be of.
 pub use wasmtime;

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use crate::{
     engine,
+    journal::JournalConfig,
     rollout::{Probation, Rollout},
 };
 
@@ -26,6 +27,8 @@ pub struct PluginConfig {
     pub rollout: Rollout,
     /// How long a new version is watched, and what brings the one before back.
     pub probation: Probation,
+    /// How its calls are recorded. Default: not at all.
+    pub journal: Option<JournalConfig>,
 }
 
 impl Default for PluginConfig {
@@ -37,6 +40,7 @@ impl Default for PluginConfig {
             limits: Limits::default(),
             rollout: Rollout::default(),
             probation: Probation::default(),
+            journal: None,
         }
     }
 }

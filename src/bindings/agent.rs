@@ -79,6 +79,10 @@ impl Kind for AgentHandler {
         })
     }
 
+    fn step_key() -> Option<()> {
+        Some(())
+    }
+
     fn to_wire(memory: &Vec<u8>) -> Vec<u8> {
         memory.clone()
     }

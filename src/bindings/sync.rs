@@ -60,6 +60,10 @@ impl Kind for SyncStrategy {
         Ok((actions.into_iter().map(Action::from).collect(), memory))
     }
 
+    fn step_key() -> Option<()> {
+        Some(())
+    }
+
     fn to_wire(memory: &Vec<u8>) -> Vec<u8> {
         memory.clone()
     }

@@ -10,6 +10,7 @@ use super::given::Content;
 use super::section::{Knob, section};
 use super::{Given, Problem};
 use crate::producer::EmptyBlocks;
+use tenon_runtime::journal::JournalConfig;
 use tenon_runtime::{Limits, OnFailure, PluginConfig, Probation, Rollout, TrustedKey};
 
 fn loopback(port: u16) -> SocketAddr {
@@ -138,6 +139,8 @@ section! {
         rollout: Rollout = Rollout::default();
         /// How long a new generation is watched, and what brings the one before back.
         probation: Probation = Probation::default();
+        /// Whether, and how, calls are recorded for `tenon plugin replay` and `explain`; none: not at all.
+        journal: Option<JournalConfig> = None;
         /// The plugin's own configuration, checked against the schema that it brings.
         config: serde_json::Map<String, serde_json::Value> = serde_json::Map::new();
     }
@@ -162,6 +165,8 @@ section! {
         rollout: Rollout = Rollout::default();
         /// How long a new generation is watched, and what brings the one before back.
         probation: Probation = Probation::default();
+        /// Whether, and how, calls are recorded for `tenon plugin replay` and `explain`; none: not at all.
+        journal: Option<JournalConfig> = None;
         /// The plugin's own configuration, checked against the schema that it brings.
         config: serde_json::Map<String, serde_json::Value> = serde_json::Map::new();
     }
@@ -177,6 +182,7 @@ impl PluginSlot {
             limits: self.limits.clone(),
             rollout: self.rollout.clone(),
             probation: self.probation.clone(),
+            journal: self.journal.clone(),
         }
     }
 }
@@ -196,6 +202,7 @@ impl Agent {
             limits: self.limits.clone(),
             rollout: self.rollout.clone(),
             probation: self.probation.clone(),
+            journal: self.journal.clone(),
         }
     }
 }
@@ -217,6 +224,16 @@ impl Knob for Rollout {
         "{ mode = \"immediate\" }, { mode = \"shadow\", calls, seconds, max_divergence, max_slowdown } or \
          { mode = \"canary\", steps, calls, seconds, max_slowdown }"
             .into()
+    }
+
+    fn check(&self) -> Result<(), String> {
+        Self::check(self)
+    }
+}
+
+impl Knob for JournalConfig {
+    fn expected() -> String {
+        "{ segments, segment_bytes, buffer_bytes, sample }".into()
     }
 
     fn check(&self) -> Result<(), String> {

@@ -321,6 +321,10 @@ impl<T: Knob> Knob for Option<T> {
         self.as_ref().and_then(Knob::number)
     }
 
+    fn check(&self) -> Result<(), String> {
+        self.as_ref().map_or(Ok(()), Knob::check)
+    }
+
     fn resolve(&mut self, dir: &Path) {
         if let Some(value) = self {
             value.resolve(dir);

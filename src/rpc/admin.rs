@@ -55,7 +55,7 @@ pub(super) fn router(parts: AdminParts) -> Router {
 
 async fn not_found() -> ApiError {
     ApiError::not_found(
-        "not found; there are `GET /admin/plugins`, `GET /admin/plugins/{slot}/{history,shadow}` and \
+        "not found; there are `GET /admin/plugins`, `GET /admin/plugins/{slot}/{history,shadow,journal}` and \
          `POST /admin/plugins/{slot}/{reload,use,config,promote,rollback}`",
     )
 }
@@ -94,13 +94,14 @@ fn split(path: Result<Path<String>, PathRejection>, words: &str) -> Result<(Stri
 }
 
 const ORDERS: &str = "reload,use,config,promote,rollback";
-const QUESTIONS: &str = "history,shadow";
+const QUESTIONS: &str = "history,shadow,journal";
 
 async fn question(State(admin): State<Admin>, path: Result<Path<String>, PathRejection>) -> Result<Response> {
     let (slot, question) = split(path, QUESTIONS)?;
     let host = &admin.0.host;
     match question.as_str() {
         "history" => Ok(Json(host.history(&slot)?).into_response()),
+        "journal" => Ok(Json(host.journal(&slot)?).into_response()),
         "shadow" => Ok(Json(host.shadow(&slot)?).into_response()),
         word if ORDERS.split(',').any(|order| order == word) => Err(super::method_not_allowed().await),
         other => {

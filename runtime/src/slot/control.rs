@@ -3,13 +3,15 @@
 
 use std::{
     collections::BTreeMap,
+    path::PathBuf,
     sync::{
         Arc, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
+use serde::Serialize;
 use serde_json::Value;
 
 use super::{Inner, Serving, Status};
@@ -17,6 +19,7 @@ use crate::{
     digest::Digest,
     event::Change,
     generation::{Generation, Way},
+    journal::{Chunk, GenerationInfo, Recorder},
     kind::Kind,
     load::{MemoryId, Plugin, Rejection, Stage},
     rollout::{
@@ -44,6 +47,8 @@ pub(super) struct Control<K: Kind> {
     memory_id: MemoryId,
     /// What the last shadow came to.
     pub(super) divergence: Option<Divergence>,
+    /// Generations that the journal does not know yet.
+    to_journal: Vec<GenerationInfo>,
     /// Whether there is something new to keep on disk.
     changed: bool,
     /// Whether bytes were condemned: a restart must not take them again.
@@ -75,10 +80,38 @@ impl<K: Kind> Control<K> {
             lost: None,
             memory_id: MemoryId::BUILTIN,
             divergence: None,
+            to_journal: vec![GenerationInfo {
+                number: 0,
+                plugin: "built-in".to_owned(),
+                version: String::new(),
+                digest: Digest::of(b""),
+                settings: Value::Null,
+                memory: MemoryId::BUILTIN,
+            }],
             changed: false,
             urgent: false,
         }
     }
+}
+
+/// While something is on trial, this often: a waiting call is then not dropped at 200,000 a second and shard.
+const ROUND: Duration = Duration::from_millis(5);
+/// While there is only a probation, or a journal.
+const ROUND_AT_REST: Duration = Duration::from_millis(50);
+
+/// How the recording of a slot's calls goes.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct JournalStatus {
+    /// Where its segment files are.
+    pub dir: PathBuf,
+    /// The segment that is written now.
+    pub segment: u32,
+    /// Calls written since the start.
+    pub records: u64,
+    /// Calls left out since the start.
+    pub dropped: u64,
+    /// The share of keys that is recorded.
+    pub sample: f64,
 }
 
 /// How a candidate is to be taken.
@@ -124,8 +157,10 @@ pub(crate) trait Receiver: Send + Sync {
     fn condemn_previous(&self, reason: &str);
     /// Whether there is something to keep; more than news, an order, where bytes were condemned.
     fn news(&self) -> Option<News>;
-    /// Looks after trial and probation; whether there is any.
-    fn tick(&self) -> bool;
+    /// Looks after trial, probation and journal; when to come again, if there is any.
+    fn tick(&self) -> Option<Duration>;
+    /// How recording goes, with all that was recorded until now written; none: nothing is recorded.
+    fn journal(&self) -> Option<JournalStatus>;
     /// What is to be kept, if it has changed since the last time.
     fn saved(&self) -> Option<Saved>;
     /// Takes up what was kept.
@@ -193,6 +228,22 @@ impl<K: Kind> Inner<K> {
             && let Some(made) = control.made.get(&live)
         {
             control.settings = made.settings.clone();
+        }
+        for number in [live, trial.map(Trial::generation)].into_iter().flatten() {
+            // Known before its first call can be recorded.
+            if let Some(Made { generation, settings }) = control.made.get(&number)
+                && self.sample > 0.0
+                && steps.iter().any(|step| step.generation == number)
+            {
+                control.to_journal.push(GenerationInfo {
+                    number,
+                    plugin: generation.plugin.name.to_string(),
+                    version: generation.plugin.description.version.clone(),
+                    digest: generation.plugin.digest,
+                    settings: settings.clone(),
+                    memory: generation.memory_id.clone(),
+                });
+            }
         }
         let events = self.tell(control, steps, former.as_deref(), &next);
         let everyone = [live, previous, trial.map(Trial::generation)];
@@ -306,6 +357,34 @@ impl<K: Kind> Inner<K> {
         Ok(())
     }
 
+    /// Writes what was recorded.
+    fn flush(&self) {
+        let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(journal) = &mut *journal else {
+            return;
+        };
+        // The calls first, then the generations: those of any call that is here are then known.
+        let mut chunks: Vec<Chunk> = Vec::new();
+        let mut take = |recorder: &mut Option<Recorder<K>>| {
+            while let Some(chunk) = recorder.as_mut().and_then(Recorder::take) {
+                chunks.push(chunk);
+            }
+        };
+        for shard in &self.shards {
+            take(&mut shard.lock().recorder);
+        }
+        take(&mut self.steps.lock().unwrap_or_else(PoisonError::into_inner).recorder);
+        for generation in std::mem::take(&mut self.control().to_journal) {
+            journal.generation(generation);
+        }
+        for chunk in chunks {
+            if let Err(error) = journal.write(chunk) {
+                let dir = journal.dir().display();
+                tracing::warn!(slot = %self.name, %dir, %error, "calls could not be recorded, and are counted");
+            }
+        }
+    }
+
     /// Gives the shadow what waits for it.
     fn drain(&self, serving: &Serving<K>) {
         let Some(shadow) = &serving.shadow else {
@@ -330,7 +409,7 @@ impl<K: Kind> Inner<K> {
             std::mem::swap(&mut calls, &mut shard.lock().waiting);
             give(&mut calls);
         }
-        std::mem::swap(&mut calls, &mut self.steps_waiting.lock().unwrap_or_else(PoisonError::into_inner));
+        std::mem::swap(&mut calls, &mut self.steps.lock().unwrap_or_else(PoisonError::into_inner).waiting);
         give(&mut calls);
         for _ in 0..failed {
             let _ = self.happens(Input::Failed { generation: shadow.generation.number });
@@ -473,7 +552,19 @@ impl<K: Kind> Receiver for Inner<K> {
         urgent.or((control.changed || control.machine.has_news()).then_some(News::Ordinary))
     }
 
-    fn tick(&self) -> bool {
+    fn journal(&self) -> Option<JournalStatus> {
+        self.flush();
+        let journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
+        journal.as_ref().map(|journal| JournalStatus {
+            dir: journal.dir().to_owned(),
+            segment: journal.segment(),
+            records: journal.records(),
+            dropped: journal.dropped(),
+            sample: self.sample,
+        })
+    }
+
+    fn tick(&self) -> Option<Duration> {
         let held = self.live.load_full();
         let serving = held.now();
         self.drain(serving);
@@ -496,7 +587,14 @@ impl<K: Kind> Receiver for Inner<K> {
         let live = live.map(|live| evidence(live, previous)).unwrap_or_default();
         drop(held);
         let _ = self.happens(Input::Tick { trial, live });
-        self.control().machine.is_waiting()
+        self.flush();
+        let on_trial = self.control().machine.picture().trial.is_some();
+        let waiting = self.control().machine.is_waiting() || self.sample > 0.0;
+        match (on_trial, waiting) {
+            (true, _) => Some(ROUND),
+            (false, true) => Some(ROUND_AT_REST),
+            (false, false) => None,
+        }
     }
 
     fn saved(&self) -> Option<Saved> {

@@ -21,6 +21,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use self::control::Control;
+pub use self::control::JournalStatus;
 pub(crate) use self::control::{How, News, Receiver};
 pub use self::status::{Condition, GenerationStatus, Role, Status};
 use crate::{
@@ -28,6 +29,7 @@ use crate::{
     event::{Change, Event, Events},
     generation::{Generation, Way},
     health::Turn,
+    journal::{self, Journal, Outcome, RecordId, Recorder},
     kind::Kind,
     limits::{Failure, Limits, OnFailure, PluginConfig, Refusal},
     load::MemoryId,
@@ -67,6 +69,8 @@ pub struct Decision<K: Kind> {
     pub by: By,
     /// Why it was not the plugin, if the plugin was asked and failed.
     pub failure: Option<Failure>,
+    /// Where the call stands in the slot's journal, if it was recorded.
+    pub record: Option<RecordId>,
 }
 
 /// A step whose memory the caller keeps.
@@ -120,8 +124,11 @@ struct Inner<K: Kind> {
     shards: Box<[Shard<K>]>,
     /// Spreads callers without a key over the benches.
     turn: AtomicUsize,
-    /// Calls with the caller's memory that wait for the shadow.
-    steps_waiting: Mutex<Vec<Call<K>>>,
+    /// What is kept of calls whose memory is the caller's.
+    steps: Mutex<Steps<K>>,
+    journal: Mutex<Option<Journal>>,
+    /// The share of keys that is recorded.
+    sample: f64,
     control: Mutex<Control<K>>,
     /// Whose memories there are; a memory's form is its place here.
     forms: Mutex<Vec<MemoryId>>,
@@ -174,6 +181,16 @@ struct Kept<K: Kind> {
     builtin: Memory<K::Key, K::Memory>,
     /// Calls that wait for the shadow.
     waiting: Vec<Call<K>>,
+    /// Calls that wait to be written, where they are recorded.
+    recorder: Option<Recorder<K>>,
+}
+
+/// What is kept of calls whose memory is the caller's.
+struct Steps<K: Kind> {
+    waiting: Vec<Call<K>>,
+    recorder: Option<Recorder<K>>,
+    /// The last memory that was recorded, and the segment that holds it.
+    recorded: Option<(K::Memory, u32)>,
 }
 
 /// Keeps a storm of failures from becoming a storm of events.
@@ -198,11 +215,17 @@ impl<K: Kind> Slot<K> {
         config: &PluginConfig,
         shards: usize,
         builtin: Box<dyn Builtin<K>>,
+        journal: Option<Journal>,
         wake: mpsc::Sender<()>,
     ) -> Slot<K> {
         let keys_max = config.limits.memory_keys_max / shards;
-        let shard = || {
-            let kept = Kept { plugin: Memory::new(keys_max), builtin: Memory::new(keys_max), waiting: Vec::new() };
+        let recorder = |shard: usize| {
+            let journal = journal.as_ref()?;
+            Some(journal.recorder(u32::try_from(shard).unwrap_or(u32::MAX)))
+        };
+        let shard = |number: usize| {
+            let (plugin, builtin) = (Memory::new(keys_max), Memory::new(keys_max));
+            let kept = Kept { plugin, builtin, waiting: Vec::new(), recorder: recorder(number) };
             Shard { kept: Mutex::new(kept), calls: AtomicU64::new(0) }
         };
         Slot(Arc::new(Inner {
@@ -215,9 +238,11 @@ impl<K: Kind> Slot<K> {
             rollout: config.rollout.clone(),
             live: ArcSwap::from_pointee(Serving::default()),
             hasher: RandomState::default(),
-            shards: (0..shards).map(|_| shard()).collect(),
+            shards: (0..shards).map(shard).collect(),
             turn: AtomicUsize::new(0),
-            steps_waiting: Mutex::default(),
+            steps: Mutex::new(Steps { waiting: Vec::new(), recorder: recorder(shards), recorded: None }),
+            sample: config.journal.as_ref().map_or(0.0, |journal| journal.sample),
+            journal: Mutex::new(journal),
             control: Mutex::new(Control::new(config.probation.clone())),
             forms: Mutex::new(vec![MemoryId::BUILTIN]),
             counts: Counts::default(),
@@ -267,11 +292,11 @@ impl<K: Kind> Slot<K> {
         }
         shard.calls.store(shard.calls.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
         match inner.remembering(serving, generation, &mut kept, &asked) {
-            Ok(answer) => {
+            Ok((answer, record)) => {
                 if K::passes(&answer) {
-                    return inner.builtin_decides(serving, &mut kept, &asked, None);
+                    return Decision { record, ..inner.builtin_decides(serving, &mut kept, &asked, None) };
                 }
-                Decision { answer, by: By::Generation(generation.number), failure: None }
+                Decision { answer, by: By::Generation(generation.number), failure: None, record }
             }
             Err(failure) => {
                 inner.report(generation, &failure);
@@ -307,7 +332,7 @@ impl<K: Kind> Slot<K> {
                 true => inner.builtin.step(request, memory),
                 false => (inner.builtin.step(request, &K::Memory::default()).0, memory.clone()),
             };
-            inner.tap_step(serving, request, memory, 0, &answer, true);
+            inner.tap_step(serving, request, memory, None, Ok((&answer, &new)), true);
             return Step { answer, memory: new, memory_id: id, by: By::Builtin, failure: None };
         };
         let mut failure = None;
@@ -328,6 +353,7 @@ impl<K: Kind> Slot<K> {
             match result {
                 Ok((answer, new)) => {
                     let passes = K::passes(&answer);
+                    inner.tap_step(serving, request, memory, Some(generation), Ok((&answer, &new)), passes);
                     let (answer, by) = match passes {
                         true => (inner.builtin.step(request, &K::Memory::default()).0, By::Builtin),
                         false => (answer, By::Generation(generation.number)),
@@ -335,10 +361,10 @@ impl<K: Kind> Slot<K> {
                     if failure.is_some() {
                         inner.counts.rescues.fetch_add(1, Ordering::Relaxed);
                     }
-                    inner.tap_step(serving, request, memory, generation.form, &answer, passes);
                     return Step { answer, memory: new, memory_id: generation.memory_id.clone(), by, failure };
                 }
                 Err(failed) => {
+                    inner.tap_step(serving, request, memory, Some(generation), Err(&failed), false);
                     inner.report(generation, &failed);
                     failure.get_or_insert(failed);
                 }
@@ -430,8 +456,8 @@ impl<K: Kind> Inner<K> {
         generation: &Arc<Generation<K>>,
         kept: &mut Kept<K>,
         asked: &Asked<'_, K>,
-    ) -> Result<K::Answer, Failure> {
-        let Kept { plugin, waiting, .. } = kept;
+    ) -> Result<(K::Answer, Option<RecordId>), Failure> {
+        let Kept { plugin, waiting, recorder, .. } = kept;
         let mut found = plugin.find(asked.hash, asked.key);
         if let Some(found) = &mut found
             && found.form != generation.form
@@ -440,7 +466,8 @@ impl<K: Kind> Inner<K> {
             found.memory = self.adopt(serving, generation, &id, &found.memory);
             (found.form, found.journaled) = (generation.form, 0);
         }
-        let tapped = serving.shadow.is_some();
+        let recorder = recorder.as_mut().filter(|_| journal::sampled(asked.hash, self.sample));
+        let tapped = serving.shadow.is_some() || recorder.is_some();
         let before = tapped.then(|| found.as_deref().cloned().unwrap_or_default());
         let (result, turn) = match &found {
             Some(found) => generation.call(asked.at, asked.request, &found.memory),
@@ -449,18 +476,37 @@ impl<K: Kind> Inner<K> {
         if turn != Turn::None {
             self.turned(generation, turn);
         }
-        let (answer, memory) = result?;
+        let mut journaled = found.as_ref().map_or(0, |found| found.journaled);
+        let record = match (&before, recorder) {
+            (Some(before), Some(recorder)) => {
+                let outcome = match &result {
+                    Ok((answer, memory)) => Outcome::Answered { answer, memory },
+                    Err(failure) => Outcome::Failed(failure),
+                };
+                recorder.record(generation.number, asked.key, &mut journaled, asked.request, &before.memory, outcome)
+            }
+            _ => None,
+        };
+        let (answer, memory) = match result {
+            Ok(answered) => answered,
+            Err(failure) => {
+                if let Some(found) = found {
+                    found.journaled = journaled;
+                }
+                return Err(failure);
+            }
+        };
         match found {
-            Some(found) => found.memory = memory,
+            Some(found) => (found.memory, found.journaled) = (memory, journaled),
             None => {
-                let kept = Remembered { memory, form: generation.form, journaled: 0 };
+                let kept = Remembered { memory, form: generation.form, journaled };
                 plugin.add(asked.hash, asked.key.clone(), kept);
             }
         }
         if let Some(before) = before {
             tap(serving, waiting, asked, before, &answer, false);
         }
-        Ok(answer)
+        Ok((answer, record))
     }
 
     fn builtin_decides(
@@ -470,23 +516,31 @@ impl<K: Kind> Inner<K> {
         asked: &Asked<'_, K>,
         failure: Option<Failure>,
     ) -> Decision<K> {
-        let Kept { builtin, waiting, .. } = kept;
-        let answer = match builtin.find(asked.hash, asked.key) {
-            Some(kept) => {
-                let (answer, new) = self.builtin.step(asked.request, &kept.memory);
-                kept.memory = new;
-                answer
+        let Kept { builtin, waiting, recorder, .. } = kept;
+        let mut found = builtin.find(asked.hash, asked.key);
+        let before = found.as_ref().map(|kept| kept.memory.clone()).unwrap_or_default();
+        let (answer, memory) = self.builtin.step(asked.request, &before);
+        let mut record = None;
+        let mut journaled = found.as_ref().map_or(0, |found| found.journaled);
+        // What a plugin was asked first has been recorded as its call.
+        if serving.live.is_none() {
+            if let Some(recorder) = recorder.as_mut().filter(|_| journal::sampled(asked.hash, self.sample)) {
+                let outcome = Outcome::Answered { answer: &answer, memory: &memory };
+                record = recorder.record(0, asked.key, &mut journaled, asked.request, &before, outcome);
             }
-            None => {
-                let (answer, memory) = self.builtin.step(asked.request, &K::Memory::default());
-                builtin.add(asked.hash, asked.key.clone(), Remembered { memory, form: 0, journaled: 0 });
-                answer
+            if serving.shadow.is_some() {
+                tap(serving, waiting, asked, Remembered::default(), &answer, true);
             }
-        };
-        if serving.shadow.is_some() && serving.live.is_none() {
-            tap(serving, waiting, asked, Remembered::default(), &answer, true);
+        } else {
+            journaled = 0;
         }
-        Decision { answer, by: By::Builtin, failure }
+        match &mut found {
+            Some(found) => (found.memory, found.journaled) = (memory, journaled),
+            None => {
+                builtin.add(asked.hash, asked.key.clone(), Remembered { memory, form: 0, journaled });
+            }
+        }
+        Decision { answer, by: By::Builtin, failure, record }
     }
 
     /// Answers in place of a generation that failed, or is not asked: the one beside it, else as the slot is set.
@@ -503,9 +557,9 @@ impl<K: Kind> Inner<K> {
             && other.admits(asked.request)
         {
             match self.remembering(serving, other, kept, asked) {
-                Ok(answer) if !K::passes(&answer) => {
+                Ok((answer, record)) if !K::passes(&answer) => {
                     self.counts.rescues.fetch_add(1, Ordering::Relaxed);
-                    return Decision { answer, by: By::Generation(other.number), failure };
+                    return Decision { answer, by: By::Generation(other.number), failure, record };
                 }
                 Ok(_) => return self.builtin_decides(serving, kept, asked, failure),
                 Err(also) => {
@@ -516,7 +570,7 @@ impl<K: Kind> Inner<K> {
         }
         self.counts.fallbacks.fetch_add(1, Ordering::Relaxed);
         match self.policy_answer(asked.request) {
-            Some(answer) => Decision { answer, by: By::Policy, failure },
+            Some(answer) => Decision { answer, by: By::Policy, failure, record: None },
             None => self.builtin_decides(serving, kept, asked, failure),
         }
     }
@@ -529,23 +583,40 @@ impl<K: Kind> Inner<K> {
         }
     }
 
-    /// Keeps a call whose memory is the caller's for the shadow.
+    /// Records a call whose memory is the caller's, and keeps it for the shadow. `generation` none: the built-in's.
     fn tap_step(
         &self,
         serving: &Serving<K>,
         request: &K::Request,
         before: &K::Memory,
-        form: u32,
-        answer: &K::Answer,
+        generation: Option<&Arc<Generation<K>>>,
+        result: Result<(&K::Answer, &K::Memory), &Failure>,
         by_builtin: bool,
     ) {
-        let Some(shadow) = &serving.shadow else {
+        if serving.shadow.is_none() && self.sample == 0.0 {
+            return;
+        }
+        let mut steps = self.steps.lock().unwrap_or_else(PoisonError::into_inner);
+        let Steps { waiting, recorder, recorded } = &mut *steps;
+        if let (Some(recorder), Some(key)) = (recorder, K::step_key()) {
+            // The caller may hand in any memory: only the last one recorded need not be written again.
+            let mut known = recorded.as_ref().filter(|(memory, _)| memory == before).map_or(0, |(_, known)| *known);
+            let outcome = match result {
+                Ok((answer, memory)) => Outcome::Answered { answer, memory },
+                Err(failure) => Outcome::Failed(failure),
+            };
+            let number = generation.map_or(0, |generation| generation.number);
+            recorder.record(number, &key, &mut known, request, before, outcome);
+            let after = result.map_or(before, |(_, memory)| memory);
+            *recorded = Some((after.clone(), known));
+        }
+        let (Some(shadow), Ok((answer, _))) = (&serving.shadow, result) else {
             return;
         };
-        let mut waiting = self.steps_waiting.lock().unwrap_or_else(PoisonError::into_inner);
         if waiting.len() >= shadow::WAITING_MAX {
             return shadow.dropped();
         }
+        let form = generation.map_or(0, |generation| generation.form);
         let before = Remembered { memory: before.clone(), form, journaled: 0 };
         waiting.push(Call { key: None, request: request.clone(), before, answer: answer.clone(), by_builtin });
     }
