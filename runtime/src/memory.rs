@@ -24,8 +24,9 @@ pub(crate) struct Remembered<M> {
     pub(crate) memory: M,
     /// Whose it is: a number that the slot gives to a plugin's name and memory-version.
     pub(crate) form: u32,
-    /// The journal segment that holds it; 0: none.
-    pub(crate) journaled: u32,
+    /// When it was last in step: in a slot, the journal segment that holds it, and 0 where none does; in a shadow, the
+    /// epoch of its shard.
+    pub(crate) epoch: u32,
 }
 
 impl<K: Eq, M> Memory<K, M> {

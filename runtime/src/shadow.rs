@@ -24,8 +24,58 @@ const EXAMPLES_MAX: usize = 5;
 /// Groups that are told apart.
 const GROUPS_MAX: usize = 256;
 
+/// Calls of one shard that wait for the candidate.
+pub(crate) struct Waiting<K: Kind> {
+    calls: Vec<Call<K>>,
+    /// Raised when a call is dropped: from then on the candidate's memories of this shard are behind, and begin anew
+    /// from the live generation's.
+    epoch: u32,
+}
+
+impl<K: Kind> Default for Waiting<K> {
+    fn default() -> Waiting<K> {
+        Waiting { calls: Vec::new(), epoch: 1 }
+    }
+}
+
+impl<K: Kind> Waiting<K> {
+    /// Keeps a call for `shadow`, if there is room.
+    pub(crate) fn add(
+        &mut self,
+        shadow: &Shadow<K>,
+        key: Option<(u64, K::Key)>,
+        request: &K::Request,
+        before: Remembered<K::Memory>,
+        answer: &K::Answer,
+        by_builtin: bool,
+    ) {
+        if self.calls.len() >= WAITING_MAX {
+            self.epoch = self.epoch.wrapping_add(1).max(1);
+            shadow.dropped.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        self.calls.push(Call {
+            shadow: shadow.generation.number,
+            epoch: self.epoch,
+            key,
+            request: request.clone(),
+            before,
+            answer: answer.clone(),
+            by_builtin,
+        });
+    }
+
+    /// Takes the calls, and leaves an empty list with room for as many.
+    pub(crate) fn take(&mut self, into: &mut Vec<Call<K>>) {
+        std::mem::swap(&mut self.calls, into);
+    }
+}
+
 /// One call that the live generation has answered.
 pub(crate) struct Call<K: Kind> {
+    /// The candidate that it is for.
+    pub(crate) shadow: u64,
+    epoch: u32,
     /// None where the caller keeps the memory.
     pub(crate) key: Option<(u64, K::Key)>,
     pub(crate) request: K::Request,
@@ -95,7 +145,7 @@ pub(crate) struct Shadow<K: Kind> {
 struct Seen<K: Kind> {
     /// The candidate's own memory; it advances beside the live one's.
     memory: Memory<K::Key, K::Memory>,
-    own: Option<K::Memory>,
+    own: Option<(K::Memory, u32)>,
     compared: u64,
     divergent: u64,
     failures: u64,
@@ -122,17 +172,16 @@ impl<K: Kind> Shadow<K> {
         Shadow { generation, dropped: AtomicU64::new(0), seen: Mutex::new(seen) }
     }
 
-    pub(crate) fn dropped(&self) {
-        self.dropped.fetch_add(1, Ordering::Relaxed);
-    }
-
     /// Gives the candidate one call. `adopt` makes the live generation's memory one that the candidate can read; it is
     /// asked when the candidate has none of its own for the key yet. Answers whether the candidate failed.
     pub(crate) fn compare(&self, call: &Call<K>, adopt: impl FnOnce(&Remembered<K::Memory>) -> K::Memory) -> bool {
         let seen = &mut *self.seen();
         let known = match &call.key {
-            Some((hash, key)) => seen.memory.find(*hash, key).map(|kept| kept.memory.clone()),
-            None => seen.own.clone(),
+            Some((hash, key)) => {
+                let found = seen.memory.find(*hash, key).filter(|kept| kept.epoch == call.epoch);
+                found.map(|kept| kept.memory.clone())
+            }
+            None => seen.own.as_ref().filter(|(_, epoch)| *epoch == call.epoch).map(|(memory, _)| memory.clone()),
         };
         let before = known.unwrap_or_else(|| adopt(&call.before));
         let hint = call.key.as_ref().map_or(0, |(hash, _)| *hash as usize);
@@ -143,13 +192,13 @@ impl<K: Kind> Shadow<K> {
             Ok((answer, memory)) => {
                 match &call.key {
                     Some((hash, key)) => match seen.memory.find(*hash, key) {
-                        Some(kept) => kept.memory = memory,
+                        Some(kept) => (kept.memory, kept.epoch) = (memory, call.epoch),
                         None => {
-                            let kept = Remembered { memory, form: self.generation.form, journaled: 0 };
+                            let kept = Remembered { memory, form: self.generation.form, epoch: call.epoch };
                             seen.memory.add(*hash, key.clone(), kept);
                         }
                     },
-                    None => seen.own = Some(memory),
+                    None => seen.own = Some((memory, call.epoch)),
                 }
                 if answer == call.answer || (call.by_builtin && K::passes(&answer)) {
                     return false;

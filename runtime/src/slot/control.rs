@@ -25,7 +25,7 @@ use crate::{
     rollout::{
         Evidence, Input, Kept as KeptMachine, Machine, Phase, Picture, Probation, Refused, Rollout, Transition, Trial,
     },
-    shadow::{Divergence, Shadow},
+    shadow::{Call, Divergence, Shadow},
     store::Good,
 };
 
@@ -392,8 +392,9 @@ impl<K: Kind> Inner<K> {
         };
         let mut calls = Vec::new();
         let mut failed = 0;
-        let mut give = |calls: &mut Vec<_>| {
-            for call in calls.drain(..) {
+        let mut give = |calls: &mut Vec<Call<K>>| {
+            // What was left over by a candidate that is gone is not in step with this one's memories.
+            for call in calls.drain(..).filter(|call| call.shadow == shadow.generation.number) {
                 let adopt = |kept: &crate::memory::Remembered<K::Memory>| {
                     let id = self.form(kept.form);
                     // What the live version could not read either is nothing to be told twice.
@@ -406,10 +407,10 @@ impl<K: Kind> Inner<K> {
             }
         };
         for shard in &self.shards {
-            std::mem::swap(&mut calls, &mut shard.lock().waiting);
+            shard.lock().waiting.take(&mut calls);
             give(&mut calls);
         }
-        std::mem::swap(&mut calls, &mut self.steps.lock().unwrap_or_else(PoisonError::into_inner).waiting);
+        self.steps.lock().unwrap_or_else(PoisonError::into_inner).waiting.take(&mut calls);
         give(&mut calls);
         for _ in 0..failed {
             let _ = self.happens(Input::Failed { generation: shadow.generation.number });

@@ -35,7 +35,7 @@ use crate::{
     load::MemoryId,
     memory::{Memory, Remembered},
     rollout::{Input, Rollout},
-    shadow::{self, Call, Shadow},
+    shadow::{Shadow, Waiting},
 };
 
 /// Where one plugin of kind `K` serves. A cheap handle.
@@ -180,14 +180,14 @@ struct Kept<K: Kind> {
     /// The built-in's memory has its own form, so it is kept apart.
     builtin: Memory<K::Key, K::Memory>,
     /// Calls that wait for the shadow.
-    waiting: Vec<Call<K>>,
+    waiting: Waiting<K>,
     /// Calls that wait to be written, where they are recorded.
     recorder: Option<Recorder<K>>,
 }
 
 /// What is kept of calls whose memory is the caller's.
 struct Steps<K: Kind> {
-    waiting: Vec<Call<K>>,
+    waiting: Waiting<K>,
     recorder: Option<Recorder<K>>,
     /// The last memory that was recorded, and the segment that holds it.
     recorded: Option<(K::Memory, u32)>,
@@ -225,7 +225,7 @@ impl<K: Kind> Slot<K> {
         };
         let shard = |number: usize| {
             let (plugin, builtin) = (Memory::new(keys_max), Memory::new(keys_max));
-            let kept = Kept { plugin, builtin, waiting: Vec::new(), recorder: recorder(number) };
+            let kept = Kept { plugin, builtin, waiting: Waiting::default(), recorder: recorder(number) };
             Shard { kept: Mutex::new(kept), calls: AtomicU64::new(0) }
         };
         Slot(Arc::new(Inner {
@@ -240,7 +240,7 @@ impl<K: Kind> Slot<K> {
             hasher: RandomState::default(),
             shards: (0..shards).map(shard).collect(),
             turn: AtomicUsize::new(0),
-            steps: Mutex::new(Steps { waiting: Vec::new(), recorder: recorder(shards), recorded: None }),
+            steps: Mutex::new(Steps { waiting: Waiting::default(), recorder: recorder(shards), recorded: None }),
             sample: config.journal.as_ref().map_or(0.0, |journal| journal.sample),
             journal: Mutex::new(journal),
             control: Mutex::new(Control::new(config.probation.clone())),
@@ -464,7 +464,7 @@ impl<K: Kind> Inner<K> {
         {
             let id = self.form(found.form);
             found.memory = self.adopt(serving, generation, &id, &found.memory);
-            (found.form, found.journaled) = (generation.form, 0);
+            (found.form, found.epoch) = (generation.form, 0);
         }
         let recorder = recorder.as_mut().filter(|_| journal::sampled(asked.hash, self.sample));
         let tapped = serving.shadow.is_some() || recorder.is_some();
@@ -476,7 +476,7 @@ impl<K: Kind> Inner<K> {
         if turn != Turn::None {
             self.turned(generation, turn);
         }
-        let mut journaled = found.as_ref().map_or(0, |found| found.journaled);
+        let mut journaled = found.as_ref().map_or(0, |found| found.epoch);
         let record = match (&before, recorder) {
             (Some(before), Some(recorder)) => {
                 let outcome = match &result {
@@ -491,15 +491,15 @@ impl<K: Kind> Inner<K> {
             Ok(answered) => answered,
             Err(failure) => {
                 if let Some(found) = found {
-                    found.journaled = journaled;
+                    found.epoch = journaled;
                 }
                 return Err(failure);
             }
         };
         match found {
-            Some(found) => (found.memory, found.journaled) = (memory, journaled),
+            Some(found) => (found.memory, found.epoch) = (memory, journaled),
             None => {
-                let kept = Remembered { memory, form: generation.form, journaled };
+                let kept = Remembered { memory, form: generation.form, epoch: journaled };
                 plugin.add(asked.hash, asked.key.clone(), kept);
             }
         }
@@ -516,28 +516,29 @@ impl<K: Kind> Inner<K> {
         asked: &Asked<'_, K>,
         failure: Option<Failure>,
     ) -> Decision<K> {
-        let Kept { builtin, waiting, recorder, .. } = kept;
-        let mut found = builtin.find(asked.hash, asked.key);
+        let Kept { plugin, builtin, waiting, recorder } = kept;
+        let found = builtin.find(asked.hash, asked.key);
         let before = found.as_ref().map(|kept| kept.memory.clone()).unwrap_or_default();
         let (answer, memory) = self.builtin.step(asked.request, &before);
         let mut record = None;
-        let mut journaled = found.as_ref().map_or(0, |found| found.journaled);
         // What a plugin was asked first has been recorded as its call.
         if serving.live.is_none() {
             if let Some(recorder) = recorder.as_mut().filter(|_| journal::sampled(asked.hash, self.sample)) {
                 let outcome = Outcome::Answered { answer: &answer, memory: &memory };
-                record = recorder.record(0, asked.key, &mut journaled, asked.request, &before, outcome);
+                record = recorder.record(0, asked.key, &mut 0, asked.request, &before, outcome);
+                // The memory that was recorded last for this key is no longer the plugin's.
+                if let Some(kept) = plugin.find(asked.hash, asked.key) {
+                    kept.epoch = 0;
+                }
             }
             if serving.shadow.is_some() {
                 tap(serving, waiting, asked, Remembered::default(), &answer, true);
             }
-        } else {
-            journaled = 0;
         }
-        match &mut found {
-            Some(found) => (found.memory, found.journaled) = (memory, journaled),
+        match found {
+            Some(found) => found.memory = memory,
             None => {
-                builtin.add(asked.hash, asked.key.clone(), Remembered { memory, form: 0, journaled });
+                builtin.add(asked.hash, asked.key.clone(), Remembered { memory, form: 0, epoch: 0 });
             }
         }
         Decision { answer, by: By::Builtin, failure, record }
@@ -613,12 +614,9 @@ impl<K: Kind> Inner<K> {
         let (Some(shadow), Ok((answer, _))) = (&serving.shadow, result) else {
             return;
         };
-        if waiting.len() >= shadow::WAITING_MAX {
-            return shadow.dropped();
-        }
         let form = generation.map_or(0, |generation| generation.form);
-        let before = Remembered { memory: before.clone(), form, journaled: 0 };
-        waiting.push(Call { key: None, request: request.clone(), before, answer: answer.clone(), by_builtin });
+        let before = Remembered { memory: before.clone(), form, epoch: 0 };
+        waiting.add(shadow, None, request, before, answer, by_builtin);
     }
 
     /// The memory of `id` as one that `generation` can read; the default where nobody knows how.
@@ -735,18 +733,14 @@ impl<K: Kind> Inner<K> {
 /// Keeps an answered call for the shadow.
 fn tap<K: Kind>(
     serving: &Serving<K>,
-    waiting: &mut Vec<Call<K>>,
+    waiting: &mut Waiting<K>,
     asked: &Asked<'_, K>,
     before: Remembered<K::Memory>,
     answer: &K::Answer,
     by_builtin: bool,
 ) {
-    let Some(shadow) = &serving.shadow else {
-        return;
-    };
-    if waiting.len() >= shadow::WAITING_MAX {
-        return shadow.dropped();
+    if let Some(shadow) = &serving.shadow {
+        let key = Some((asked.hash, asked.key.clone()));
+        waiting.add(shadow, key, asked.request, before, answer, by_builtin);
     }
-    let key = Some((asked.hash, asked.key.clone()));
-    waiting.push(Call { key, request: asked.request.clone(), before, answer: answer.clone(), by_builtin });
 }
