@@ -240,3 +240,103 @@ fn a_node_that_requires_signatures_is_served_by_what_is_signed_as_soon_as_it_is(
     sign("parallel-range");
     assert!(node.logged("plugin live").contains("slot=\"sync\""));
 }
+
+/// One request, as any caller makes it: the answer's head and body as text.
+fn ask(url: &str, path: &str) -> String {
+    use std::io::{Read as _, Write as _};
+    let address = url.strip_prefix("http://").unwrap();
+    let mut stream = std::net::TcpStream::connect(address).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: node\r\nconnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+/// Puts another version of a shipped plugin into the node's directory: other bytes, the same behaviour.
+fn another_version(node: &Path, plugin: &str, note: &str) {
+    let bytes = fs::read(tenon_build::path(plugin)).unwrap();
+    fs::write(node.join("plugins/staged"), tenon_build::restamp(&bytes, note)).unwrap();
+    fs::rename(node.join("plugins/staged"), node.join(format!("plugins/{plugin}.wasm"))).unwrap();
+}
+
+#[test]
+fn a_new_version_proves_itself_on_live_requests_and_every_refusal_can_be_explained() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    printed(dir, &[&["init", "--dir", "authority", "--authority"], &PORTS[..]].concat(), 0);
+    let file = dir.join("authority/tenon.toml");
+    let text = fs::read_to_string(&file).unwrap().replace(
+        "use = \"token-bucket\"\n",
+        "use = \"token-bucket\"\nrollout = { mode = \"shadow\", calls = 20, max_slowdown = 1000.0 }\n\
+         probation = { seconds = 600, max_slowdown = 1000.0 }\njournal = {}\n\
+         config = { read = { capacity = 1, refill_per_second = 1 }, trusted = [] }\n",
+    );
+    fs::write(&file, text).unwrap();
+    let mut node = Node::start(dir, "authority");
+    let admin = ["--dir", "authority"];
+    let plugin = |arguments: &[&str]| json(dir, &[&["plugin"], arguments, &admin[..]].concat());
+
+    // It costs more than the caller can ever have, so it is refused whatever the time is.
+    let refused = ask(&node.url, "/rpc/transactions?limit=100");
+    assert!(refused.starts_with("HTTP/1.1 413"), "{refused}");
+    let id = refused.lines().find_map(|line| line.strip_prefix("x-tenon-decision: ")).expect("its name").to_owned();
+    let explained = plugin(&["explain", &id]);
+    let text = explained.to_string();
+    assert!(text.contains("too-expensive") && text.contains("token-bucket"), "{text}");
+    assert_eq!(explained["again"]["is_same"], true, "{text}");
+    // With other limits it would have passed.
+    let roomy = r#"{"read":{"capacity":1000,"refill_per_second":1},"trusted":[]}"#;
+    let text = plugin(&["explain", &id, "--config", roomy]).to_string();
+    assert!(text.contains("allow"), "{text}");
+
+    // New bytes: first in the shadow, live after enough requests that were answered alike.
+    another_version(&node.path, "token-bucket", "second");
+    node.logged("plugin in shadow");
+    assert_eq!(plugin(&["list"])[1]["generation"], 1);
+    for _ in 0..20 {
+        ask(&node.url, "/rpc/transactions?limit=100");
+    }
+    node.logged("plugin live");
+    assert_eq!(plugin(&["list"])[1]["generation"], 2);
+    let shadow = plugin(&["shadow", "rate-limit"]);
+    assert!(shadow["compared"].as_u64().unwrap() >= 20 && shadow["divergent"] == 0, "{shadow}");
+    let metrics = ask(&node.url, "/metrics");
+    for name in ["tenon_plugin_calls_total", "tenon_plugin_call_nanoseconds", "tenon_plugin_generation{"] {
+        assert!(metrics.contains(name), "{name}");
+    }
+
+    // What was recorded, replayed through the same component and through one that refuses nothing.
+    let journal = plugin(&["journal", "rate-limit"]);
+    assert!(journal["records"].as_u64().unwrap() >= 21, "{journal}");
+    let same = tenon_build::path("token-bucket");
+    let same = plugin(&["replay", same.to_str().unwrap(), "--budget", "changed+0%"]);
+    assert_eq!(same["changed"], 0, "{same}");
+    let other = tenon_build::path("allow-all");
+    let text = printed(
+        dir,
+        &[&["plugin", "replay", other.to_str().unwrap(), "--budget", "deny+0%,changed+10%"], &admin[..]].concat(),
+        1,
+    );
+    assert!(text.contains("changed"), "{text}");
+
+    // Taken back by hand; the bytes are not taken again, not even by a node that was killed and starts anew.
+    assert_eq!(plugin(&["rollback", "rate-limit"])["generation"], 1);
+    printed(dir, &[&["plugin", "rollback", "rate-limit"], &admin[..]].concat(), 1);
+    drop(node);
+    let mut node = Node::start(dir, "authority");
+    let listed = plugin(&["list"]);
+    let candidate = listed[1]["candidate"].to_string();
+    assert!(candidate.contains("quarantine"), "{listed}");
+    let phases: Vec<String> = plugin(&["history", "rate-limit"])
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|step| step["phase"].as_str().unwrap().to_owned())
+        .collect();
+    assert!(phases.contains(&"quarantined".to_owned()), "{phases:?}");
+    // Unless the operator says so.
+    assert_eq!(plugin(&["promote", "rate-limit", "--force"])["status"], "live");
+    node.logged("plugin live");
+    node.signal("TERM");
+    node.ended();
+}

@@ -112,8 +112,10 @@ impl Kind for RateLimit {
 }
 
 impl Policy for Slot<RateLimit> {
-    fn check(&self, request: &Request) -> Verdict {
-        self.decide(&request.client, request)
+    fn check_recorded(&self, request: &Request) -> (Verdict, Option<String>) {
+        let decision = self.ask(&request.client, request);
+        let refused = matches!(decision.answer, Verdict::Throttle { .. } | Verdict::Deny(_));
+        (decision.answer, decision.record.filter(|_| refused).map(|record| record.to_string()))
     }
 }
 

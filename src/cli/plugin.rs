@@ -34,7 +34,7 @@ pub struct Plugin {
 pub struct Admin {
     /// The node's directory: its admin address and token are taken from there
     #[arg(long, default_value = ".", global = true)]
-    dir: PathBuf,
+    pub dir: PathBuf,
     /// The admin API's address, for a node elsewhere
     #[arg(long, value_name = "URL", global = true)]
     admin: Option<String>,
@@ -82,6 +82,11 @@ enum Command {
         /// The slot: rate-limit, sync or agent/NAME
         slot: String,
     },
+    /// How the recording of a slot's calls goes
+    Journal {
+        /// The slot: rate-limit, sync or agent/NAME
+        slot: String,
+    },
     /// Lets the candidate on trial serve a slot now
     Promote {
         /// The slot: rate-limit, sync or agent/NAME
@@ -121,8 +126,8 @@ impl Plugin {
             }
             Command::Check { file } => check(&file, output),
             Command::Sign(command) => command.run(output),
-            Command::Replay(replay) => replay.run(&admin.dir, output),
-            Command::Explain(explain) => explain.run(&admin.dir, output),
+            Command::Replay(replay) => replay.run(&admin, output).await,
+            Command::Explain(explain) => explain.run(&admin, output).await,
             Command::List => {
                 let slots = admin.node()?.get("/admin/plugins").await?;
                 output.list(slots.as_array().map_or(&[], Vec::as_slice), &COLUMNS);
@@ -141,6 +146,14 @@ impl Plugin {
             Command::Shadow { slot } => {
                 let shadow = admin.node()?.get(&path(&slot, "shadow")).await?;
                 show_shadow(&shadow, output);
+                Ok(Outcome::Done)
+            }
+            Command::Journal { slot } => {
+                let journal = admin.node()?.get(&path(&slot, "journal")).await?;
+                match journal.is_null() && !output.is_json() {
+                    true => output.record(&json!({ "journal": format!("slot {slot} records nothing") })),
+                    false => output.record(&journal),
+                }
                 Ok(Outcome::Done)
             }
             Command::Promote { slot, force } => {

@@ -1,5 +1,5 @@
 //! `tenon plugin replay` and `tenon plugin explain`: recorded calls, made again on another component or configuration.
-//! No node is asked; a journal may come from another machine.
+//! A journal may come from another machine; without one, it is that of the node in `--dir`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,6 +15,7 @@ use tenon_runtime::replay::{Again, Against, Budgets, Explanation, MemoryMode, Op
 
 use super::Outcome;
 use super::output::Output;
+use super::plugin::{Admin, path};
 
 /// What to replay.
 #[derive(Args)]
@@ -52,9 +53,12 @@ pub struct Explain {
 /// Which calls, and how they are made again.
 #[derive(Args)]
 struct Journal {
-    /// The journal of a slot: the folder of its segments, or one file
+    /// The journal of a slot: the folder of its segments, or one file [default: that of --slot in the node's directory]
     #[arg(long = "journal", value_name = "PATH")]
-    path: PathBuf,
+    path: Option<PathBuf>,
+    /// The slot, where the journal is the node's own
+    #[arg(long, default_value = "rate-limit")]
+    slot: String,
     /// The component's configuration: a file, or JSON [default: as recorded; that of another plugin: {}]
     #[arg(long, value_name = "JSON", value_parser = config)]
     config: Option<Value>,
@@ -93,14 +97,27 @@ fn config(text: &str) -> Result<Value, String> {
 }
 
 impl Journal {
+    /// Where it is. A node that runs in `dir` is asked to write what it has in memory first.
+    async fn path(&self, admin: &Admin) -> PathBuf {
+        if let Some(path) = &self.path {
+            return path.clone();
+        }
+        if let Ok(node) = admin.node() {
+            // One that does not run has written everything.
+            let _ = node.get(&path(&self.slot, "journal")).await;
+        }
+        tenon_runtime::journal::Journal::dir_of(&data(&admin.dir).join("plugins/journal"), &self.slot)
+    }
+
     fn options(&self) -> Options {
         Options { settings: self.config.clone(), memory: self.memory.map(Into::into), ..Options::default() }
     }
 }
 
 impl Replay {
-    /// `dir`: the directory of a node, which may have the recorded components.
-    pub fn run(self, dir: &Path, output: &Output) -> Result<Outcome> {
+    /// `admin`: a node, which may have the journal and the recorded components.
+    pub async fn run(self, admin: &Admin, output: &Output) -> Result<Outcome> {
+        let (dir, journal) = (&admin.dir, self.journal.path(admin).await);
         let candidate = read(&self.candidate)?;
         let other = self.against.as_deref().map(read).transpose()?;
         let budgets = self.budget.unwrap_or_default();
@@ -110,7 +127,7 @@ impl Replay {
             Some(bytes) => Against::Component(bytes),
             None => Against::Journal(&kept),
         };
-        let report = tenon::bindings::replay(&self.journal.path, &candidate, against, &options)?;
+        let report = tenon::bindings::replay(&journal, &candidate, against, &options)?;
         if output.is_json() {
             output.json(&serde_json::to_value(&report)?);
         } else {
@@ -122,14 +139,15 @@ impl Replay {
 }
 
 impl Explain {
-    /// `dir`: the directory of a node, which may have the recorded component.
-    pub fn run(self, dir: &Path, output: &Output) -> Result<Outcome> {
+    /// `admin`: a node, which may have the journal and the recorded component.
+    pub async fn run(self, admin: &Admin, output: &Output) -> Result<Outcome> {
+        let (dir, journal) = (&admin.dir, self.journal.path(admin).await);
         let options = self.journal.options();
         let with = self.with.as_deref().map(read).transpose()?;
         // As it was made: then another answer means that the component is no pure step.
         let is_the_same_call = with.is_none() && self.journal.config.is_none() && self.journal.memory.is_none();
         let explanation = tenon::bindings::explain(
-            &self.journal.path,
+            &journal,
             self.call,
             |about| Ok(with.or_else(|| kept(dir, about?.digest))),
             &options,
@@ -150,10 +168,14 @@ fn read(path: &Path) -> Result<Vec<u8>> {
 
 /// The bytes that the node in `dir` keeps of a component, if they are there and whole.
 fn kept(dir: &Path, digest: Digest) -> Option<Vec<u8>> {
-    let store = Config::load(dir).ok().and_then(|config| Some(config.store.path.parent()?.to_owned()));
-    let data = store.unwrap_or_else(|| dir.join("data"));
-    let bytes = fs::read(data.join(format!("plugins/components/{digest}.wasm"))).ok()?;
+    let bytes = fs::read(data(dir).join(format!("plugins/components/{digest}.wasm"))).ok()?;
     (Digest::of(&bytes) == digest).then_some(bytes)
+}
+
+/// The folder of a node's data.
+fn data(dir: &Path) -> PathBuf {
+    let store = Config::load(dir).ok().and_then(|config| Some(config.store.path.parent()?.to_owned()));
+    store.unwrap_or_else(|| dir.join("data"))
 }
 
 fn named(side: &Side) -> String {

@@ -88,5 +88,11 @@ pub enum Denial {
 /// Who decides. Cannot fail: a policy that does is answered for by the built-in.
 pub trait Policy: Send + Sync {
     /// Decides one request, before its handler runs.
-    fn check(&self, request: &Request) -> Verdict;
+    fn check(&self, request: &Request) -> Verdict {
+        self.check_recorded(request).0
+    }
+
+    /// As [`check`](Self::check), with the name of the record of a refusal where decisions are recorded: what
+    /// `tenon plugin explain` takes.
+    fn check_recorded(&self, request: &Request) -> (Verdict, Option<String>);
 }

@@ -218,8 +218,15 @@ impl Guard {
             cost: self.cost.of(request.uri()).max(1),
             now: Time::now().0,
         };
-        let refused = |error: ApiError| Word::Refused(Box::new(error.into_response()));
-        match self.limiter.policy.check(&request) {
+        let (verdict, record) = self.limiter.policy.check_recorded(&request);
+        let refused = |error: ApiError| {
+            let mut response = error.into_response();
+            if let Some(record) = record.and_then(|record| HeaderValue::try_from(record).ok()) {
+                response.headers_mut().insert(DECISION, record);
+            }
+            response
+        };
+        match verdict {
             // A limit of 0 is that of a policy that let it through unasked.
             Verdict::Allow { limit: 0 | u64::MAX, .. } | Verdict::Pass => Word::Unlimited,
             Verdict::Allow { limit, remaining, reset_ms } => Word::Limited { class, limit, remaining, reset_ms },
@@ -228,20 +235,21 @@ impl Guard {
                 let seconds = retry_after_ms.div_ceil(1_000).max(1);
                 let text = format!("too many requests of class `{}`; again in {seconds} s", class_name(class));
                 let error = ApiError::new(StatusCode::TOO_MANY_REQUESTS, "throttled", text);
-                let mut response = ApiError { retry_after_s: Some(seconds), ..error }.into_response();
+                let mut response = refused(ApiError { retry_after_s: Some(seconds), ..error });
                 say_limits(response.headers_mut(), class, limit, 0, retry_after_ms);
                 Word::Refused(Box::new(response))
             }
             Verdict::Deny(Denial::Forbidden) => {
                 self.denied[1].increment(1);
                 let text = format!("requests of class `{}` are not for you", class_name(class));
-                refused(ApiError::new(StatusCode::FORBIDDEN, "forbidden", text))
+                Word::Refused(Box::new(refused(ApiError::new(StatusCode::FORBIDDEN, "forbidden", text))))
             }
             Verdict::Deny(Denial::TooExpensive) => {
                 self.denied[2].increment(1);
                 let text =
                     format!("this request costs {} units, more than you can ever have; ask for less", request.cost);
-                refused(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "too-expensive", text))
+                let error = ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "too-expensive", text);
+                Word::Refused(Box::new(refused(error)))
             }
         }
     }
@@ -258,6 +266,8 @@ impl Guard {
     }
 }
 
+/// Where a refusal stands in the journal, while the slot records.
+const DECISION: HeaderName = HeaderName::from_static("x-tenon-decision");
 const HEAD_HEIGHT: HeaderName = HeaderName::from_static("x-head-height");
 
 /// The fields of draft-ietf-httpapi-ratelimit-headers: quota and what is left of it, in units of cost, named by class.
@@ -378,8 +388,8 @@ mod tests {
     fn limiter(dir: &std::path::Path) -> Arc<Limiter> {
         struct Open;
         impl Policy for Open {
-            fn check(&self, _: &rate_limit::Request) -> Verdict {
-                Verdict::Pass
+            fn check_recorded(&self, _: &rate_limit::Request) -> (Verdict, Option<String>) {
+                (Verdict::Pass, None)
             }
         }
         let options = crate::ledger::LedgerOptions::new(dir.join("chain.db"), crate::sample::genesis(1, 1));

@@ -5,6 +5,7 @@
 mod bare;
 mod catch_up;
 mod journal;
+mod lifecycle;
 mod load;
 mod node;
 mod policy;
@@ -47,6 +48,10 @@ fn main() -> std::process::ExitCode {
     if runs("serve") {
         let dir = dir();
         runtime.block_on(serve::run(dir.path(), &mut report));
+    }
+    if runs("lifecycle") {
+        let dir = dir();
+        runtime.block_on(lifecycle::run(dir.path(), &mut report));
     }
     if runs("node") {
         let dir = dir();

@@ -92,7 +92,9 @@ pub fn prepare(dir: &Path, genesis: &Genesis, more: &str) {
     }
     let config = format!(
         "[rpc]\nlisten = \"127.0.0.1:0\"\n[admin]\nlisten = \"127.0.0.1:0\"\n{more}
-         [plugins.rate-limit]\nuse = \"token-bucket\"\n[plugins.sync]\nuse = \"parallel-range\"\n"
+         {}[plugins.sync]\nuse = \"parallel-range\"\n",
+        // Unless the caller says how.
+        if more.contains("[plugins.rate-limit]") { "" } else { "[plugins.rate-limit]\nuse = \"token-bucket\"\n" }
     );
     for (name, text) in [
         ("tenon.toml", config.as_str()),

@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use hdrhistogram::Histogram;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -15,6 +16,8 @@ pub struct Answered {
     pub bytes: f64,
     /// Answers that were not 200.
     pub failed: u64,
+    /// 99th percentile of the time from a request to its whole answer, in microseconds.
+    pub p99_us: f64,
 }
 
 /// Asks `address` for `path` over `connections` connections for `time`.
@@ -27,22 +30,28 @@ pub async fn load(address: SocketAddr, path: &str, accept: &str, connections: us
         tasks.spawn(async move {
             let mut connection = Connection::open(address).await;
             let (mut answers, mut bytes, mut failed) = (0_u64, 0_u64, 0_u64);
+            let mut times = Histogram::<u64>::new(3).expect("a histogram");
             while started.elapsed() < time {
+                let asked = Instant::now();
                 let (status, length) = connection.ask(request.as_bytes()).await;
+                times.saturating_record(u64::try_from(asked.elapsed().as_nanos()).unwrap_or(u64::MAX));
                 answers += 1;
                 bytes += length as u64;
                 failed += u64::from(status != 200);
             }
-            (answers, bytes, failed)
+            (answers, bytes, failed, times)
         });
     }
     let (mut answers, mut bytes, mut failed) = (0, 0, 0);
+    let mut all = Histogram::<u64>::new(3).expect("a histogram");
     while let Some(done) = tasks.join_next().await {
-        let (some, more, bad) = done.expect("a connection's task ends");
+        let (some, more, bad, times) = done.expect("a connection's task ends");
         (answers, bytes, failed) = (answers + some, bytes + more, failed + bad);
+        all.add(times).expect("histograms of one kind");
     }
     let seconds = started.elapsed().as_secs_f64();
-    Answered { rate: answers as f64 / seconds, bytes: bytes as f64 / seconds, failed }
+    let p99_us = all.value_at_quantile(0.99) as f64 / 1e3;
+    Answered { rate: answers as f64 / seconds, bytes: bytes as f64 / seconds, failed, p99_us }
 }
 
 struct Connection {
