@@ -10,15 +10,19 @@ use std::{
 
 use proptest::prelude::*;
 use serde_json::json;
-use support::{Answer, Counter, Echo, Request, add};
+use support::{Answer, Bed, Counter, Echo, Request, Text, add};
 use tenon_runtime::{
-    Digest, Failure, Kind, MemoryId,
+    Digest, Failure, Kind, MemoryId, PluginConfig,
     journal::{
         Fault, GenerationInfo, Journal, JournalConfig, Outcome, Reader, RecordId, Recorded, Recorder, Source, Summary,
     },
 };
 
 type Cell = (u64, u64, u64, u64);
+
+/// By key, and by whose memory it is (two generations share theirs, the third has its own): the memory, and the segment
+/// that holds it.
+type Memories = BTreeMap<(u64, bool), (Cell, u32)>;
 
 /// A call in a form that can be compared.
 #[derive(Clone, Debug, PartialEq)]
@@ -38,8 +42,7 @@ struct Bench {
     root: PathBuf,
     config: JournalConfig,
     journal: Journal,
-    /// By key, and by whose memory it is: two generations share theirs, the third has its own.
-    shards: Vec<(Recorder<Counter>, BTreeMap<(u64, bool), (Cell, u32)>)>,
+    shards: Vec<(Recorder<Counter>, Memories)>,
     run: u64,
     /// What the files hold, as far as taken.
     written: Vec<Seen>,
@@ -495,4 +498,38 @@ fn memories_of_any_size_come_back() {
         calls += 1;
     }
     assert_eq!(calls, sizes.len());
+}
+
+#[test]
+fn a_slot_records_its_plugin_and_its_built_in_in_turns() {
+    let bed = Bed::new();
+    bed.put("tally.wasm", &Text::new("tally", 1).counter());
+    let config = PluginConfig { journal: Some(JournalConfig::default()), ..PluginConfig::plugin("tally") };
+    let slot = bed.counter(config);
+    let mut sums: BTreeMap<(u64, bool), u64> = BTreeMap::new();
+    let mut expected = 0;
+    let mut decide = |is_plugin: bool| {
+        for call in 0..30_u64 {
+            let sum = sums.entry((call % 3, is_plugin)).or_default();
+            *sum += call;
+            let answer = slot.decide(&(call % 3), &add(call % 3, call));
+            assert_eq!(answer, Answer::Total { sum: *sum, build: u32::from(is_plugin) });
+            expected += 1;
+        }
+    };
+    decide(false);
+    bed.host.open();
+    decide(true);
+    bed.host.use_plugin("counter", None).expect("the built-in");
+    decide(false);
+    bed.host.use_plugin("counter", Some("tally")).expect("the plugin");
+    decide(true);
+    let dirs = bed.shut_down();
+    let dir = Journal::dir_of(&dirs.path().join("state/journal"), "counter");
+    let (seen, faults, summary) = read(&dir).expect("a journal");
+    assert_eq!((seen.len(), faults, summary.skipped, summary.dropped), (expected, vec![], 0, 0));
+    for call in &seen {
+        let Ok((Answer::Total { sum, build }, memory)) = call.outcome else { panic!("{call:?}") };
+        assert_eq!((sum, memory.0, build), (call.before.0 + call.request.add, sum, u32::from(call.generation > 0)));
+    }
 }
