@@ -38,6 +38,8 @@
 //! | `load`, `inspect` | from bytes to a candidate; what differs from the world, item by item |
 //! | `catalog`, `watcher`, `store` | what the directory holds; when to look; what the host keeps itself |
 //! | `signature` | who may sign components, and whether a signature is theirs; pure |
+//! | `journal` | what a slot's plugin was asked and answered: recorded, kept in a ring of files, read back |
+//! | `replay` | recorded calls, made again on another component; deterministic |
 //! | `engine`, `context`, `limits` | wasmtime's settings, clock and code cache; what an instance may use |
 //! | `log`, `wasi` | the two things that a component may import |
 //! | `event` | what operators are told |

@@ -10,15 +10,19 @@ use std::{
 
 use proptest::prelude::*;
 use serde_json::json;
-use support::{Answer, Counter, Echo, Request, add};
+use support::{Answer, Bed, Counter, Echo, Request, Text, add};
 use tenon_runtime::{
-    Digest, Failure, Kind, MemoryId,
+    Digest, Failure, Kind, MemoryId, PluginConfig,
     journal::{
         Fault, GenerationInfo, Journal, JournalConfig, Outcome, Reader, RecordId, Recorded, Recorder, Source, Summary,
     },
 };
 
 type Cell = (u64, u64, u64, u64);
+
+/// By key, and by whose memory it is (two generations share theirs, the third has its own): the memory, and the segment
+/// that holds it.
+type Memories = BTreeMap<(u64, bool), (Cell, u32)>;
 
 /// A call in a form that can be compared.
 #[derive(Clone, Debug, PartialEq)]
@@ -38,7 +42,7 @@ struct Bench {
     root: PathBuf,
     config: JournalConfig,
     journal: Journal,
-    shards: Vec<(Recorder<Counter>, BTreeMap<u64, (Cell, u32)>)>,
+    shards: Vec<(Recorder<Counter>, Memories)>,
     run: u64,
     /// What the files hold, as far as taken.
     written: Vec<Seen>,
@@ -84,7 +88,7 @@ impl Bench {
     fn call(&mut self, shard: usize, key: u64, generation: u64, sum: u64, fails: bool) -> Option<RecordId> {
         let plugin = self.plugin(generation);
         let (recorder, memories) = &mut self.shards[shard];
-        let (memory, known) = memories.entry(key).or_default();
+        let (memory, known) = memories.entry((key, generation == 3)).or_default();
         let request = add(key, sum);
         let before = *memory;
         let after = (before.0.wrapping_add(sum), before.1 + 1, before.2, before.3);
@@ -127,7 +131,7 @@ fn info(number: u64, plugin: &str) -> GenerationInfo {
         version: "1.0.0".into(),
         digest: Digest::of(plugin.as_bytes()),
         settings: json!({}),
-        memory: MemoryId { plugin: Some(plugin.into()), version: 1 },
+        memory: MemoryId { plugin: Some("p".into()), version: if number == 3 { 2 } else { 1 } },
     }
 }
 
@@ -163,7 +167,9 @@ fn sample() -> (Vec<u8>, Vec<Seen>) {
     let dir = tempfile::tempdir().expect("a directory");
     let mut bench = Bench::new(dir.path(), small(), 2);
     for (call, (shard, key, generation)) in
-        [(0, 1, 1), (0, 2, 1), (1, 3, 1), (0, 1, 2), (0, 1, 1), (1, 3, 2), (0, 2, 2), (0, 1, 2)].into_iter().enumerate()
+        [(0, 1, 3), (0, 1, 1), (0, 2, 1), (1, 3, 1), (0, 1, 2), (0, 1, 1), (1, 3, 2), (0, 2, 2), (0, 1, 2)]
+            .into_iter()
+            .enumerate()
     {
         bench.call(shard, key, generation, 1_000, call == 6).expect("there is room");
         if call % 3 == 2 {
@@ -354,7 +360,8 @@ fn every_flipped_byte_is_reported_at_its_place_and_the_rest_is_read() {
             // One call is lost, and of the rest only what depends on it.
             assert_eq!(seen.len() as u64 + summary.skipped + 1, written.len() as u64, "byte {at}");
             let lost = written.iter().find(|call| call.id == id).expect("a call that was made");
-            for call in written.iter().filter(|call| call.key != lost.key) {
+            for call in written.iter().filter(|call| call.key != lost.key || call.generation / 3 != lost.generation / 3)
+            {
                 assert!(seen.contains(call), "byte {at}: {} does not depend on {id}", call.id);
             }
         }
@@ -491,4 +498,38 @@ fn memories_of_any_size_come_back() {
         calls += 1;
     }
     assert_eq!(calls, sizes.len());
+}
+
+#[test]
+fn a_slot_records_its_plugin_and_its_built_in_in_turns() {
+    let bed = Bed::new();
+    bed.put("tally.wasm", &Text::new("tally", 1).counter());
+    let config = PluginConfig { journal: Some(JournalConfig::default()), ..PluginConfig::plugin("tally") };
+    let slot = bed.counter(config);
+    let mut sums: BTreeMap<(u64, bool), u64> = BTreeMap::new();
+    let mut expected = 0;
+    let mut decide = |is_plugin: bool| {
+        for call in 0..30_u64 {
+            let sum = sums.entry((call % 3, is_plugin)).or_default();
+            *sum += call;
+            let answer = slot.decide(&(call % 3), &add(call % 3, call));
+            assert_eq!(answer, Answer::Total { sum: *sum, build: u32::from(is_plugin) });
+            expected += 1;
+        }
+    };
+    decide(false);
+    bed.host.open();
+    decide(true);
+    bed.host.use_plugin("counter", None).expect("the built-in");
+    decide(false);
+    bed.host.use_plugin("counter", Some("tally")).expect("the plugin");
+    decide(true);
+    let dirs = bed.shut_down();
+    let dir = Journal::dir_of(&dirs.path().join("state/journal"), "counter");
+    let (seen, faults, summary) = read(&dir).expect("a journal");
+    assert_eq!((seen.len(), faults, summary.skipped, summary.dropped), (expected, vec![], 0, 0));
+    for call in &seen {
+        let Ok((Answer::Total { sum, build }, memory)) = call.outcome else { panic!("{call:?}") };
+        assert_eq!((sum, memory.0, build), (call.before.0 + call.request.add, sum, u32::from(call.generation > 0)));
+    }
 }

@@ -19,7 +19,7 @@ use super::{
     record::{Before, Broken, Parts, PartsOutcome, parts},
     writer::segments,
 };
-use crate::kind::Kind;
+use crate::{kind::Kind, load::MemoryId};
 
 /// A journal on disk: a directory of segments, or one file of one segment or several, one after the other.
 #[derive(Clone, Debug)]
@@ -193,12 +193,29 @@ struct Segment<K: Kind> {
     /// None: its beginning is broken, or it is of another kind; its chunks are passed over.
     number: Option<u32>,
     generations: BTreeMap<u64, Arc<GenerationInfo>>,
+    /// The place is the [`Owner`]. Generations that are not described count as one.
+    owners: Vec<Option<MemoryId>>,
     shards: BTreeMap<u32, Shard<K>>,
 }
 
 struct Shard<K: Kind> {
     next: u32,
-    memories: HashMap<K::Key, Vec<u8>, foldhash::fast::RandomState>,
+    memories: Memories<K>,
+}
+
+/// By key: the memories that were last left for it, the newest first, each with whose it is. A slot keeps the built-in's
+/// apart from the plugin's, and both may be asked in turns.
+type Memories<K> = HashMap<<K as Kind>::Key, Vec<(Owner, Vec<u8>)>, foldhash::fast::RandomState>;
+
+/// Whose a memory is: one number for all generations that share it.
+type Owner = usize;
+
+/// A generation of a chunk.
+#[derive(Clone)]
+struct Asked {
+    number: u64,
+    about: Option<Arc<GenerationInfo>>,
+    owner: Owner,
 }
 
 /// The chunk that is read.
@@ -208,7 +225,7 @@ struct Open {
     n: u32,
     /// Records left.
     left: u64,
-    generations: Vec<(u64, Option<Arc<GenerationInfo>>)>,
+    generations: Vec<Asked>,
     /// Where the length of the next record stands.
     lengths_at: usize,
     /// Where the next record stands.
@@ -388,13 +405,21 @@ impl<K: Kind> Reader<K> {
             shard.memories.clear();
         }
         shard.next = head.first.saturating_add(u32::try_from(head.count).unwrap_or(u32::MAX));
-        let known = &self.segment.generations;
-        let about = |number: u64| (number, known.get(&number).cloned());
+        let Segment { generations: known, owners, .. } = &mut self.segment;
+        let asked = |number: u64| {
+            let about = known.get(&number).cloned();
+            let id = about.as_ref().map(|about| about.memory.clone());
+            let owner = owners.iter().position(|owner| *owner == id).unwrap_or_else(|| {
+                owners.push(id);
+                owners.len() - 1
+            });
+            Asked { number, about, owner }
+        };
         self.chunk = Some(Open {
             shard: head.shard,
             n: head.first,
             left: head.count,
-            generations: head.generations.into_iter().map(about).collect(),
+            generations: head.generations.into_iter().map(asked).collect(),
             lengths_at: payload + head.lengths_at,
             at: payload + head.records_at,
             end,
@@ -478,7 +503,7 @@ impl<K: Kind> Iterator for Reader<K> {
 
 impl<K: Kind> Default for Segment<K> {
     fn default() -> Segment<K> {
-        Segment { number: None, generations: BTreeMap::new(), shards: BTreeMap::new() }
+        Segment { number: None, generations: BTreeMap::new(), owners: Vec::new(), shards: BTreeMap::new() }
     }
 }
 
@@ -499,31 +524,43 @@ enum Resolved<K: Kind> {
 fn resolve<K: Kind>(
     parts: Parts<'_, K>,
     id: RecordId,
-    generation: Option<(u64, Option<Arc<GenerationInfo>>)>,
-    memories: &mut HashMap<K::Key, Vec<u8>, foldhash::fast::RandomState>,
+    asked: Option<Asked>,
+    memories: &mut Memories<K>,
     after: &mut Vec<u8>,
 ) -> Resolved<K> {
     const NO_MEMORY: &str = "its memory is not one of this kind";
     let Parts { key, request, before, outcome, delta, .. } = parts;
-    let Some((generation, about)) = generation else {
+    let Some(Asked { number: generation, about, owner }) = asked else {
         return Resolved::Broken("its generation is not one of the chunk's");
     };
-    let kept = match &before {
-        Before::Here(bytes) => {
-            let kept = memories.entry(key.clone()).or_default();
-            kept.clear();
-            kept.extend_from_slice(bytes);
-            kept
-        }
-        Before::Known { .. } => match memories.get_mut(&key) {
-            Some(kept) if before.admits(kept) => kept,
-            Some(_) => {
-                memories.remove(&key);
-                return Resolved::Skipped;
+    let kept = memories.entry(key.clone()).or_default();
+    let own = kept.iter().position(|(kept, _)| *kept == owner);
+    let from = match &before {
+        Before::Here(_) => None,
+        // Its owner's, else the newest that it can be: callers who keep the memory hand any one's to any one.
+        Before::Known { .. } => {
+            let fits = |at: &usize| before.admits(&kept[*at].1);
+            match own.filter(fits).or_else(|| (0..kept.len()).find(fits)) {
+                Some(from) => Some(from),
+                None => return Resolved::Skipped,
             }
-            None => return Resolved::Skipped,
-        },
+        }
     };
+    // The newest comes first; nearly always there is one alone.
+    let (own, from) = match own {
+        Some(own) => (own, from),
+        None => {
+            kept.push((owner, Vec::new()));
+            (kept.len() - 1, from)
+        }
+    };
+    match (&before, from) {
+        (Before::Here(bytes), _) => kept[own].1.splice(.., bytes.iter().copied()).for_each(drop),
+        (_, Some(from)) if from != own => kept[own].1 = kept[from].1.clone(),
+        _ => {}
+    }
+    kept[..=own].rotate_right(1);
+    let kept = &mut kept[0].1;
     let Ok(memory_before) = postcard::from_bytes::<K::Memory>(kept) else {
         return Resolved::Broken(NO_MEMORY);
     };

@@ -45,6 +45,14 @@ pub(super) struct Scratch {
     after: Vec<u8>,
 }
 
+/// A call, as it is to be recorded.
+pub(super) struct Given<'a, K: Kind> {
+    pub(super) key: &'a K::Key,
+    pub(super) request: &'a K::Request,
+    pub(super) before: &'a K::Memory,
+    pub(super) outcome: Outcome<'a, K>,
+}
+
 /// Appends a call. `generation`: its place in the chunk's list, below 16. `is_known`: the reader has `before` already.
 ///
 /// Errors: a value of the kind cannot be encoded; what was appended is then to be cut off.
@@ -53,11 +61,9 @@ pub(super) fn put<K: Kind>(
     scratch: &mut Scratch,
     generation: u8,
     is_known: bool,
-    key: &K::Key,
-    request: &K::Request,
-    before: &K::Memory,
-    outcome: &Outcome<'_, K>,
+    call: &Given<'_, K>,
 ) -> postcard::Result<()> {
+    let Given { key, request, before, outcome } = call;
     let Scratch { key: key_bytes, before: before_bytes, after: after_bytes } = scratch;
     let start = out.len();
     out.extend_from_slice(&[0; SUM_BYTES]);

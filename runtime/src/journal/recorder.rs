@@ -8,7 +8,7 @@ use std::sync::{
 use super::{
     RecordId,
     format::put_varint,
-    record::{self, Outcome, Scratch},
+    record::{self, Given, Outcome, Scratch},
 };
 use crate::kind::Kind;
 
@@ -99,16 +99,8 @@ impl<K: Kind> Recorder<K> {
         let place = self.place_of(generation);
         let start = self.open.records.len();
         let is_known = *known == segment;
-        let encoded = record::put::<K>(
-            &mut self.open.records,
-            &mut self.scratch,
-            place,
-            is_known,
-            key,
-            request,
-            before,
-            &outcome,
-        );
+        let call = Given { key, request, before, outcome };
+        let encoded = record::put::<K>(&mut self.open.records, &mut self.scratch, place, is_known, &call);
         // One call may always be kept, however large its memory is.
         let is_full = start + self.closed_bytes() > 0 && self.bytes() > self.buffer_bytes;
         if encoded.is_err() || is_full {

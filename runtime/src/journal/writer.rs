@@ -1,7 +1,7 @@
 //! Writing the ring of segment files. One thread of the slot's does it; what it writes, recorders have encoded.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     fs::{self, File},
     io::{self, Write as _},
     path::{Path, PathBuf},
@@ -58,7 +58,8 @@ impl Journal {
     }
 
     /// A journal of `slot` below `dir` (`state_dir/journal`), which goes on after the segments that are there. A file is
-    /// only made when there is something to write.
+    /// only made when there is something to write. What a memory table calls `known` refers to the segments of one
+    /// `Journal`: with another one it begins again as 0.
     ///
     /// Errors: the configuration is out of range; the directory cannot be made or read.
     pub fn open<K: Kind>(dir: &Path, slot: &str, config: JournalConfig) -> anyhow::Result<Journal> {
@@ -220,15 +221,18 @@ pub(super) fn segments(dir: &Path) -> anyhow::Result<Vec<(u32, PathBuf)>> {
 fn make_room(dir: &Path, config: &JournalConfig) -> io::Result<()> {
     let files = segments(dir).map_err(io::Error::other)?;
     let bytes = |path: &Path| fs::metadata(path).map_or(0, |metadata| metadata.len());
-    let mut files: Vec<(PathBuf, u64)> =
-        files.into_iter().map(|(_, path)| (bytes(&path), path)).map(|(b, p)| (p, b)).collect();
+    let mut files: VecDeque<(u64, PathBuf)> = files.into_iter().map(|(_, path)| (bytes(&path), path)).collect();
     let files_max = config.segments as usize * SHORT_SEGMENTS;
-    let bytes_max = u64::from(config.segments - 1) * config.segment_bytes;
-    let mut total: u64 = files.iter().map(|(_, bytes)| bytes).sum();
-    while !files.is_empty() && (files.len() >= files_max || total > bytes_max) {
-        let (path, bytes) = files.remove(0);
-        fs::remove_file(path)?;
-        total -= bytes;
+    // Half a segment more: each is larger than it should be by what filled it.
+    let bytes_max = u64::from(config.segments - 1) * config.segment_bytes + config.segment_bytes / 2;
+    let mut total: u64 = files.iter().map(|(bytes, _)| bytes).sum();
+    while (files.len() >= files_max || total > bytes_max)
+        && let Some((bytes, path)) = files.pop_front()
+    {
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => total -= bytes,
+        }
     }
     Ok(())
 }

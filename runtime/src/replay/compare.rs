@@ -81,7 +81,7 @@ impl<K: Kind> Tally<K> {
 
     pub(super) fn finish(self) -> Tallied {
         let mut groups: Vec<Group> = self.groups.into_values().collect();
-        groups.sort_by(|one, other| other.calls.cmp(&one.calls));
+        groups.sort_by_key(|group| std::cmp::Reverse(group.calls));
         let labels = self.labels.into_iter().map(|(label, count)| (label.to_owned(), count)).collect();
         Tallied { calls: self.calls, changed: self.changed, labels, groups, failures: self.failures }
     }

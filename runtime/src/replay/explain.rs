@@ -133,7 +133,7 @@ impl<K: Kind> Replay<K> {
             MemoryMode::Own => runner.step_on(&call.key, &call.request),
         };
         let recorded: Answer<'_, K> = recorded_answer(call);
-        let shown = |answer: Answer<'_, K>| answer.map_or_else(|cause| Value::from(cause), json);
+        let shown = |answer: Answer<'_, K>| answer.map_or_else(Value::from, json);
         let is_same = is_same::<K>(recorded, as_ref::<K>(&answered));
         let fields = if is_same { Vec::new() } else { differences(&shown(recorded), &shown(as_ref::<K>(&answered))) };
         let (answer, memory_after) = match &answered {

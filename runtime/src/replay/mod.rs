@@ -27,6 +27,7 @@ use crate::{
     inspect::KindInfo,
     journal::{Call, GenerationInfo, Reader, Recorded, Source},
     kind::Kind,
+    limits::Limits,
 };
 
 pub use budget::{Budget, BudgetOutcome, Budgets, UnknownLabel};
@@ -34,9 +35,6 @@ use compare::Tally;
 pub use explain::{Again, Explanation};
 pub use report::{Example, Fuel, Group, LabelCount, Report, Side};
 use runner::{Answered, Runner};
-
-/// Fuel that one call may use, unless told otherwise: some tenths of a second's work.
-pub const FUEL_MAX: u64 = 50_000_000;
 
 /// Of so many calls one is timed: reading the clock costs as much as a small step.
 const TIMED_EVERY: u64 = 16;
@@ -65,13 +63,19 @@ pub struct Options {
     pub examples: usize,
     /// What may change.
     pub budgets: Budgets,
-    /// Fuel that one call may use.
+    /// Fuel that one call may use. Default: that of [`Limits`].
     pub fuel_max: u64,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { settings: None, memory: None, examples: 3, budgets: Budgets::default(), fuel_max: FUEL_MAX }
+        Options {
+            settings: None,
+            memory: None,
+            examples: 3,
+            budgets: Budgets::default(),
+            fuel_max: Limits::default().fuel_max,
+        }
     }
 }
 
