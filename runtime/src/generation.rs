@@ -65,8 +65,21 @@ struct Ready<K: Kind> {
 
 /// The optional interface that hands memory from version to version.
 struct Migration<K: Kind> {
-    upgrade: TypedFunc<(u32, K::Wire), (Result<K::Wire, String>,)>,
-    downgrade: TypedFunc<(u32, K::Wire), (Result<K::Wire, String>,)>,
+    upgrade: Migrate<K::Wire>,
+    downgrade: Migrate<K::Wire>,
+}
+
+/// Takes the other memory-version and the memory.
+type Migrate<Wire> = TypedFunc<(u32, Wire), (Result<Wire, String>,)>;
+
+/// Where a generation is to serve.
+pub(crate) struct Place<'a> {
+    pub(crate) slot: &'a Arc<str>,
+    pub(crate) number: u64,
+    /// The slot's number for whose memory it writes.
+    pub(crate) form: u32,
+    /// Calls that can run at a time.
+    pub(crate) benches: usize,
 }
 
 /// What a call came to.
@@ -75,15 +88,13 @@ pub(crate) type Stepped<K> = Result<(<K as Kind>::Answer, <K as Kind>::Memory), 
 impl<K: Kind> Generation<K> {
     /// Makes the candidate's first instance and asks it the kind's probe.
     pub(crate) fn prepare(
-        number: u64,
-        slot: &Arc<str>,
+        place: &Place<'_>,
         plugin: Arc<Plugin>,
         engine: Arc<Engine>,
         settings: &serde_json::Value,
         limits: &Limits,
-        benches: usize,
-        form: u32,
     ) -> Result<Generation<K>, Rejection> {
+        let Place { slot, number, form, benches } = *place;
         plugin.check_settings(settings)?;
         let digest = plugin.digest;
         let indices = K::prepare(&plugin.component)

@@ -32,7 +32,7 @@ use crate::{
     rollout::{Refused, Transition},
     shadow::Divergence,
     signature::{Beside, Trust, TrustedKey},
-    slot::{Builtin, How, JournalStatus, News, Receiver, Slot, Status},
+    slot::{Builtin, How, JournalStatus, News, Receiver, Slot, Status, Surroundings},
     store::{self, Store},
     watcher::{self, Debounce, Look, Wake, Watch},
 };
@@ -298,16 +298,13 @@ impl Host {
         };
         let mut control = inner.control();
         control.add_kind::<K>()?;
-        let slot = Slot::<K>::new(
-            name,
-            Arc::clone(&inner.engine),
-            inner.events.clone(),
-            &plugin,
-            inner.config.shards,
-            Box::new(builtin),
-            journal,
-            inner.wake.clone(),
-        );
+        let surroundings = Surroundings {
+            engine: Arc::clone(&inner.engine),
+            events: inner.events.clone(),
+            shards: inner.config.shards,
+            wake: inner.wake.clone(),
+        };
+        let slot = Slot::<K>::new(name, surroundings, &plugin, Box::new(builtin), journal);
         // The thread that writes sleeps until somebody has something for it.
         let _ = inner.wake.send(());
         slot.receiver().restore(&control.store.slot(name).machine);

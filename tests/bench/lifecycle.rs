@@ -60,7 +60,8 @@ fn swaps(dir: &Path, report: &mut Report) {
     let (done, late, calls, misplaced) =
         (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
     let load = |with_swaps: bool| {
-        (done.store(false, Ordering::Relaxed), late.store(0, Ordering::Relaxed), calls.store(0, Ordering::Relaxed));
+        done.store(false, Ordering::Relaxed);
+        calls.store(0, Ordering::Relaxed);
         let mut after_100 = f64::NAN;
         std::thread::scope(|scope| {
             scope.spawn(|| {

@@ -18,7 +18,7 @@ use super::{Inner, Serving, Status};
 use crate::{
     digest::Digest,
     event::Change,
-    generation::{Generation, Way},
+    generation::{Generation, Place, Way},
     journal::{Chunk, GenerationInfo, Recorder},
     kind::Kind,
     load::{MemoryId, Plugin, Rejection, Stage},
@@ -439,16 +439,11 @@ impl<K: Kind> Receiver for Inner<K> {
                 let reason = format!("{reason}; change its bytes, or promote it by force");
                 Err(Rejection::new(Stage::Quarantine, reason).of(plugin.digest))
             }
-            None => Generation::prepare(
-                number,
-                &self.name,
-                Arc::clone(plugin),
-                Arc::clone(&self.engine),
-                settings,
-                &self.limits,
-                self.shards.len(),
-                self.form_of(&plugin.memory_id()),
-            ),
+            None => {
+                let form = self.form_of(&plugin.memory_id());
+                let place = Place { slot: &self.name, number, form, benches: self.shards.len() };
+                Generation::prepare(&place, Arc::clone(plugin), Arc::clone(&self.engine), settings, &self.limits)
+            }
         };
         let prepared = prepared.and_then(|generation: Generation<K>| {
             generation.warm(warmth)?;

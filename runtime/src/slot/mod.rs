@@ -111,6 +111,15 @@ where
     }
 }
 
+/// What a slot has of its host.
+pub(crate) struct Surroundings {
+    pub(crate) engine: Arc<Engine>,
+    pub(crate) events: Events,
+    pub(crate) shards: usize,
+    /// Wakes the thread that looks after trials, probations and journals.
+    pub(crate) wake: mpsc::Sender<()>,
+}
+
 struct Inner<K: Kind> {
     name: Arc<str>,
     engine: Arc<Engine>,
@@ -210,14 +219,12 @@ struct Asked<'a, K: Kind> {
 impl<K: Kind> Slot<K> {
     pub(crate) fn new(
         name: &str,
-        engine: Arc<Engine>,
-        events: Events,
+        host: Surroundings,
         config: &PluginConfig,
-        shards: usize,
         builtin: Box<dyn Builtin<K>>,
         journal: Option<Journal>,
-        wake: mpsc::Sender<()>,
     ) -> Slot<K> {
+        let Surroundings { engine, events, shards, wake } = host;
         let keys_max = config.limits.memory_keys_max / shards;
         let recorder = |shard: usize| {
             let journal = journal.as_ref()?;
