@@ -23,6 +23,8 @@ const CALLS: u64 = 200_000;
 const ROUNDS: u64 = 2;
 /// Samples, of which the median counts.
 const SAMPLES: usize = 9;
+/// Mutants that are tried.
+const MUTANTS: usize = 200;
 
 /// A decision as a slot would record it.
 struct Decided {
@@ -47,6 +49,7 @@ pub fn run(dir: &Path, report: &mut Report) {
     report.at_most("a rate-limit decision recorded", median(ns), "ns", 300.0, None);
     report.at_most("bytes of a recorded rate-limit decision", bytes, "bytes", 64.0, None);
     replay(&dir.join("0"), &dir.join("scratch"), report);
+    mutants(&dir.join("mutants"), report);
 }
 
 fn replay(journal: &Path, scratch: &Path, report: &mut Report) {
@@ -66,6 +69,30 @@ fn replay(journal: &Path, scratch: &Path, report: &mut Report) {
         );
     }
     report.at_least("rate-limit decisions replayed, one core", median(rates), "1/s", 1_000_000.0, None);
+}
+
+/// How many slips of an author a replay of recorded traffic shows, and whether it cries wolf.
+fn mutants(dir: &Path, report: &mut Report) {
+    let calls: Vec<Decided> = decided().into_iter().take(20_000).collect();
+    record(dir, &calls);
+    let source = Source::open(&Journal::dir_of(dir, "rate-limit")).expect("a journal");
+    let replay = Replay::<RateLimit>::new(&dir.join("scratch")).expect("an engine");
+    let component = std::fs::read(tenon_build::path("token-bucket")).expect("the plugin is built");
+    let run = |bytes: &[u8]| replay.run(&source, bytes, Against::Journal(&|_| None), &Options::default());
+    let same = run(&tenon_build::restamp(&component, "compiled again")).expect("the same policy");
+    report.at_most("answers that a recompiled, identical policy is said to change", same.changed as f64, "answers", 0.0, None);
+    let mutants = tenon_build::mutants(&component, 1, MUTANTS).expect("a component");
+    let shown = |mutant: &Vec<u8>| match run(mutant) {
+        Ok(result) => result.changed > 0 || result.failures.values().sum::<u64>() > 0,
+        // It does not even load.
+        Err(_) => true,
+    };
+    let detected = mutants.iter().filter(|mutant| shown(mutant)).count();
+    report.note(
+        format!("mutants of token-bucket, of {}, that a replay of recorded calls shows", mutants.len()),
+        detected as f64 / mutants.len() as f64,
+        "share",
+    );
 }
 
 /// Nanoseconds a call of recording `calls` in one shard, and their journal.

@@ -14,8 +14,10 @@ pub mod toolchain;
 mod cargo;
 mod component;
 mod contract;
+mod mutate;
 mod sysroot;
 mod workspace;
 
 pub use component::{encode, restamp};
+pub use mutate::mutants;
 pub use workspace::{build_all, build_dir, path};
