@@ -255,7 +255,7 @@ fn the_example_plugin_builds_as_its_author_would_build_it_and_greets() {
     std::fs::create_dir_all(&folder).unwrap();
     let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/greeter");
     tenon_build::build_dir(&example, &folder.join("any-name.wasm")).unwrap();
-    let host = Host::new(HostConfig::new(folder, dir.path().join("state"))).unwrap();
+    let host = Host::new(HostConfig::new(&folder, dir.path().join("state"))).unwrap();
     let config = PluginConfig { settings: json!({ "greeting": "Good day." }), ..PluginConfig::plugin("greeter") };
     let slot: Slot<AgentHandler> = host.slot::<AgentHandler>("agent/greta", config, builtin::Park).unwrap();
     host.open();
@@ -267,5 +267,22 @@ fn the_example_plugin_builds_as_its_author_would_build_it_and_greets() {
         assert_eq!(effects, [Effect::Reply(greeting)]);
         memory = after;
     }
+
+    // Its next version remembers in another form: it takes over the count, and gives it back.
+    let next = dir.path().join("next.wasm");
+    tenon_build::build_dir(&Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/greeter-2"), &next).unwrap();
+    std::fs::rename(next, folder.join("any-name.wasm")).unwrap();
+    host.reload("agent/greta").unwrap();
+    let mut greeted = |more: &str| {
+        let (effects, after) = slot.handle(&context, &event, &memory).unwrap();
+        assert_eq!(effects, [Effect::Reply(Payload::Text(format!("Good day. You are number {more}")))]);
+        memory = after;
+    };
+    let Event::Message(message) = &event else { panic!("a message") };
+    greeted("4.");
+    greeted(&format!("5. {} was here before you.", message.from));
+    host.roll_back("agent/greta").unwrap();
+    greeted("6.");
+    assert_eq!(host.status()[0].memories_lost, 0);
     host.stop();
 }

@@ -20,7 +20,7 @@ use crate::{
     kind::Kind,
     latency::{Latency, TIMED_EVERY, Times},
     limits::{Failure, Limits},
-    load::{MemoryId, Plugin, Rejection, Stage},
+    load::{MemoryId, Plugin, Rejection, Stage, one_line},
     log::LogGate,
     poison::{self, Blame, Poison},
 };
@@ -277,26 +277,37 @@ impl<K: Kind> Generation<K> {
     }
 
     /// Turns a memory of another version of this plugin into one of its own, or (`Way::Down`) its own into an older
-    /// version's. Errors: it has no such interface, says why not, or fails.
-    pub(crate) fn migrate(&self, way: Way, version: u32, memory: &K::Memory) -> Result<K::Memory, String> {
-        let (_, mut idle) = self.bench(0);
+    /// version's, on the bench numbered `at`.
+    pub(crate) fn migrate(
+        &self,
+        at: usize,
+        way: Way,
+        version: u32,
+        memory: &K::Memory,
+    ) -> Result<K::Memory, Unmigrated> {
+        let (_, mut idle) = self.bench(at);
         let ready = match &mut *idle {
             Some(ready) => ready,
-            None => idle.insert(self.start().map_err(|rejection| rejection.to_string())?),
+            None => idle.insert(self.start().map_err(|rejection| Unmigrated::Failed(rejection.into()))?),
         };
-        let migration = ready.migration.as_ref().ok_or("it does not export the migration interface")?;
+        let none = || Unmigrated::Refused("the newer version does not export the migration interface".to_owned());
+        let migration = ready.migration.as_ref().ok_or_else(none)?;
         let function = match way {
             Way::Up => &migration.upgrade,
             Way::Down => &migration.downgrade,
         };
         ready.store.set_epoch_deadline(self.deadline_ticks);
+        // No request, no time: the same memory must come out whenever it is needed.
+        if let Some(wasi) = &mut ready.store.data_mut().wasi {
+            wasi.begin(0);
+        }
         match function.call(&mut ready.store, (version, K::to_wire(memory))) {
             Ok((Ok(wire),)) => Ok(K::from_wire(wire)),
-            Ok((Err(reason),)) => Err(reason),
+            Ok((Err(reason),)) => Err(Unmigrated::Refused(one_line(&reason))),
             Err(error) => {
                 let failure = classify(error, &ready.store, self.limits.deadline_ms, &self.limits);
                 *idle = None;
-                Err(failure.to_string())
+                Err(Unmigrated::Failed(failure))
             }
         }
     }
@@ -381,6 +392,17 @@ impl<K: Kind> Generation<K> {
 pub(crate) enum Way {
     Up,
     Down,
+}
+
+/// Why a memory could not be migrated.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(crate) enum Unmigrated {
+    /// Nobody knows how to, or the version that does said why not.
+    #[error("{0}")]
+    Refused(String),
+    /// The call failed.
+    #[error("{0}")]
+    Failed(Failure),
 }
 
 /// The two functions of the migration interface; none where the component does not export it. Errors: it exports

@@ -2,6 +2,7 @@
 
 use std::{fmt::Write as _, sync::Arc};
 
+use anyhow::Context as _;
 use wasmtime::{
     Store,
     component::{Instance, InstancePre},
@@ -30,12 +31,14 @@ pub(crate) struct KindInfo {
     pub(crate) world: &'static str,
     resolve: Resolve,
     world_id: WorldId,
+    /// What it may export beyond its world.
+    migration: Option<(&'static str, InterfaceId)>,
     /// Whether the kind's functions can be taken from an instance.
     pub(crate) check: fn(&InstancePre<Context>, &mut Store<Context>, &Instance) -> wasmtime::Result<()>,
 }
 
 impl KindInfo {
-    /// Errors: the kind's own WIT is wrong.
+    /// Errors: the kind's own WIT is wrong, or lacks what the kind names.
     pub(crate) fn of<K: Kind>() -> anyhow::Result<KindInfo> {
         let mut resolve = Resolve::default();
         let mut package = resolve.push_source("host.wit", HOST_WIT)?;
@@ -43,12 +46,21 @@ impl KindInfo {
             package = resolve.push_source(&format!("{}-{number}.wit", K::NAME), text)?;
         }
         let world_id = resolve.select_world(&[package], Some(K::WORLD))?;
+        let migration = match K::MIGRATION {
+            None => None,
+            Some(name) => {
+                let mut interfaces = resolve.interfaces.iter().map(|(id, _)| id);
+                let found = interfaces.find(|id| resolve.id_of(*id).as_deref() == Some(name));
+                Some((name, found.with_context(|| format!("the WIT of {} lacks {name}", K::NAME))?))
+            }
+        };
         Ok(KindInfo {
             name: K::NAME,
             interface: K::INTERFACE,
             world: K::WORLD,
             resolve,
             world_id,
+            migration,
             check: |component, store, instance| K::load(&K::prepare(component)?, store, instance).map(drop),
         })
     }
@@ -114,17 +126,24 @@ fn kind_of<'a>(kinds: &'a [Arc<KindInfo>], resolve: &Resolve, world: WorldId) ->
 fn differences(kind: &KindInfo, resolve: &Resolve, world: WorldId) -> Vec<String> {
     let (actual, expected) = (&resolve.worlds[world], &kind.resolve.worlds[kind.world_id]);
     let mut problems = Vec::new();
-    for (key, item) in &expected.exports {
-        let name = kind.resolve.name_world_key(key);
-        let found =
-            actual.exports.iter().find(|(key, _)| same_interface(&resolve.name_world_key(key), &name) == Some(true));
-        match (item, found.map(|(_, item)| item)) {
-            (_, None) => problems.push(format!("missing export {name}")),
-            (WorldItem::Interface { id: expected, .. }, Some(WorldItem::Interface { id: actual, .. })) => {
-                functions(&name, "lacks", &kind.resolve, *expected, resolve, *actual, &mut problems)
+    let mut export = |name: &str, expected: InterfaceId, must: bool| {
+        let is_it = |(key, _): &(&WorldKey, _)| same_interface(&resolve.name_world_key(key), name) == Some(true);
+        match actual.exports.iter().find(is_it).map(|(_, item)| item) {
+            None if must => problems.push(format!("missing export {name}")),
+            None => {}
+            Some(WorldItem::Interface { id, .. }) => {
+                functions(name, "lacks", &kind.resolve, expected, resolve, *id, &mut problems);
             }
-            _ => problems.push(format!("export {name} is not an interface")),
+            Some(_) => problems.push(format!("export {name} is not an interface")),
         }
+    };
+    for (key, item) in &expected.exports {
+        if let WorldItem::Interface { id, .. } = item {
+            export(&kind.resolve.name_world_key(key), *id, true);
+        }
+    }
+    if let Some((name, interface)) = kind.migration {
+        export(name, interface, false);
     }
     for (key, item) in &actual.imports {
         let name = resolve.name_world_key(key);

@@ -367,7 +367,7 @@ fn is_name(name: &str) -> bool {
 }
 
 /// A guest's text as one line of at most 500 bytes.
-fn one_line(text: &str) -> String {
+pub(crate) fn one_line(text: &str) -> String {
     text[..text.floor_char_boundary(500)].chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 

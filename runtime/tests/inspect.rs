@@ -125,6 +125,37 @@ fn a_mistyped_field_and_case_are_named_with_their_place() {
     );
 }
 
+/// The migrating counter's component, its WIT changed by `from` -> `to`.
+fn migrating(from: &str, to: &str, core: impl Fn(String) -> String) -> Vec<u8> {
+    assert!(COUNTER_WIT.contains(from), "{from}");
+    let text = core(Text::migrating("adder", 1, 2).counter_core());
+    component(&text, &[&COUNTER_WIT.replace(from, to)], "tenon-test:counter/counter-plugin-migrating@0.1.0")
+}
+
+#[test]
+fn a_sound_migration_is_not_required_and_not_refused() {
+    assert_eq!(bed().host.inspect(&Text::migrating("adder", 1, 2).counter()).rejection, None);
+    assert_eq!(bed().host.inspect(&Text::migrating("parrot", 1, 2).echo()).rejection, None);
+}
+
+#[test]
+fn a_mistyped_or_missing_function_of_migration_is_named() {
+    let bytes = migrating("downgrade: func(to-version: u32, ", "downgrade: func(to-version: s32, ", |core| core);
+    check_rejected(
+        &bytes,
+        Stage::Inspect,
+        &["tenon-test:counter/migration@0.1.0: downgrade: parameter to-version: is s32, expected u32"],
+    );
+    let bytes = migrating(
+        "upgrade: func(from-version: u32, memory: cell) -> result<cell, string>",
+        "upgrade: func(from-version: u32, memory: cell) -> result<cell, u32>",
+        |core| core,
+    );
+    check_rejected(&bytes, Stage::Inspect, &["upgrade: result: err: is u32, expected string"]);
+    let bytes = migrating("  downgrade: func(", "  lower: func(", |core| core.replace("#downgrade", "#lower"));
+    check_rejected(&bytes, Stage::Inspect, &["tenon-test:counter/migration@0.1.0 lacks downgrade: func("]);
+}
+
 #[test]
 fn an_import_that_is_not_given_is_named() {
     let bytes = with_wit(

@@ -37,7 +37,10 @@ pub fn world(resolve: &Resolve, package: &str, world: &str) -> Result<WorldId> {
     found.worlds.get(world).copied().with_context(|| format!("no world {world} in {package}"))
 }
 
-/// Checks `component` against the world of its kind.
+/// What the names of the worlds end in that export the kind's `migration` as well.
+const MIGRATING: &str = "-migrating";
+
+/// Checks `component` against the world of its kind; one that exports `migration`, against the world with it.
 ///
 /// Errors: it is of no kind, or it lacks, mistypes or imports something; the text says what.
 pub fn check(component: &[u8]) -> Result<()> {
@@ -51,8 +54,11 @@ pub fn check(component: &[u8]) -> Result<()> {
         let known: Vec<&str> = KINDS.iter().map(|(_, world, _)| *world).collect();
         bail!("exports {exports:?}: none of the worlds {}", known.join(", "));
     };
+    let migration = format!("{package}/migration@");
+    let migrates = exports.iter().any(|name| name.starts_with(&migration));
+    let name = if migrates { format!("{name}{MIGRATING}") } else { (*name).to_owned() };
     let resolve = resolve()?;
-    let world = world(&resolve, package, name)?;
+    let world = world(&resolve, package, &name)?;
     wit_component::targets(&resolve, world, component).with_context(|| format!("does not fit the world {name}"))
 }
 
@@ -67,6 +73,8 @@ mod tests {
             let world = world(&resolve, package, name).unwrap();
             let exports = &resolve.worlds[world].exports;
             assert!(exports.keys().any(|key| resolve.name_world_key(key).starts_with(interface)), "{name}");
+            let migrating = super::world(&resolve, package, &format!("{name}{MIGRATING}")).unwrap();
+            assert_eq!(resolve.worlds[migrating].exports.len(), exports.len() + 1, "{name}");
         }
     }
 }

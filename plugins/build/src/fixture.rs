@@ -31,7 +31,8 @@ world reads-files {
 }
 ";
 
-/// A component of the world `name` (`rate-limit-policy`, `sync-strategy`, `agent-handler`) whose functions all trap.
+/// A component of the world `name` (`rate-limit-policy`, `sync-strategy`, `agent-handler`, or one of these and
+/// `-migrating`) whose functions all trap.
 pub fn idle(name: &str) -> Result<Vec<u8>> {
     let resolve = contract::resolve()?;
     let (_, found) = resolve
@@ -149,6 +150,7 @@ mod tests {
     fn each_world_has_an_idle_component_that_fits() {
         for world in ["rate-limit-policy", "sync-strategy", "agent-handler"] {
             contract::check(&idle(world).unwrap()).unwrap();
+            contract::check(&idle(&format!("{world}-migrating")).unwrap()).unwrap();
         }
         assert!(idle("no-such-world").is_err());
     }

@@ -189,8 +189,8 @@ fn a_fixture_says_what_it_is_told() {
     assert_eq!(guest.check(&cell).unwrap(), (Val::Variant("pass".to_owned(), None), cell));
 }
 
-#[test]
-fn an_authors_crate_outside_the_repository_becomes_a_component() {
+/// The crate `no-opinion` 2.3.4 with this `src/lib.rs`, outside the repository.
+fn authors_crate(source: &str) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap();
     let manifest = format!(
@@ -209,6 +209,84 @@ tenon-sdk = {{ path = "{}" }}
 "#,
         repository.join("plugins/sdk").display()
     );
+    fs::create_dir(dir.path().join("src")).unwrap();
+    fs::write(dir.path().join("Cargo.toml"), manifest).unwrap();
+    fs::write(dir.path().join("src/lib.rs"), source).unwrap();
+    // The versions of the repository: what is compiled for its guests is used again.
+    fs::copy(repository.join("Cargo.lock"), dir.path().join("Cargo.lock")).unwrap();
+    tenon_build::path("allow-all");
+    dir
+}
+
+#[test]
+fn a_policy_exports_its_migration_and_any_cell_comes_back_from_it() {
+    let source = r#"
+use tenon_sdk::rate_limit::{Cell, Migrate, Policy, Request, Verdict};
+use tenon_sdk::serde::de::IgnoredAny;
+use tenon_sdk::Plugin;
+
+pub struct NoOpinion;
+
+impl Plugin for NoOpinion {
+    type Settings = IgnoredAny;
+    const MEMORY_VERSION: u32 = 2;
+
+    fn new(_: IgnoredAny) -> Result<Self, String> {
+        Ok(Self)
+    }
+}
+
+impl Policy for NoOpinion {
+    fn check(&self, _: &Request, cell: Cell) -> (Verdict, Cell) {
+        (Verdict::Pass, cell)
+    }
+}
+
+impl Migrate for NoOpinion {
+    fn upgrade(&self, from_version: u32, (a, b, c, d): Cell) -> Result<Cell, String> {
+        match from_version {
+            1 => Ok((d, a, b, c.wrapping_mul(3))),
+            other => tenon_sdk::unknown_version(other),
+        }
+    }
+
+    fn downgrade(&self, to_version: u32, (d, a, b, c): Cell) -> Result<Cell, String> {
+        match to_version {
+            // The inverse of 3 modulo 2 to the 64.
+            1 => Ok((a, b, c.wrapping_mul(0xaaaa_aaaa_aaaa_aaab), d)),
+            other => tenon_sdk::unknown_version(other),
+        }
+    }
+}
+
+tenon_sdk::export_policy!(NoOpinion, migrating);
+"#;
+    let dir = authors_crate(source);
+    let out = tenon_build::build_dir(dir.path(), dir.path()).unwrap();
+    let guest = &mut Guest::new(&fs::read(out).unwrap());
+    guest.configure("{}").unwrap();
+    let mut ask = |function: &str, version: u32, cell: &Val| {
+        let interface = "tenon:rate-limit/migration@0.1.0";
+        match guest.call(interface, function, &[Val::U32(version), cell.clone()]).unwrap() {
+            Val::Result(Ok(Some(cell))) => Ok(*cell),
+            Val::Result(Err(Some(reason))) => Err(*reason),
+            other => panic!("not a result: {other:?}"),
+        }
+    };
+    let cell = |words: [u64; 4]| Val::Tuple(words.map(Val::U64).to_vec());
+    for words in [[0; 4], [1, 2, 3, 4], [u64::MAX; 4], [u64::MAX, 0, 1 << 63, 7]] {
+        let [a, b, c, d] = words;
+        let upgraded = ask("upgrade", 1, &cell(words)).unwrap();
+        assert_eq!(upgraded, cell([d, a, b, c.wrapping_mul(3)]));
+        assert_eq!(ask("downgrade", 1, &upgraded), Ok(cell(words)));
+    }
+    let unknown = Err(Val::String("memory-version 9 is not known".to_owned()));
+    assert_eq!(ask("upgrade", 9, &cell([0; 4])), unknown);
+    assert_eq!(ask("downgrade", 9, &cell([0; 4])), unknown);
+}
+
+#[test]
+fn an_authors_crate_outside_the_repository_becomes_a_component() {
     let source = r#"
 use tenon_sdk::rate_limit::{Cell, Policy, Request, Verdict};
 use tenon_sdk::serde::de::IgnoredAny;
@@ -232,12 +310,7 @@ impl Policy for NoOpinion {
 
 tenon_sdk::export_policy!(NoOpinion);
 "#;
-    fs::create_dir(dir.path().join("src")).unwrap();
-    fs::write(dir.path().join("Cargo.toml"), manifest).unwrap();
-    fs::write(dir.path().join("src/lib.rs"), source).unwrap();
-    // The versions of the repository: what is compiled for its guests is used again.
-    fs::copy(repository.join("Cargo.lock"), dir.path().join("Cargo.lock")).unwrap();
-    tenon_build::path("allow-all");
+    let dir = authors_crate(source);
 
     let out = tenon_build::build_dir(dir.path(), dir.path()).unwrap();
     assert_eq!(out, dir.path().join("no-opinion.wasm"));

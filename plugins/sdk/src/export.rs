@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::host::exports::tenon::host::lifecycle::Description;
-use crate::{Plugin, log};
+use crate::{Form, Plugin, log};
 
 /// What the plugin says about itself; the texts are its package's.
 pub fn describe<P: Plugin>(name: &str, version: &str, summary: &str) -> Description {
@@ -77,6 +77,74 @@ impl Seal {
     }
 }
 
+/// `upgrade` as the host calls it, of a kind whose memory is bytes; `turn` is the author's.
+pub fn upgrade<M: Serialize>(
+    form: Form<'_>,
+    own_version: u32,
+    memory: &[u8],
+    turn: impl FnOnce(Form<'_>, &[u8]) -> Result<M, String>,
+) -> Result<Vec<u8>, String> {
+    // No memory is the default in every form.
+    if memory.is_empty() {
+        return Ok(Vec::new());
+    }
+    Ok(Seal::new(form.name, own_version).close(&turn(form, memory)?))
+}
+
+/// `downgrade` as the host calls it, of a kind whose memory is bytes; `turn` is the author's.
+pub fn downgrade<M: Default + DeserializeOwned>(
+    form: Form<'_>,
+    own_version: u32,
+    memory: &[u8],
+    turn: impl FnOnce(Form<'_>, M) -> Result<Vec<u8>, String>,
+) -> Result<Vec<u8>, String> {
+    if memory.is_empty() {
+        return Ok(Vec::new());
+    }
+    turn(form, Seal::new(form.name, own_version).open(memory)?)
+}
+
+/// The `migration` interface of a kind whose memory is bytes: the part of its export macro with `migrating`.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __export_migration {
+    ($kind:ident, $plugin:ty) => {
+        $crate::$kind::wit_migration::export!(Export with_types_in $crate::$kind::wit_migration);
+
+        impl $crate::$kind::wit_migration::exports::tenon::$kind::migration::Guest for Export {
+            fn upgrade(
+                from_version: u32,
+                memory: ::std::vec::Vec<u8>,
+            ) -> ::std::result::Result<::std::vec::Vec<u8>, ::std::string::String> {
+                PLUGIN.with(|plugin| {
+                    let plugin = $crate::export::configured(plugin);
+                    $crate::export::upgrade(
+                        $crate::Form::new(::std::env!("CARGO_PKG_NAME"), from_version),
+                        <$plugin as $crate::Plugin>::MEMORY_VERSION,
+                        &memory,
+                        |form, memory| $crate::$kind::Migrate::upgrade(plugin, form, memory),
+                    )
+                })
+            }
+
+            fn downgrade(
+                to_version: u32,
+                memory: ::std::vec::Vec<u8>,
+            ) -> ::std::result::Result<::std::vec::Vec<u8>, ::std::string::String> {
+                PLUGIN.with(|plugin| {
+                    let plugin = $crate::export::configured(plugin);
+                    $crate::export::downgrade(
+                        $crate::Form::new(::std::env!("CARGO_PKG_NAME"), to_version),
+                        <$plugin as $crate::Plugin>::MEMORY_VERSION,
+                        &memory,
+                        |form, memory| $crate::$kind::Migrate::downgrade(plugin, form, memory),
+                    )
+                })
+            }
+        }
+    };
+}
+
 /// The part of an export macro that all kinds share: `Export`, `PLUGIN`, and the `lifecycle` interface.
 #[doc(hidden)]
 #[macro_export]
@@ -133,6 +201,21 @@ mod tests {
         damaged.pop();
         assert!(SEAL.open::<String>(&damaged).is_err());
         assert!(SEAL.open::<u64>(&[1, 2]).is_err());
+    }
+
+    #[test]
+    fn memories_are_turned_from_seal_to_seal_and_none_stays_none() {
+        let old = Form::new("a", 1);
+        let newer = |form: Form<'_>, memory: &[u8]| Ok(vec![form.read::<u64>(memory)?]);
+        let older = |form: Form<'_>, memory: Vec<u64>| Ok(form.write(&memory.first().copied().unwrap_or_default()));
+        let upgraded = upgrade(old, 2, &SEAL.close(&7_u64), newer).unwrap();
+        assert_eq!(Seal::new("a", 2).open::<Vec<u64>>(&upgraded), Ok(vec![7]));
+        let downgraded = downgrade(old, 2, &upgraded, older).unwrap();
+        assert_eq!(SEAL.open::<u64>(&downgraded), Ok(7));
+        assert_eq!(upgrade(old, 2, &[], newer), Ok(Vec::new()));
+        assert_eq!(downgrade(old, 2, &[], older), Ok(Vec::new()));
+        assert!(upgrade(old, 2, &upgraded, newer).is_err(), "not of the form that it is said to be of");
+        assert!(downgrade(old, 2, &downgraded, older).is_err());
     }
 
     #[test]

@@ -41,6 +41,13 @@
 //! # fn main() {}
 //! ```
 //!
+//! # Memory in another form
+//! A version that remembers something else, or otherwise, raises [`Plugin::MEMORY_VERSION`]; its memory then begins anew.
+//! To take over what older versions left, and to give it back when one of them serves again, it implements its kind's
+//! `Migrate` ([`rate_limit::Migrate`], [`sync::Migrate`], [`agent::Migrate`]) and says so to the macro:
+//! `export_policy!(Everybody, migrating)`.
+//!
+//! # Building
 //! The crate is a `cdylib` (and an `rlib`, to test it natively); `tenon plugin build` makes the component. Off wasm32 the
 //! macros are empty and [`log`] writes to stderr, so `cargo test`, `cargo clippy` and documentation work as anywhere.
 
@@ -54,6 +61,7 @@ pub mod sync;
 
 #[doc(hidden)]
 pub mod export;
+mod form;
 mod plugin;
 
 /// The bindings that all kinds share.
@@ -71,6 +79,7 @@ pub mod host {
     });
 }
 
+pub use form::{Form, unknown_version};
 pub use plugin::{Plugin, settings};
 pub use serde;
 #[doc(hidden)]

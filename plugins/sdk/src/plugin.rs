@@ -13,8 +13,9 @@ pub trait Plugin: Sized + 'static {
     /// JSON Schema of [`Settings`](Self::Settings). The node checks a configuration against it before the plugin sees it.
     const SCHEMA: &'static str = "{}";
 
-    /// Which form the memory has: raise it when an older version's memory must not be read. The node hands memory on to
-    /// a new version of this plugin only when the number is the same.
+    /// Which form the memory has: raise it when an older version's memory must not be read as it is. The node hands
+    /// memory on to a new version of this plugin when the number is the same, or through its kind's `Migrate`; else
+    /// memory begins anew.
     const MEMORY_VERSION: u32 = 1;
 
     /// Makes the plugin.

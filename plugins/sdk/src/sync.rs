@@ -7,7 +7,7 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::Plugin;
+use crate::{Form, Plugin};
 
 pub use wit::exports::tenon::sync::strategy::{
     Action, Arrival, Event, Failure, Fetch, Fork, InFlight, Limits, Peer, PeerId, Penalty, RequestId, Snapshot, View,
@@ -28,6 +28,19 @@ pub mod wit {
     });
 }
 
+/// The bindings of the optional part.
+#[doc(hidden)]
+pub mod wit_migration {
+    wit_bindgen::generate!({
+        inline: "package tenon:sdk@0.1.0; world sync-migration-part { export tenon:sync/migration@0.1.0; }",
+        path: ["../../wit/host", "../../wit/chain", "../../wit/sync"],
+        runtime_path: "::tenon_sdk::wit_bindgen::rt",
+        generate_all,
+        pub_export_macro: true,
+        default_bindings_module: "tenon_sdk::sync::wit_migration",
+    });
+}
+
 /// Plans a follower's requests.
 pub trait Strategy: Plugin {
     /// What it remembers from call to call: kept by the node, and handed on to the next version. A memory that another
@@ -39,14 +52,86 @@ pub trait Strategy: Plugin {
     fn next(&self, view: &View, events: &[Event], memory: &mut Self::Memory) -> Vec<Action>;
 }
 
-/// Makes a [`Strategy`] the plugin of this crate; once a crate. Empty off wasm32.
+/// Takes over the memory of older versions, and gives it back.
+///
+/// The node asks with the first call of this version, and before this version goes live: an error or a panic then keeps it
+/// out.
+///
+/// ```
+/// use tenon_sdk::Form;
+/// use tenon_sdk::sync::{Strategy, Migrate};
+/// # use tenon_sdk::sync::{Action, Event, View};
+/// # use tenon_sdk::{Plugin, serde::Deserialize};
+/// # struct Planner;
+/// # #[derive(Deserialize)]
+/// # #[serde(crate = "tenon_sdk::serde")]
+/// # struct Settings {}
+/// # impl Plugin for Planner {
+/// #     type Settings = Settings;
+/// #     const MEMORY_VERSION: u32 = 2;
+/// #     fn new(_: Settings) -> Result<Self, String> { Ok(Self) }
+/// # }
+/// # impl Strategy for Planner {
+/// #     type Memory = (u64, String);
+/// #     fn next(&self, _: &View, _: &[Event], _: &mut Self::Memory) -> Vec<Action> { Vec::new() }
+/// # }
+///
+/// /// Version 1 kept a count, version 2 keeps the latest as well.
+/// impl Migrate for Planner {
+///     fn upgrade(&self, from: Form<'_>, memory: &[u8]) -> Result<Self::Memory, String> {
+///         match from.version() {
+///             1 => Ok((from.read::<u64>(memory)?, String::new())),
+///             _ => from.unknown(),
+///         }
+///     }
+///
+///     fn downgrade(&self, to: Form<'_>, (count, _): Self::Memory) -> Result<Vec<u8>, String> {
+///         match to.version() {
+///             1 => Ok(to.write::<u64>(&count)),
+///             _ => to.unknown(),
+///         }
+///     }
+/// }
+///
+/// tenon_sdk::export_strategy!(Planner, migrating);
+/// # fn main() {}
+/// ```
+pub trait Migrate: Strategy {
+    /// Reads the memory that an older version left in the form `from`; never an empty one.
+    ///
+    /// Errors: why it cannot be read; it then starts afresh.
+    fn upgrade(&self, from: Form<'_>, memory: &[u8]) -> Result<Self::Memory, String>;
+
+    /// Writes a memory for an older version in the form `to`.
+    ///
+    /// Errors: as [`upgrade`](Self::upgrade).
+    fn downgrade(&self, to: Form<'_>, memory: Self::Memory) -> Result<Vec<u8>, String>;
+}
+
+/// Makes a [`Strategy`] the plugin of this crate; once a crate. With `migrating`, `export_strategy!(MyStrategy, migrating)`, its
+/// [`Migrate`] as well. Empty off wasm32.
 #[macro_export]
 macro_rules! export_strategy {
     ($strategy:ty) => {
+        $crate::__export_strategy!($strategy, Strategy, {});
+    };
+    ($strategy:ty, migrating) => {
+        $crate::__export_strategy!($strategy, Migrate, {
+            $crate::__export_migration!(sync, $strategy);
+        });
+    };
+}
+
+/// What both forms of [`export_strategy!`](crate::export_strategy) come to: the trait that must be there, and what is exported beyond the
+/// kind's interface.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __export_strategy {
+    ($strategy:ty, $needed:ident, { $($more:tt)* }) => {
         #[cfg(target_arch = "wasm32")]
         const _: () = {
             $crate::__export_lifecycle!($strategy);
-    $crate::sync::wit::export!(Export with_types_in $crate::sync::wit);
+            $crate::sync::wit::export!(Export with_types_in $crate::sync::wit);
 
             impl $crate::sync::wit::exports::tenon::sync::strategy::Guest for Export {
                 fn next(
@@ -60,12 +145,14 @@ macro_rules! export_strategy {
                     })
                 }
             }
+
+            $($more)*
         };
         // Off wasm32 nothing is exported, but what would be is still checked.
         #[cfg(not(target_arch = "wasm32"))]
         const _: fn() = || {
-            fn is_strategy<S: $crate::sync::Strategy>() {}
-            is_strategy::<$strategy>();
+            fn is_there<P: $crate::sync::$needed>() {}
+            is_there::<$strategy>();
         };
     };
 }

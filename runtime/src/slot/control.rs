@@ -2,7 +2,7 @@
 //! the slot's [`Machine`] and then one pointer.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     path::PathBuf,
     sync::{
         Arc, PoisonError,
@@ -22,6 +22,7 @@ use crate::{
     journal::{Chunk, GenerationInfo, Recorder},
     kind::Kind,
     load::{MemoryId, Plugin, Rejection, Stage},
+    memory::Remembered,
     rollout::{
         Evidence, Input, Kept as KeptMachine, Machine, Phase, Picture, Probation, Refused, Rollout, Transition, Trial,
     },
@@ -41,8 +42,8 @@ pub(super) struct Control<K: Kind> {
     pub(super) settings: Value,
     pub(super) last_error: Option<String>,
     pub(super) rejected: Option<Rejection>,
-    /// Whose memory the last change of hands lost, and to which generation.
-    pub(super) lost: Option<(MemoryId, u64)>,
+    /// Whose memory could not be handed to which generation; each is told once.
+    pub(super) lost: HashSet<(MemoryId, u64)>,
     /// The memory that is about, also while the built-in serves.
     memory_id: MemoryId,
     /// What the last shadow came to.
@@ -77,7 +78,7 @@ impl<K: Kind> Control<K> {
             settings: Value::Null,
             last_error: None,
             rejected: None,
-            lost: None,
+            lost: HashSet::new(),
             memory_id: MemoryId::BUILTIN,
             divergence: None,
             to_journal: vec![GenerationInfo {
@@ -206,19 +207,19 @@ impl<K: Kind> Inner<K> {
             Some(Trial::Canary(number, percent)) => made(Some(number)).map(|canary| (canary, percent)),
             _ => None,
         };
-        // Whoever wrote memories and goes back is needed to turn them back.
-        let back = |step: &&Transition| matches!(step.phase, Phase::Quarantined | Phase::Rejected);
-        let gone_back = steps.iter().find(back).and_then(|step| made(Some(step.generation)));
-        let gone_back = gone_back.filter(|gone| gone.can_migrate()).or_else(|| serving.gone_back.clone());
-        let former = serving.live.clone();
-        let next = Arc::new(Serving {
-            live: made(live),
-            previous: made(previous),
-            canary,
-            shadow,
-            gone_back: gone_back.filter(|_| !steps.iter().any(|step| step.phase == Phase::Previous)),
-            then: None,
+        let live_one = made(live);
+        // Whoever wrote memories in a newer form than what is written now is needed to turn them back. While the
+        // built-in serves nothing is: a plugin that was taken out must not stay.
+        let gone_back = live_one.as_ref().and_then(|live| {
+            let newer = |writer: &&Arc<Generation<K>>| {
+                let (its, own) = (&writer.memory_id, &live.memory_id);
+                writer.can_migrate() && its.plugin == own.plugin && its.version > own.version
+            };
+            serving.writers().filter(newer).max_by_key(|writer| (writer.memory_id.version, writer.number)).cloned()
         });
+        let former = serving.live.clone();
+        let next =
+            Arc::new(Serving { live: live_one, previous: made(previous), canary, shadow, gone_back, then: None });
         if let Some(ended) = &serving.shadow
             && next.shadow.as_ref().is_none_or(|shadow| !Arc::ptr_eq(shadow, ended))
         {
@@ -248,6 +249,9 @@ impl<K: Kind> Inner<K> {
         let events = self.tell(control, steps, former.as_deref(), &next);
         let everyone = [live, previous, trial.map(Trial::generation)];
         control.made.retain(|number, _| everyone.contains(&Some(*number)));
+        // Calls of one that just went may still be under way.
+        let oldest = everyone.into_iter().flatten().min().unwrap_or(u64::MAX);
+        control.lost.retain(|(_, number)| *number >= oldest);
         control.changed = true;
         control.urgent |= steps.iter().any(|step| step.phase == Phase::Quarantined);
         // One pointer. Whoever is in the middle of a call ends it where it began; the last of them frees the old one.
@@ -266,8 +270,8 @@ impl<K: Kind> Inner<K> {
             }
         };
         drop((before, held));
-        if let Some(previous) = &next.previous {
-            previous.cool();
+        for idle in [&next.previous, &next.gone_back].into_iter().flatten() {
+            idle.cool();
         }
         for event in events {
             self.events.send(event);
@@ -318,11 +322,14 @@ impl<K: Kind> Inner<K> {
         {
             let from = std::mem::replace(&mut control.memory_id, live.memory_id.clone());
             let same = from.plugin == live.memory_id.plugin;
-            let knows = |generation: &Generation<K>| generation.can_migrate();
-            let handed = same && (next.everyone().any(|generation| knows(generation)) || former.is_some_and(knows));
-            if from != MemoryId::BUILTIN && !handed {
-                control.lost = Some((from.clone(), live.number));
-                let reason = if same { "neither version exports the migration interface" } else { "another plugin's" };
+            let is_known = match from.version < live.memory_id.version {
+                true => live.can_migrate(),
+                false => next.downgrader(&from).is_some(),
+            };
+            let mut is_new = || control.lost.insert((from.clone(), live.number));
+            if from != MemoryId::BUILTIN && !(same && is_known) && is_new() {
+                let reason =
+                    if same { "the newer version does not export the migration interface" } else { "another plugin's" };
                 let (from, to) = (from.to_string(), live.memory_id.to_string());
                 let change = Change::MemoryReset { from, to, reason: reason.to_owned() };
                 events.push(self.event(Some(live), change));
@@ -333,23 +340,20 @@ impl<K: Kind> Inner<K> {
 
     /// Whether the candidate can take over what there is, shown on a sample.
     fn check_migration(&self, candidate: &Generation<K>) -> Result<(), Rejection> {
+        if !candidate.can_migrate() {
+            return Ok(());
+        }
         let own = &candidate.memory_id;
         let mut sample = Vec::new();
         for shard in &self.shards {
-            // A shard in the middle of a call is left out rather than waited for.
-            let Ok(kept) = shard.kept.try_lock() else {
-                continue;
-            };
-            sample.extend(kept.plugin.some(MIGRATION_SAMPLE - sample.len()).cloned());
-            if sample.len() >= MIGRATION_SAMPLE {
-                break;
-            }
+            // Waits for a call under way, a deadline at most: what is skipped under load is missed when it matters.
+            sample.extend(shard.lock().plugin.some(MIGRATION_SAMPLE - sample.len()).cloned());
         }
         for kept in sample {
             let id = self.form(kept.form);
-            if id.plugin == own.plugin && id.version < own.version && candidate.can_migrate() {
-                candidate.migrate(Way::Up, id.version, &kept.memory).map_err(|reason| {
-                    Rejection::new(Stage::Migrate, format!("a live memory of {id}: {reason}"))
+            if id.plugin == own.plugin && id.version < own.version {
+                candidate.migrate(0, Way::Up, id.version, &kept.memory).map_err(|problem| {
+                    Rejection::new(Stage::Migrate, format!("a live memory of {id}: {problem}"))
                         .of(candidate.plugin.digest)
                 })?;
             }
@@ -395,13 +399,18 @@ impl<K: Kind> Inner<K> {
         let mut give = |calls: &mut Vec<Call<K>>| {
             // What was left over by a candidate that is gone is not in step with this one's memories.
             for call in calls.drain(..).filter(|call| call.shadow == shadow.generation.number) {
-                let adopt = |kept: &crate::memory::Remembered<K::Memory>| {
+                // Nothing is lost here: the memories are the live version's, and it still has them.
+                let adopt = |kept: &Remembered<K::Memory>| {
                     let id = self.form(kept.form);
-                    // What the live version could not read either is nothing to be told twice.
-                    if id.plugin == shadow.generation.memory_id.plugin || id == MemoryId::BUILTIN {
-                        return self.adopt(serving, &shadow.generation, &id, &kept.memory);
-                    }
-                    K::Memory::default()
+                    let migrated = serving.migrate(0, &shadow.generation, &id, &kept.memory);
+                    migrated.unwrap_or_else(|(asked, problem)| {
+                        let is_its_own = id.plugin == asked.memory_id.plugin && asked.can_migrate();
+                        if is_its_own && asked.number == shadow.generation.number {
+                            failed += 1;
+                            self.control().last_error = Some(format!("a live memory of {id}: {problem}"));
+                        }
+                        K::Memory::default()
+                    })
                 };
                 failed += u64::from(shadow.compare(&call, adopt));
             }

@@ -27,7 +27,7 @@ pub use self::status::{Condition, GenerationStatus, Role, Status};
 use crate::{
     engine::Engine,
     event::{Change, Event, Events},
-    generation::{Generation, Way},
+    generation::{Generation, Unmigrated, Way},
     health::Turn,
     journal::{self, Journal, Outcome, RecordId, Recorder},
     kind::Kind,
@@ -170,7 +170,7 @@ struct Serving<K: Kind> {
     /// Answers keys whose hash, in 100ths of its range, lies below.
     canary: Option<(Arc<Generation<K>>, u8)>,
     shadow: Option<Arc<Shadow<K>>>,
-    /// One that went back, as long as memories in its form may be left: it knows how to turn them back.
+    /// One that went back, as long as an older form is written: it knows how to turn the memories that it left.
     gone_back: Option<Arc<Generation<K>>>,
     /// What answers instead as soon as the flag is up: so several slots switch at one instant.
     then: Option<(Arc<AtomicBool>, Arc<Serving<K>>)>,
@@ -206,6 +206,19 @@ struct Steps<K: Kind> {
 struct FailedEvents {
     next: Option<Instant>,
     unreported: u64,
+}
+
+/// A memory of another version, as its reader gets it.
+struct Adopted<K: Kind> {
+    memory: K::Memory,
+    /// If it could not be turned, and this is the default.
+    lost: Option<Lost>,
+}
+
+/// A memory that nobody could hand over.
+struct Lost {
+    from: MemoryId,
+    reason: String,
 }
 
 /// A key and what belongs to its call.
@@ -347,11 +360,11 @@ impl<K: Kind> Slot<K> {
             if !generation.admits(request) {
                 continue;
             }
-            let converted = match id {
-                Some(id) if *id != generation.memory_id => Some(inner.adopt(serving, generation, id, memory)),
+            let adopted = match id {
+                Some(id) if *id != generation.memory_id => Some(inner.adopt(turn, serving, generation, id, memory)),
                 _ => None,
             };
-            let memory = converted.as_ref().unwrap_or(memory);
+            let memory = adopted.as_ref().map_or(memory, |adopted| &adopted.memory);
             inner.counts.steps.fetch_add(1, Ordering::Relaxed);
             let (result, turned) = generation.call_anywhere(turn, request, memory);
             if turned != Turn::None {
@@ -367,6 +380,9 @@ impl<K: Kind> Slot<K> {
                     };
                     if failure.is_some() {
                         inner.counts.rescues.fetch_add(1, Ordering::Relaxed);
+                    }
+                    if let Some(lost) = adopted.and_then(|adopted| adopted.lost) {
+                        inner.memory_lost(generation, lost);
                     }
                     return Step { answer, memory: new, memory_id: generation.memory_id.clone(), by, failure };
                 }
@@ -448,10 +464,52 @@ impl<K: Kind> Serving<K> {
         if live.number == generation.number { self.previous.as_ref() } else { Some(live) }
     }
 
-    fn everyone(&self) -> impl Iterator<Item = &Arc<Generation<K>>> {
+    /// Those whose memories are kept: all but the shadow.
+    fn writers(&self) -> impl Iterator<Item = &Arc<Generation<K>>> {
         let canary = self.canary.as_ref().map(|(canary, _)| canary);
-        let shadow = self.shadow.as_ref().map(|shadow| &shadow.generation);
-        [self.live.as_ref(), self.previous.as_ref(), canary, shadow, self.gone_back.as_ref()].into_iter().flatten()
+        [self.live.as_ref(), self.previous.as_ref(), canary, self.gone_back.as_ref()].into_iter().flatten()
+    }
+
+    /// Who can turn a memory of `id` into one of an older version: the one that wrote it, or one that is newer still.
+    fn downgrader(&self, id: &MemoryId) -> Option<&Arc<Generation<K>>> {
+        let knows = |writer: &&Arc<Generation<K>>| {
+            let own = &writer.memory_id;
+            writer.can_migrate() && own.plugin == id.plugin && own.version >= id.version
+        };
+        self.writers().filter(knows).min_by_key(|writer| writer.memory_id.version)
+    }
+
+    /// The memory of `id` as one that `generation` can read. Errors: why not, and who was asked.
+    fn migrate<'a>(
+        &'a self,
+        at: usize,
+        generation: &'a Arc<Generation<K>>,
+        id: &MemoryId,
+        memory: &K::Memory,
+    ) -> Result<K::Memory, (&'a Arc<Generation<K>>, Unmigrated)> {
+        let own = &generation.memory_id;
+        let refused = |reason: String| Err((generation, Unmigrated::Refused(reason)));
+        if id == own {
+            return Ok(memory.clone());
+        }
+        if id.plugin != own.plugin {
+            return refused(format!("it is of {id}"));
+        }
+        if id.version < own.version {
+            return generation.migrate(at, Way::Up, id.version, memory).map_err(|problem| (generation, problem));
+        }
+        let Some(newer) = self.downgrader(id) else {
+            return refused("no version that knows it and exports the migration interface is left".to_owned());
+        };
+        // On the first bench: of one that went back, no other has an instance.
+        let ask = |way, version, memory: &K::Memory| {
+            newer.migrate(0, way, version, memory).map_err(|problem| (newer, problem))
+        };
+        if newer.memory_id == *id {
+            ask(Way::Down, own.version, memory)
+        } else {
+            ask(Way::Down, own.version, &ask(Way::Up, id.version, memory)?)
+        }
     }
 }
 
@@ -465,50 +523,48 @@ impl<K: Kind> Inner<K> {
         asked: &Asked<'_, K>,
     ) -> Result<(K::Answer, Option<RecordId>), Failure> {
         let Kept { plugin, waiting, recorder, .. } = kept;
-        let mut found = plugin.find(asked.hash, asked.key);
-        if let Some(found) = &mut found
-            && found.form != generation.form
-        {
-            let id = self.form(found.form);
-            found.memory = self.adopt(serving, generation, &id, &found.memory);
-            (found.form, found.epoch) = (generation.form, 0);
-        }
-        let recorder = recorder.as_mut().filter(|_| journal::sampled(asked.hash, self.sample));
-        let tapped = serving.shadow.is_some() || recorder.is_some();
-        let before = tapped.then(|| found.as_deref().cloned().unwrap_or_default());
-        let (result, turn) = match &found {
-            Some(found) => generation.call(asked.at, asked.request, &found.memory),
-            None => generation.call(asked.at, asked.request, &K::Memory::default()),
+        let found = plugin.find(asked.hash, asked.key);
+        // Kept only with the answer: whoever stands in after a failure finds the memory in the form that it had.
+        let adopted = found
+            .as_deref()
+            .filter(|found| found.form != generation.form)
+            .map(|found| self.adopt(asked.at, serving, generation, &self.form(found.form), &found.memory));
+        let none = K::Memory::default();
+        let (memory, form, mut journaled) = match (&adopted, &found) {
+            (Some(adopted), _) => (&adopted.memory, generation.form, 0),
+            (None, Some(found)) => (&found.memory, generation.form, found.epoch),
+            (None, None) => (&none, 0, 0),
         };
+        let before = serving.shadow.is_some().then(|| Remembered { memory: memory.clone(), form, epoch: 0 });
+        let (result, turn) = generation.call(asked.at, asked.request, memory);
         if turn != Turn::None {
             self.turned(generation, turn);
         }
-        let mut journaled = found.as_ref().map_or(0, |found| found.epoch);
-        let record = match (&before, recorder) {
-            (Some(before), Some(recorder)) => {
-                let outcome = match &result {
-                    Ok((answer, memory)) => Outcome::Answered { answer, memory },
-                    Err(failure) => Outcome::Failed(failure),
-                };
-                recorder.record(generation.number, asked.key, &mut journaled, asked.request, &before.memory, outcome)
-            }
-            _ => None,
-        };
+        let mut record = None;
+        if let Some(recorder) = recorder.as_mut().filter(|_| journal::sampled(asked.hash, self.sample)) {
+            let outcome = match &result {
+                Ok((answer, memory)) => Outcome::Answered { answer, memory },
+                Err(failure) => Outcome::Failed(failure),
+            };
+            record = recorder.record(generation.number, asked.key, &mut journaled, asked.request, memory, outcome);
+        }
         let (answer, memory) = match result {
             Ok(answered) => answered,
             Err(failure) => {
                 if let Some(found) = found {
-                    found.epoch = journaled;
+                    // Where it was adopted, the journal holds another memory than the one that stays.
+                    found.epoch = if adopted.is_none() { journaled } else { 0 };
                 }
                 return Err(failure);
             }
         };
+        if let Some(lost) = adopted.and_then(|adopted| adopted.lost) {
+            self.memory_lost(generation, lost);
+        }
+        let kept = Remembered { memory, form: generation.form, epoch: journaled };
         match found {
-            Some(found) => (found.memory, found.epoch) = (memory, journaled),
-            None => {
-                let kept = Remembered { memory, form: generation.form, epoch: journaled };
-                plugin.add(asked.hash, asked.key.clone(), kept);
-            }
+            Some(found) => *found = kept,
+            None => drop(plugin.add(asked.hash, asked.key.clone(), kept)),
         }
         if let Some(before) = before {
             tap(serving, waiting, asked, before, &answer, false);
@@ -626,37 +682,30 @@ impl<K: Kind> Inner<K> {
         waiting.add(shadow, None, request, before, answer, by_builtin);
     }
 
-    /// The memory of `id` as one that `generation` can read; the default where nobody knows how.
+    /// The memory of `id` as one that `generation` can read; the default where that fails, or nobody knows how.
     #[cold]
     fn adopt(
         &self,
+        at: usize,
         serving: &Serving<K>,
         generation: &Arc<Generation<K>>,
         id: &MemoryId,
         memory: &K::Memory,
-    ) -> K::Memory {
-        let own = &generation.memory_id;
-        if id == own {
-            return memory.clone();
-        }
-        let migrated = if id.plugin != own.plugin {
-            Err(format!("it is of {id}"))
-        } else if id.version < own.version {
-            generation.migrate(Way::Up, id.version, memory)
-        } else {
-            // The newer version knows both forms.
-            let newer = serving.everyone().find(|other| other.memory_id == *id && other.can_migrate());
-            newer.map_or(Err("no version that wrote it is left".to_owned()), |newer| {
-                newer.migrate(Way::Down, own.version, memory)
-            })
+    ) -> Adopted<K> {
+        let (asked, problem) = match serving.migrate(at, generation, id, memory) {
+            Ok(memory) => return Adopted { memory, lost: None },
+            Err(unmigrated) => unmigrated,
         };
-        migrated.unwrap_or_else(|reason| {
-            if *id != MemoryId::BUILTIN {
-                self.counts.memories_lost.fetch_add(1, Ordering::Relaxed);
-                self.memory_lost(generation, id, &reason);
+        let reason = problem.to_string();
+        if let Unmigrated::Failed(failure) = problem {
+            let (failure, turn) = asked.blame(failure, None);
+            if turn != Turn::None {
+                self.turned(asked, turn);
             }
-            K::Memory::default()
-        })
+            self.report(asked, &failure);
+        }
+        let lost = (*id != MemoryId::BUILTIN).then(|| Lost { from: id.clone(), reason });
+        Adopted { memory: K::Memory::default(), lost }
     }
 
     fn form(&self, form: u32) -> MemoryId {
@@ -675,20 +724,14 @@ impl<K: Kind> Inner<K> {
     }
 
     #[cold]
-    fn memory_lost(&self, generation: &Generation<K>, from: &MemoryId, reason: &str) {
+    fn memory_lost(&self, generation: &Generation<K>, lost: Lost) {
+        self.counts.memories_lost.fetch_add(1, Ordering::Relaxed);
         // One event for each change of hands is news; each key's is not.
-        let mut control = self.control();
-        if control.lost.as_ref() == Some(&(from.clone(), generation.number)) {
-            return;
+        if self.control().lost.insert((lost.from.clone(), generation.number)) {
+            let (from, to) = (lost.from.to_string(), generation.memory_id.to_string());
+            let change = Change::MemoryReset { from, to, reason: lost.reason };
+            self.events.send(self.event(Some(generation), change));
         }
-        control.lost = Some((from.clone(), generation.number));
-        drop(control);
-        let change = Change::MemoryReset {
-            from: from.to_string(),
-            to: generation.memory_id.to_string(),
-            reason: reason.to_owned(),
-        };
-        self.events.send(self.event(Some(generation), change));
     }
 
     fn event(&self, generation: Option<&Generation<K>>, change: Change) -> Event {

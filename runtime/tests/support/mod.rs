@@ -72,6 +72,12 @@ pub enum Mode {
     Leak = 12,
     /// Traps for every client from 100 on.
     TrapFromHundred = 13,
+    /// Answers how often this key's memory was upgraded.
+    Upgrades = 14,
+    /// Answers how often this key's memory was downgraded.
+    Downgrades = 15,
+    /// Answers how many memories this instance was asked to migrate.
+    Migrations = 16,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -196,6 +202,7 @@ impl Kind for Echo {
     type Answer = Vec<u8>;
     type Memory = Vec<u8>;
     type Wire = Vec<u8>;
+    const MIGRATION: Option<&'static str> = Some("tenon-test:echo/migration@0.1.0");
     world!(echo_world::EchoPlugin, echo_world::EchoPluginIndices);
 
     fn step(
@@ -248,7 +255,16 @@ pub struct Text {
     pub mode: u32,
     /// Pages of memory at first.
     pub pages: u32,
+    /// How the counter keeps its sum: times this.
+    pub form: u32,
+    /// Whether it exports `migration`, in which a version's form is its memory-version.
+    pub migrates: bool,
 }
+
+/// A sum that a counter will not migrate, saying so.
+pub const UNWILLING: u64 = 666;
+/// A sum on which its migration traps.
+pub const TRAPPING: u64 = 667;
 
 impl Text {
     pub fn new(name: &str, build: u32) -> Text {
@@ -262,7 +278,14 @@ impl Text {
             configure: 0,
             mode: 0,
             pages: 2,
+            form: 1,
+            migrates: false,
         }
+    }
+
+    /// A version that migrates, in this form of memory.
+    pub fn migrating(name: &str, build: u32, memory_version: u32) -> Text {
+        Text { memory_version, form: memory_version, migrates: true, ..Text::new(name, build) }
     }
 
     /// The start of a core module: memory, texts, allocator, lifecycle.
@@ -313,13 +336,48 @@ impl Text {
         )
     }
 
-    /// The counter's core module.
+    /// The counter's `migration`, as core functions; empty where it has none.
+    fn counter_migration(&self) -> String {
+        if !self.migrates {
+            return String::new();
+        }
+        let own = self.form;
+        let cell = "(param $sum i64) (param $calls i64) (param $ups i64) (param $downs i64) (result i32)";
+        format!(
+            r#"
+            (func $migrate (param $from i32) (param $to i32) {cell}
+              (global.set $migrated (i64.add (global.get $migrated) (i64.const 1)))
+              (local.set $sum (i64.div_u (local.get $sum) (i64.extend_i32_u (local.get $from))))
+              (if (i64.eq (local.get $sum) (i64.const {TRAPPING})) (then (unreachable)))
+              (i32.store8 (i32.const 256) (i64.eq (local.get $sum) (i64.const {UNWILLING})))
+              (if (i32.load8_u (i32.const 256)) (then
+                (i32.store (i32.const 264) (i32.const 544))
+                (i32.store (i32.const 268) (i32.const 13))
+                (return (i32.const 256))))
+              (i64.store (i32.const 264) (i64.mul (local.get $sum) (i64.extend_i32_u (local.get $to))))
+              (i64.store (i32.const 272) (local.get $calls))
+              (i64.store (i32.const 280) (local.get $ups))
+              (i64.store (i32.const 288) (local.get $downs))
+              (i32.const 256))
+            (func (export "tenon-test:counter/migration@0.1.0#upgrade") (param $from i32) {cell}
+              (call $migrate (local.get $from) (i32.const {own}) (local.get $sum) (local.get $calls)
+                (i64.add (local.get $ups) (i64.const 1)) (local.get $downs)))
+            (func (export "tenon-test:counter/migration@0.1.0#downgrade") (param $to i32) {cell}
+              (call $migrate (i32.const {own}) (local.get $to) (local.get $sum) (local.get $calls)
+                (local.get $ups) (i64.add (local.get $downs) (i64.const 1))))"#
+        )
+    }
+
+    /// The counter's core module. A memory read in another form than it was written in is wrong.
     pub fn counter_core(&self) -> String {
         let (common, build, mode) = (self.common(), self.build, self.mode);
+        let (migration, form) = (self.counter_migration(), self.form);
         format!(
             r#"(module
             {common}
             (global $served (mut i32) (i32.const 0))
+            (global $migrated (mut i64) (i64.const 0))
+            {migration}
             (func $recurse (param i32) (result i32)
               (i32.add (i32.const 1) (call $recurse (i32.add (local.get 0) (i32.const 1)))))
             (func (export "tenon-test:counter/counter@0.1.0#count")
@@ -327,6 +385,7 @@ impl Text {
               (param $sum i64) (param $calls i64) (param $two i64) (param $three i64) (result i32)
               (local $mode i32)
               (local.set $mode (select (local.get $asked) (i32.const {mode}) (local.get $asked)))
+              (local.set $sum (i64.div_u (local.get $sum) (i64.const {form})))
               (block $done
                 (br_if $done (i32.eqz (local.get $mode)))
                 (if (i32.eq (local.get $mode) (i32.const 1)) (then (unreachable)))
@@ -355,8 +414,11 @@ impl Text {
               (if (i32.eq (local.get $mode) (i32.const 5)) (then (i32.store8 (i32.const 192) (i32.const 2))))
               (local.set $sum (i64.add (local.get $sum) (local.get $add)))
               (i64.store (i32.const 200) (local.get $sum))
+              (if (i32.eq (local.get $mode) (i32.const 14)) (then (i64.store (i32.const 200) (local.get $two))))
+              (if (i32.eq (local.get $mode) (i32.const 15)) (then (i64.store (i32.const 200) (local.get $three))))
+              (if (i32.eq (local.get $mode) (i32.const 16)) (then (i64.store (i32.const 200) (global.get $migrated))))
               (i32.store (i32.const 208) (i32.const {build}))
-              (i64.store (i32.const 216) (local.get $sum))
+              (i64.store (i32.const 216) (i64.mul (local.get $sum) (i64.const {form})))
               (i64.store (i32.const 224) (i64.add (local.get $calls) (i64.const 1)))
               (i64.store (i32.const 232) (local.get $two))
               (i64.store (i32.const 240) (local.get $three))
@@ -364,12 +426,30 @@ impl Text {
         )
     }
 
-    /// The echo's core module.
+    /// The echo's core module. Migrating, it writes the version over the memory's first byte.
     pub fn echo_core(&self) -> String {
         let common = self.common();
+        let function = |name: &str, version: &str| {
+            format!(
+                r#"
+            (func (export "tenon-test:echo/migration@0.1.0#{name}")
+              (param $version i32) (param $memory i32) (param $len i32) (result i32)
+              (i32.store8 (local.get $memory) (i32.add (i32.const 48) {version}))
+              (i32.store8 (i32.const 256) (i32.const 0))
+              (i32.store (i32.const 260) (local.get $memory))
+              (i32.store (i32.const 264) (local.get $len))
+              (i32.const 256))"#
+            )
+        };
+        let own = format!("(i32.const {})", self.memory_version);
+        let migration = match self.migrates {
+            true => function("upgrade", &own) + &function("downgrade", "(local.get $version)"),
+            false => String::new(),
+        };
         format!(
             r#"(module
             {common}
+            {migration}
             (func (export "tenon-test:echo/echo@0.1.0#say")
               (param $text i32) (param $text_len i32) (param $memory i32) (param $memory_len i32) (result i32)
               (i32.store (i32.const 192) (local.get $memory))
@@ -388,11 +468,16 @@ impl Text {
     }
 
     pub fn counter(&self) -> Vec<u8> {
-        component(&self.counter_core(), &[COUNTER_WIT], Counter::WORLD)
+        component(&self.counter_core(), &[COUNTER_WIT], &self.world("tenon-test:counter/counter-plugin"))
     }
 
     pub fn echo(&self) -> Vec<u8> {
-        component(&self.echo_core(), &[ECHO_WIT], Echo::WORLD)
+        component(&self.echo_core(), &[ECHO_WIT], &self.world("tenon-test:echo/echo-plugin"))
+    }
+
+    fn world(&self, name: &str) -> String {
+        let migrating = if self.migrates { "-migrating" } else { "" };
+        format!("{name}{migrating}@0.1.0")
     }
 }
 
