@@ -43,6 +43,7 @@ pub(crate) struct Generation<K: Kind> {
     poison: Mutex<Poison>,
     /// True while `health` or `poison` has something to remember; the only thing that a healthy call looks at.
     unwell: AtomicBool,
+    is_cool: AtomicBool,
     failures: AtomicU64,
     latency: Latency,
     can_migrate: bool,
@@ -122,6 +123,7 @@ impl<K: Kind> Generation<K> {
                 backoff_max: Duration::from_millis(limits.backoff_max_ms),
             })),
             unwell: AtomicBool::new(false),
+            is_cool: AtomicBool::new(false),
             failures: AtomicU64::new(0),
             latency: Latency::default(),
             can_migrate: false,
@@ -149,13 +151,22 @@ impl<K: Kind> Generation<K> {
         Ok(())
     }
 
-    /// Drops idle instances but one: the generation is kept to go back to, and is not asked for now.
+    /// Keeps one instance only, also of those that are in a call now: the generation is there to go back to, and is
+    /// hardly asked.
     pub(crate) fn cool(&self) {
+        self.is_cool.store(true, Ordering::Relaxed);
+        // A call that ends looks at this one flag, and only then at what it stands for.
+        self.unwell.store(true, Ordering::Relaxed);
         for bench in &self.benches[1..] {
             if let Ok(mut idle) = bench.idle.try_lock() {
                 *idle = None;
             }
         }
+    }
+
+    /// Keeps an instance on every bench again.
+    pub(crate) fn uncool(&self) {
+        self.is_cool.store(false, Ordering::Relaxed);
     }
 
     /// Benches that hold an instance, or are in use.
@@ -244,8 +255,13 @@ impl<K: Kind> Generation<K> {
         }
         match answer {
             Ok(answer) => {
-                let turn = if self.unwell.load(Ordering::Relaxed) { self.succeeded(subject()) } else { Turn::None };
-                (Ok(answer), turn)
+                if !self.unwell.load(Ordering::Relaxed) {
+                    return (Ok(answer), Turn::None);
+                }
+                if self.is_cool.load(Ordering::Relaxed) && !std::ptr::eq(calls, &raw const self.benches[0].calls) {
+                    *idle = None;
+                }
+                (Ok(answer), self.succeeded(subject()))
             }
             Err(failure) => {
                 // A trapped instance cannot be entered again, and one that broke a rule is not trusted again.
@@ -347,7 +363,7 @@ impl<K: Kind> Generation<K> {
         }
         let mut health = self.health();
         let turn = health.succeeded();
-        if health.is_spotless() && poison.is_empty() {
+        if health.is_spotless() && poison.is_empty() && !self.is_cool.load(Ordering::Relaxed) {
             self.unwell.store(false, Ordering::Relaxed);
         }
         turn

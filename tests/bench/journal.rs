@@ -80,7 +80,13 @@ fn mutants(dir: &Path, report: &mut Report) {
     let component = std::fs::read(tenon_build::path("token-bucket")).expect("the plugin is built");
     let run = |bytes: &[u8]| replay.run(&source, bytes, Against::Journal(&|_| None), &Options::default());
     let same = run(&tenon_build::restamp(&component, "compiled again")).expect("the same policy");
-    report.at_most("answers that a recompiled, identical policy is said to change", same.changed as f64, "answers", 0.0, None);
+    report.at_most(
+        "answers that a recompiled, identical policy is said to change",
+        same.changed as f64,
+        "answers",
+        0.0,
+        None,
+    );
     let mutants = tenon_build::mutants(&component, 1, MUTANTS).expect("a component");
     let shown = |mutant: &Vec<u8>| match run(mutant) {
         Ok(result) => result.changed > 0 || result.failures.values().sum::<u64>() > 0,

@@ -79,7 +79,7 @@ mod tests {
         for mutant in &some {
             let differing = component.iter().zip(mutant).filter(|(one, other)| one != other).count();
             assert_eq!((differing, mutant.len()), (1, component.len()));
-            wasmparser::Parser::new(0).parse_all(mutant).for_each(|payload| drop(payload.unwrap()));
+            Parser::new(0).parse_all(mutant).for_each(|payload| drop(payload.unwrap()));
         }
     }
 }

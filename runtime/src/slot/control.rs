@@ -273,6 +273,9 @@ impl<K: Kind> Inner<K> {
         for idle in [&next.previous, &next.gone_back].into_iter().flatten() {
             idle.cool();
         }
+        if let Some(live) = &next.live {
+            live.uncool();
+        }
         for event in events {
             self.events.send(event);
         }
