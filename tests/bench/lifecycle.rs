@@ -6,7 +6,6 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use hdrhistogram::Histogram;
 use serde_json::json;
 use tenon::bindings::{RateLimit, builtin};
 use tenon::rate_limit::{Class, Policy, Request, Trust, Verdict, token_bucket};
@@ -14,7 +13,7 @@ use tenon::sample::Sample;
 use tenon_runtime::{By, Host, HostConfig, PluginConfig, Probation, Rollout, Slot};
 
 use crate::catch_up::{memory, prepare};
-use crate::load::load;
+use crate::load::{load, times};
 use crate::process::Process;
 use crate::report::{Report, median};
 
@@ -65,7 +64,7 @@ fn swaps(dir: &Path, report: &mut Report) {
         let mut after_100 = f64::NAN;
         std::thread::scope(|scope| {
             scope.spawn(|| {
-                let mut times = Histogram::<u64>::new(3).expect("a histogram");
+                let mut times = times();
                 let mut newest = 0;
                 for call in 0.. {
                     if done.load(Ordering::Relaxed) {

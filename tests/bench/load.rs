@@ -30,28 +30,33 @@ pub async fn load(address: SocketAddr, path: &str, accept: &str, connections: us
         tasks.spawn(async move {
             let mut connection = Connection::open(address).await;
             let (mut answers, mut bytes, mut failed) = (0_u64, 0_u64, 0_u64);
-            let mut times = Histogram::<u64>::new(3).expect("a histogram");
+            let mut taken = times();
             while started.elapsed() < time {
                 let asked = Instant::now();
                 let (status, length) = connection.ask(request.as_bytes()).await;
-                times.saturating_record(u64::try_from(asked.elapsed().as_nanos()).unwrap_or(u64::MAX));
+                taken.saturating_record(u64::try_from(asked.elapsed().as_nanos()).unwrap_or(u64::MAX));
                 answers += 1;
                 bytes += length as u64;
                 failed += u64::from(status != 200);
             }
-            (answers, bytes, failed, times)
+            (answers, bytes, failed, taken)
         });
     }
     let (mut answers, mut bytes, mut failed) = (0, 0, 0);
-    let mut all = Histogram::<u64>::new(3).expect("a histogram");
+    let mut all = times();
     while let Some(done) = tasks.join_next().await {
-        let (some, more, bad, times) = done.expect("a connection's task ends");
+        let (some, more, bad, taken) = done.expect("a connection's task ends");
         (answers, bytes, failed) = (answers + some, bytes + more, failed + bad);
-        all.add(times).expect("histograms of one kind");
+        all.add(taken).expect("histograms of one kind");
     }
     let seconds = started.elapsed().as_secs_f64();
     let p99_us = all.value_at_quantile(0.99) as f64 / 1e3;
     Answered { rate: answers as f64 / seconds, bytes: bytes as f64 / seconds, failed, p99_us }
+}
+
+/// An empty histogram of nanoseconds, up to a minute.
+pub fn times() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("bounds in order")
 }
 
 struct Connection {
