@@ -23,8 +23,7 @@
 //! # Ok(())
 //! # }
 //! ```
-//! A whole kind, from its WIT to components in text, is in `tests/support`; `examples/decide_cost.rs` hosts the node's
-//! rate limit in one file.
+//! A whole kind, from its WIT to components in text, is in `tests/support`.
 //!
 //! # Map
 //! | file | subject |
@@ -32,9 +31,11 @@
 //! | `host` | the front door: slots, first scan, watch, orders; every change under one lock, in order |
 //! | `kind` | what a kind is: one world as one typed step, and which answers are sound |
 //! | `slot` | a call: memory, generation, failure policy; where erased meets typed |
-//! | `generation` | one version in one slot: idle instances, a single call, counts |
+//! | `rollout` | the way of a generation to live and back: a pure state machine |
+//! | `shadow` | a candidate beside what serves: the same calls, answers compared |
+//! | `generation`, `latency` | one version in one slot: idle instances, a single call, counts, times |
 //! | `memory` | what is remembered by key, bounded |
-//! | `health` | healthy, quarantined, on trial: a pure state machine |
+//! | `health`, `poison` | healthy, quarantined, on trial; subjects that are set aside alone: pure state machines |
 //! | `load`, `inspect` | from bytes to a candidate; what differs from the world, item by item |
 //! | `catalog`, `watcher`, `store` | what the directory holds; when to look; what the host keeps itself |
 //! | `signature` | who may sign components, and whether a signature is theirs; pure |
@@ -47,17 +48,19 @@
 //! # A call
 //! [`Slot::decide`] locks the key's shard, loads what serves (one pointer), and runs the step on the shard's instance
 //! with a fresh deadline. The memory changes only when the answer is taken. A trap, an overrun or an unsound answer costs
-//! the instance, counts against the generation, and is answered by the built-in (or open, or closed). A healthy call takes
-//! no time stamp and allocates nothing.
+//! the instance, counts against the generation, and is answered by the generation before or the built-in (or open, or
+//! closed). A healthy call allocates nothing, and one in sixteen takes the time.
 //!
 //! # A change
-//! New bytes are read once, hashed, checked for a trusted signature, compared with the kind's world, compiled (or found in the cache), linked, described,
-//! given their settings and probed; only then does the slot's pointer change. Whatever fails on the way is a
+//! New bytes are read once, hashed, checked for a trusted signature, compared with the kind's world, compiled (or found in
+//! the cache), linked, described, given their settings and probed. Then they go live, or first into the shadow of what
+//! serves, or to a share of the keys, as the slot's [`Rollout`] says; each is one pointer. Whatever fails on the way is a
 //! [`Rejection`] with its stage and reason, and what served before serves on. Calls under way end on the generation where
-//! they began; the last of them frees it.
+//! they began. The one before is kept to answer what the new one fails, and to serve again when that happens too often.
 
 mod catalog;
 mod context;
+mod differ;
 mod digest;
 mod engine;
 mod event;

@@ -11,6 +11,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::{
+    differ::differences,
     generation::Generation,
     kind::Kind,
     memory::{Memory, Remembered},
@@ -276,7 +277,7 @@ impl<K: Kind> Seen<K> {
             Ok(answer) => json(answer),
             Err(failure) => Value::String(failure.to_string()),
         };
-        for path in differing(&before, &after) {
+        for path in differences(&before, &after) {
             *group.fields.entry(path).or_default() += 1;
         }
         if group.examples.len() < EXAMPLES_MAX {
@@ -288,48 +289,4 @@ impl<K: Kind> Seen<K> {
 
 fn json(value: &impl Serialize) -> Value {
     serde_json::to_value(value).unwrap_or_else(|error| Value::String(error.to_string()))
-}
-
-/// The paths of the fields in which two values differ, like `allow.remaining`; empty where they are equal.
-pub(crate) fn differing(one: &Value, other: &Value) -> Vec<String> {
-    fn walk(path: &str, one: &Value, other: &Value, found: &mut Vec<String>) {
-        let below = |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
-        match (one, other) {
-            (Value::Object(ones), Value::Object(others)) => {
-                let names = ones.keys().chain(others.keys().filter(|name| !ones.contains_key(*name)));
-                for name in names {
-                    let null = &Value::Null;
-                    walk(&below(name), ones.get(name).unwrap_or(null), others.get(name).unwrap_or(null), found);
-                }
-            }
-            (Value::Array(ones), Value::Array(others)) if ones.len() == others.len() => {
-                for (at, (one, other)) in ones.iter().zip(others).enumerate() {
-                    walk(&below(&at.to_string()), one, other, found);
-                }
-            }
-            _ if one == other => {}
-            _ => found.push(if path.is_empty() { "answer".to_owned() } else { path.to_owned() }),
-        }
-    }
-    let mut found = Vec::new();
-    walk("", one, other, &mut found);
-    found
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::differing;
-
-    #[test]
-    fn differences_are_named_by_their_path() {
-        let allow = |remaining: u64| json!({ "allow": { "limit": 5, "remaining": remaining } });
-        assert_eq!(differing(&allow(3), &allow(3)), Vec::<String>::new());
-        assert_eq!(differing(&allow(3), &allow(4)), ["allow.remaining"]);
-        assert_eq!(differing(&allow(3), &json!({ "throttle": {} })), ["allow", "throttle"]);
-        assert_eq!(differing(&json!("pass"), &allow(1)), ["answer"]);
-        assert_eq!(differing(&json!([1, 2]), &json!([1, 3])), ["1"]);
-        assert_eq!(differing(&json!([1]), &json!([1, 3])), ["answer"]);
-    }
 }

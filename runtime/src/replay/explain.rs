@@ -3,10 +3,9 @@
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{
-    Answer, MemoryMode, Options, Replay, as_ref, compare::differences, is_same, json, recorded_answer, report::Side,
-};
+use super::{Answer, MemoryMode, Options, Replay, as_ref, is_same, json, recorded_answer, report::Side};
 use crate::{
+    differ::differences,
     journal::{Call, GenerationInfo, Reader, RecordId, Recorded, Source},
     kind::Kind,
 };

@@ -1,9 +1,12 @@
 //! A slot: the place where one plugin of a kind serves. The only place where erased ([`Receiver`]) meets typed.
 //!
-//! Here is what a call does; [`control`] changes who answers, [`status`] says how things are.
+//! Here is what a call does; [`step`] has those whose memory the caller keeps, [`memories`] what happens to memories of
+//! another version; [`control`] changes who answers, [`status`] says how things are.
 
 mod control;
+mod memories;
 mod status;
+mod step;
 
 use std::{
     hash::BuildHasher as _,
@@ -20,14 +23,15 @@ use foldhash::fast::RandomState;
 use serde::Serialize;
 use serde_json::Value;
 
-use self::control::Control;
 pub use self::control::JournalStatus;
 pub(crate) use self::control::{How, News, Receiver};
 pub use self::status::{Condition, GenerationStatus, Role, Status};
+pub use self::step::Step;
+use self::{control::Control, step::Steps};
 use crate::{
     engine::Engine,
     event::{Change, Event, Events},
-    generation::{Generation, Unmigrated, Way},
+    generation::Generation,
     health::Turn,
     journal::{self, Journal, Outcome, RecordId, Recorder},
     kind::Kind,
@@ -71,20 +75,6 @@ pub struct Decision<K: Kind> {
     pub failure: Option<Failure>,
     /// Where the call stands in the slot's journal, if it was recorded.
     pub record: Option<RecordId>,
-}
-
-/// A step whose memory the caller keeps.
-pub struct Step<K: Kind> {
-    /// The answer.
-    pub answer: K::Answer,
-    /// The memory to hand in next time; as it was, unless a plugin gave the answer.
-    pub memory: K::Memory,
-    /// Whose memory that is: keep it beside the memory, and hand both to [`Slot::step_from`].
-    pub memory_id: MemoryId,
-    /// Who gave the answer.
-    pub by: By,
-    /// Why it was not the plugin, if the plugin was asked and failed.
-    pub failure: Option<Failure>,
 }
 
 /// The native step of a slot: it answers while no plugin does. A closure is one that takes no configuration.
@@ -194,31 +184,10 @@ struct Kept<K: Kind> {
     recorder: Option<Recorder<K>>,
 }
 
-/// What is kept of calls whose memory is the caller's.
-struct Steps<K: Kind> {
-    waiting: Waiting<K>,
-    recorder: Option<Recorder<K>>,
-    /// The last memory that was recorded, and the segment that holds it.
-    recorded: Option<(K::Memory, u32)>,
-}
-
 /// Keeps a storm of failures from becoming a storm of events.
 struct FailedEvents {
     next: Option<Instant>,
     unreported: u64,
-}
-
-/// A memory of another version, as its reader gets it.
-struct Adopted<K: Kind> {
-    memory: K::Memory,
-    /// If it could not be turned, and this is the default.
-    lost: Option<Lost>,
-}
-
-/// A memory that nobody could hand over.
-struct Lost {
-    from: MemoryId,
-    reason: String,
 }
 
 /// A key and what belongs to its call.
@@ -325,83 +294,6 @@ impl<K: Kind> Slot<K> {
         }
     }
 
-    /// One step with a memory that the caller keeps: [`step_from`](Self::step_from) for a caller that knows the memory
-    /// to be of the plugin that serves.
-    pub fn step(&self, request: &K::Request, memory: &K::Memory) -> Step<K> {
-        self.step_in(request, memory, None)
-    }
-
-    /// One step with a memory that the caller keeps, and whose it is. A memory of another version is turned into one of
-    /// the plugin that serves where it knows how; one of another plugin is not handed in: the step begins with an empty
-    /// one, and an event says so.
-    pub fn step_from(&self, request: &K::Request, memory: &K::Memory, id: &MemoryId) -> Step<K> {
-        self.step_in(request, memory, Some(id))
-    }
-
-    fn step_in(&self, request: &K::Request, memory: &K::Memory, id: Option<&MemoryId>) -> Step<K> {
-        let inner = &*self.0;
-        let serving = inner.live.load();
-        let serving = serving.now();
-        let turn = inner.turn.fetch_add(1, Ordering::Relaxed);
-        // Without keys a canary gets a share of the calls.
-        let Some(generation) = serving.chosen(inner.hasher.hash_one(turn)) else {
-            let id = id.cloned().unwrap_or(MemoryId::BUILTIN);
-            // The caller's memory may be a plugin's, to be handed on when it is back: the built-in must not write it.
-            let is_own = id == MemoryId::BUILTIN;
-            let (answer, new) = match is_own {
-                true => inner.builtin.step(request, memory),
-                false => (inner.builtin.step(request, &K::Memory::default()).0, memory.clone()),
-            };
-            inner.tap_step(serving, request, memory, None, Ok((&answer, &new)), true);
-            return Step { answer, memory: new, memory_id: id, by: By::Builtin, failure: None };
-        };
-        let mut failure = None;
-        for generation in [Some(generation), serving.other(generation)].into_iter().flatten() {
-            if !generation.admits(request) {
-                continue;
-            }
-            let adopted = match id {
-                Some(id) if *id != generation.memory_id => Some(inner.adopt(turn, serving, generation, id, memory)),
-                _ => None,
-            };
-            let memory = adopted.as_ref().map_or(memory, |adopted| &adopted.memory);
-            inner.counts.steps.fetch_add(1, Ordering::Relaxed);
-            let (result, turned) = generation.call_anywhere(turn, request, memory);
-            if turned != Turn::None {
-                inner.turned(generation, turned);
-            }
-            match result {
-                Ok((answer, new)) => {
-                    let passes = K::passes(&answer);
-                    inner.tap_step(serving, request, memory, Some(generation), Ok((&answer, &new)), passes);
-                    let (answer, by) = match passes {
-                        true => (inner.builtin.step(request, &K::Memory::default()).0, By::Builtin),
-                        false => (answer, By::Generation(generation.number)),
-                    };
-                    if failure.is_some() {
-                        inner.counts.rescues.fetch_add(1, Ordering::Relaxed);
-                    }
-                    if let Some(lost) = adopted.and_then(|adopted| adopted.lost) {
-                        inner.memory_lost(generation, lost);
-                    }
-                    return Step { answer, memory: new, memory_id: generation.memory_id.clone(), by, failure };
-                }
-                Err(failed) => {
-                    inner.tap_step(serving, request, memory, Some(generation), Err(&failed), false);
-                    inner.report(generation, &failed);
-                    failure.get_or_insert(failed);
-                }
-            }
-        }
-        inner.counts.fallbacks.fetch_add(1, Ordering::Relaxed);
-        let (answer, by) = match inner.policy_answer(request) {
-            Some(answer) => (answer, By::Policy),
-            None => (inner.builtin.step(request, &K::Memory::default()).0, By::Builtin),
-        };
-        let memory_id = id.unwrap_or(&generation.memory_id).clone();
-        Step { answer, memory: memory.clone(), memory_id, by, failure }
-    }
-
     /// Counts a failure against `generation` that the caller found while acting on its answer, if it still serves.
     pub fn refused(&self, generation: u64, refusal: Refusal) {
         let inner = &*self.0;
@@ -462,54 +354,6 @@ impl<K: Kind> Serving<K> {
     fn other(&self, generation: &Arc<Generation<K>>) -> Option<&Arc<Generation<K>>> {
         let live = self.live.as_ref()?;
         if live.number == generation.number { self.previous.as_ref() } else { Some(live) }
-    }
-
-    /// Those whose memories are kept: all but the shadow.
-    fn writers(&self) -> impl Iterator<Item = &Arc<Generation<K>>> {
-        let canary = self.canary.as_ref().map(|(canary, _)| canary);
-        [self.live.as_ref(), self.previous.as_ref(), canary, self.gone_back.as_ref()].into_iter().flatten()
-    }
-
-    /// Who can turn a memory of `id` into one of an older version: the one that wrote it, or one that is newer still.
-    fn downgrader(&self, id: &MemoryId) -> Option<&Arc<Generation<K>>> {
-        let knows = |writer: &&Arc<Generation<K>>| {
-            let own = &writer.memory_id;
-            writer.can_migrate() && own.plugin == id.plugin && own.version >= id.version
-        };
-        self.writers().filter(knows).min_by_key(|writer| writer.memory_id.version)
-    }
-
-    /// The memory of `id` as one that `generation` can read. Errors: why not, and who was asked.
-    fn migrate<'a>(
-        &'a self,
-        at: usize,
-        generation: &'a Arc<Generation<K>>,
-        id: &MemoryId,
-        memory: &K::Memory,
-    ) -> Result<K::Memory, (&'a Arc<Generation<K>>, Unmigrated)> {
-        let own = &generation.memory_id;
-        let refused = |reason: String| Err((generation, Unmigrated::Refused(reason)));
-        if id == own {
-            return Ok(memory.clone());
-        }
-        if id.plugin != own.plugin {
-            return refused(format!("it is of {id}"));
-        }
-        if id.version < own.version {
-            return generation.migrate(at, Way::Up, id.version, memory).map_err(|problem| (generation, problem));
-        }
-        let Some(newer) = self.downgrader(id) else {
-            return refused("no version that knows it and exports the migration interface is left".to_owned());
-        };
-        // On the first bench: of one that went back, no other has an instance.
-        let ask = |way, version, memory: &K::Memory| {
-            newer.migrate(0, way, version, memory).map_err(|problem| (newer, problem))
-        };
-        if newer.memory_id == *id {
-            ask(Way::Down, own.version, memory)
-        } else {
-            ask(Way::Down, own.version, &ask(Way::Up, id.version, memory)?)
-        }
     }
 }
 
@@ -644,93 +488,6 @@ impl<K: Kind> Inner<K> {
             OnFailure::Fallback => None,
             OnFailure::Open => K::open(request),
             OnFailure::Closed => K::closed(request),
-        }
-    }
-
-    /// Records a call whose memory is the caller's, and keeps it for the shadow. `generation` none: the built-in's.
-    fn tap_step(
-        &self,
-        serving: &Serving<K>,
-        request: &K::Request,
-        before: &K::Memory,
-        generation: Option<&Arc<Generation<K>>>,
-        result: Result<(&K::Answer, &K::Memory), &Failure>,
-        by_builtin: bool,
-    ) {
-        if serving.shadow.is_none() && self.sample == 0.0 {
-            return;
-        }
-        let mut steps = self.steps.lock().unwrap_or_else(PoisonError::into_inner);
-        let Steps { waiting, recorder, recorded } = &mut *steps;
-        if let (Some(recorder), Some(key)) = (recorder, K::step_key()) {
-            // The caller may hand in any memory: only the last one recorded need not be written again.
-            let mut known = recorded.as_ref().filter(|(memory, _)| memory == before).map_or(0, |(_, known)| *known);
-            let outcome = match result {
-                Ok((answer, memory)) => Outcome::Answered { answer, memory },
-                Err(failure) => Outcome::Failed(failure),
-            };
-            let number = generation.map_or(0, |generation| generation.number);
-            recorder.record(number, &key, &mut known, request, before, outcome);
-            let after = result.map_or(before, |(_, memory)| memory);
-            *recorded = Some((after.clone(), known));
-        }
-        let (Some(shadow), Ok((answer, _))) = (&serving.shadow, result) else {
-            return;
-        };
-        let form = generation.map_or(0, |generation| generation.form);
-        let before = Remembered { memory: before.clone(), form, epoch: 0 };
-        waiting.add(shadow, None, request, before, answer, by_builtin);
-    }
-
-    /// The memory of `id` as one that `generation` can read; the default where that fails, or nobody knows how.
-    #[cold]
-    fn adopt(
-        &self,
-        at: usize,
-        serving: &Serving<K>,
-        generation: &Arc<Generation<K>>,
-        id: &MemoryId,
-        memory: &K::Memory,
-    ) -> Adopted<K> {
-        let (asked, problem) = match serving.migrate(at, generation, id, memory) {
-            Ok(memory) => return Adopted { memory, lost: None },
-            Err(unmigrated) => unmigrated,
-        };
-        let reason = problem.to_string();
-        if let Unmigrated::Failed(failure) = problem {
-            let (failure, turn) = asked.blame(failure, None);
-            if turn != Turn::None {
-                self.turned(asked, turn);
-            }
-            self.report(asked, &failure);
-        }
-        let lost = (*id != MemoryId::BUILTIN).then(|| Lost { from: id.clone(), reason });
-        Adopted { memory: K::Memory::default(), lost }
-    }
-
-    fn form(&self, form: u32) -> MemoryId {
-        let forms = self.forms.lock().unwrap_or_else(PoisonError::into_inner);
-        forms.get(form as usize).cloned().unwrap_or(MemoryId::BUILTIN)
-    }
-
-    /// The number of the form of `id`.
-    fn form_of(&self, id: &MemoryId) -> u32 {
-        let mut forms = self.forms.lock().unwrap_or_else(PoisonError::into_inner);
-        let at = forms.iter().position(|known| known == id).unwrap_or_else(|| {
-            forms.push(id.clone());
-            forms.len() - 1
-        });
-        u32::try_from(at).unwrap_or(u32::MAX)
-    }
-
-    #[cold]
-    fn memory_lost(&self, generation: &Generation<K>, lost: Lost) {
-        self.counts.memories_lost.fetch_add(1, Ordering::Relaxed);
-        // One event for each change of hands is news; each key's is not.
-        if self.control().lost.insert((lost.from.clone(), generation.number)) {
-            let (from, to) = (lost.from.to_string(), generation.memory_id.to_string());
-            let change = Change::MemoryReset { from, to, reason: lost.reason };
-            self.events.send(self.event(Some(generation), change));
         }
     }
 

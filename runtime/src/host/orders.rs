@@ -1,0 +1,169 @@
+//! What an operator may ask of a slot: another plugin, another configuration, a step forward or back.
+
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::look::Why;
+use super::{Control, ControlError, Host, Inner};
+use crate::{
+    rollout::{Refused, Transition},
+    shadow::Divergence,
+    slot::{How, JournalStatus, Receiver, Status},
+    watcher::Look,
+};
+
+impl Host {
+    /// Reads the plugin directory anew and makes a new generation of the slot's plugin, even from the same bytes.
+    pub fn reload(&self, slot: &str) -> Result<Status, ControlError> {
+        let inner = &*self.0;
+        let offered = inner.change(slot)?.0.wanted[slot].offered.clone();
+        let looked = inner.look(&Look { thorough: true, ..Look::default() }, Why::Asked);
+        let (mut control, receiver) = inner.change(slot)?;
+        if control.wanted[slot].offered != offered {
+            // What there is now has just been offered.
+            let digest = control.wanted[slot].offered.as_ref().map(|offer| offer.0);
+            let rejection = looked.rejected.into_iter().find(|rejection| rejection.digest == digest);
+            return rejection.map_or_else(|| Ok(receiver.status()), |rejection| Err(ControlError::Rejected(rejection)));
+        }
+        let wanted = &control.wanted[slot];
+        let Some(name) = wanted.plugin.clone() else {
+            return Err(ControlError::Builtin { slot: slot.into() });
+        };
+        let settings = wanted.settings_of(&name);
+        // The same component with the same settings has nothing to prove.
+        let same = control.catalog.plugin(receiver.kind(), &name).map(|plugin| (plugin.digest, settings.clone()));
+        let how = How { at_once: receiver.live() == same, forced: false };
+        inner.put(&mut control, &receiver, &name, settings, how)?;
+        Ok(receiver.status())
+    }
+
+    /// Lets the candidate on trial serve now. With `force`, a component that is quarantined is taken all the same, at
+    /// once.
+    ///
+    /// Errors: nothing is on trial, and nothing is forced.
+    pub fn promote(&self, slot: &str, force: bool) -> Result<Status, ControlError> {
+        let inner = &*self.0;
+        let (mut control, receiver) = inner.change(slot)?;
+        match receiver.promote() {
+            Err(Refused::NoTrial) if force => {
+                let Some(name) = control.wanted[slot].plugin.clone() else {
+                    return Err(ControlError::Builtin { slot: slot.into() });
+                };
+                let settings = control.wanted[slot].settings_of(&name);
+                let how = How { at_once: true, forced: true };
+                inner.put(&mut control, &receiver, &name, settings, how)?;
+            }
+            done => done.map_err(|refused| not_now(slot, &refused))?,
+        }
+        inner.keep(&mut control, &*receiver);
+        Ok(receiver.status())
+    }
+
+    /// Takes the last step back: a candidate on trial is called off, else the generation before the live one serves
+    /// again. Its bytes are then quarantined. After a restart, what served well before it is loaded from the host's own
+    /// copy.
+    ///
+    /// Errors: there is nothing to go back to.
+    pub fn roll_back(&self, slot: &str) -> Result<Status, ControlError> {
+        let inner = &*self.0;
+        let (mut control, receiver) = inner.change(slot)?;
+        let reason = "an operator took it back";
+        if let Err(refused) = receiver.roll_back(reason) {
+            let record = control.store.slot(slot);
+            let live = receiver.live().map(|(digest, _)| digest);
+            let earlier = [record.good, record.before].into_iter().flatten().find(|good| Some(good.digest) != live);
+            let earlier = earlier.ok_or_else(|| not_now(slot, &refused))?;
+            let plugin = inner.kept(&control, earlier.digest).ok_or_else(|| not_now(slot, &refused))?;
+            let settings = control.wanted[slot].settings_of(&earlier.plugin);
+            let how = How { at_once: true, forced: true };
+            let taken = Arc::clone(&receiver).prepare(&plugin, &settings, how).and_then(|taken| taken(None));
+            taken.map_err(ControlError::Rejected)?;
+            receiver.condemn_previous(reason);
+        }
+        inner.keep(&mut control, &*receiver);
+        Ok(receiver.status())
+    }
+
+    /// What became of the slot's generations, oldest first; at most 64 steps, also those before the last restart.
+    pub fn history(&self, slot: &str) -> Result<Vec<Transition>, ControlError> {
+        Ok(self.0.change(slot)?.1.history())
+    }
+
+    /// What the candidate in the slot's shadow answered otherwise so far, or what the last one came to.
+    pub fn shadow(&self, slot: &str) -> Result<Option<Divergence>, ControlError> {
+        Ok(self.0.change(slot)?.1.divergence())
+    }
+
+    /// How the recording of the slot's calls goes; all that was recorded until now is written when this returns. None:
+    /// nothing is recorded.
+    pub fn journal(&self, slot: &str) -> Result<Option<JournalStatus>, ControlError> {
+        let receiver = self.0.change(slot)?.1;
+        Ok(receiver.journal())
+    }
+
+    /// Lets another plugin serve, with the settings that it last had in this slot (`{}` at first); none: the built-in.
+    pub fn use_plugin(&self, slot: &str, plugin: Option<&str>) -> Result<Status, ControlError> {
+        let inner = &*self.0;
+        let (mut control, receiver) = inner.change(slot)?;
+        match plugin {
+            Some(name) => {
+                let settings = control.wanted[slot].settings_of(name);
+                inner.put(&mut control, &receiver, name, settings, How::default())?;
+            }
+            None => {
+                receiver.retire("asked to");
+                control.of(slot).plugin = None;
+                inner.keep(&mut control, &*receiver);
+            }
+        }
+        Ok(receiver.status())
+    }
+
+    /// Gives the slot's plugin new settings: a new generation of the same component. Where the built-in serves, they are
+    /// the built-in's.
+    pub fn configure(&self, slot: &str, settings: Value) -> Result<Status, ControlError> {
+        let inner = &*self.0;
+        let (mut control, receiver) = inner.change(slot)?;
+        let Some(name) = control.wanted[slot].plugin.clone() else {
+            let failed = |reason| ControlError::BuiltinConfig { slot: slot.into(), reason };
+            receiver.configure_builtin(&settings).map_err(failed)?;
+            return Ok(receiver.status());
+        };
+        inner.put(&mut control, &receiver, &name, settings, How::default())?;
+        Ok(receiver.status())
+    }
+}
+
+impl Inner {
+    /// Takes `name` with `settings`, and only then remembers both: they switch together or not at all.
+    pub(super) fn put(
+        &self,
+        control: &mut Control,
+        receiver: &Arc<dyn Receiver>,
+        name: &str,
+        settings: Value,
+        how: How,
+    ) -> Result<(), ControlError> {
+        let Some(plugin) = control.catalog.plugin(receiver.kind(), name) else {
+            let known = control.catalog.names(receiver.kind());
+            return Err(ControlError::UnknownPlugin {
+                plugin: name.to_owned(),
+                kind: receiver.kind(),
+                known: known.into_iter().collect(),
+            });
+        };
+        let plugin = Arc::clone(plugin);
+        let taken = Arc::clone(receiver).prepare(&plugin, &settings, how).and_then(|taken| taken(None));
+        if let Err(rejection) = taken {
+            self.rejected(Some(&**receiver), Some(&plugin.name), &rejection);
+            return Err(ControlError::Rejected(rejection));
+        }
+        control.takes(&**receiver, &plugin, settings);
+        Ok(())
+    }
+}
+
+fn not_now(slot: &str, refused: &Refused) -> ControlError {
+    ControlError::NotNow { slot: slot.to_owned(), reason: refused.to_string() }
+}

@@ -1,0 +1,216 @@
+//! Every state that a machine can be in, and the steps from each.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+
+use super::*;
+
+fn digest(letter: u8) -> Digest {
+    Digest::of(&[letter])
+}
+
+fn probed(letter: u8, mode: Rollout, forced: bool) -> Input {
+    Input::Probed { plugin: "p".to_owned(), digest: digest(letter), mode, forced }
+}
+
+fn shadow() -> Rollout {
+    Rollout::Shadow { calls: Some(10), seconds: None, max_divergence: 0.1, max_slowdown: 2.0 }
+}
+
+fn canary() -> Rollout {
+    Rollout::Canary { steps: vec![10, 100], calls: 10, seconds: 0, max_slowdown: 2.0 }
+}
+
+fn evidence(calls: u64, divergent: u64, slowdown: Option<f64>) -> Evidence {
+    Evidence { calls, divergent, failures: 0, slowdown }
+}
+
+fn tick(trial: Evidence, live: Evidence) -> Input {
+    Input::Tick { trial, live }
+}
+
+/// Everything that can happen to a machine: three components in each mode, by force or not; every verdict of a
+/// trial and of a probation; failures of whoever there is; orders.
+fn inputs(machine: &Machine) -> Vec<Input> {
+    let mut inputs = Vec::new();
+    for letter in *b"abc" {
+        for mode in [Rollout::Immediate, shadow(), canary()] {
+            inputs.push(probed(letter, mode.clone(), false));
+            inputs.push(probed(letter, mode, true));
+        }
+    }
+    let none = Evidence::default();
+    for trial in [none, evidence(1_000, 0, None), evidence(1_000, 500, None), evidence(1_000, 0, Some(3.0))] {
+        inputs.push(tick(trial, none));
+    }
+    inputs.push(tick(none, evidence(1_000, 0, Some(100.0))));
+    let picture = machine.picture();
+    let numbers = [picture.live, picture.previous, picture.trial.map(Trial::generation), Some(0)];
+    inputs.extend(numbers.into_iter().flatten().map(|generation| Input::Failed { generation }));
+    inputs.push(Input::Promote);
+    inputs.push(Input::Rollback { reason: "asked".to_owned() });
+    inputs.push(Input::Condemn { reason: "harm".to_owned() });
+    inputs.push(Input::Remove { reason: "gone".to_owned() });
+    inputs
+}
+
+/// What of a machine decides how it goes on: numbers and times only as far as they do.
+fn essence(machine: &Machine, now_ms: u64) -> String {
+    let running = |running: &Running| {
+        let watched = running.watched.map(|watched| (watched.failures, now_ms < watched.until_ms));
+        (running.digest, watched)
+    };
+    let trial = machine.trial.as_ref().map(|trial| {
+        let mode = matches!(trial.mode, Rollout::Shadow { .. });
+        (trial.running.digest, mode, trial.step, trial.failures, trial.calls_before > 0)
+    });
+    let quarantined: BTreeSet<_> = machine.quarantined.keys().collect();
+    let (live, previous) = (machine.live.as_ref().map(running), machine.previous.as_ref().map(running));
+    format!("{live:?} {previous:?} {trial:?} {quarantined:?}")
+}
+
+/// The ways that one number may go.
+fn may_follow(before: Option<Phase>, after: Phase) -> bool {
+    use Phase::*;
+    match before {
+        None => matches!(after, Shadow | Canary | Live),
+        Some(Shadow) => matches!(after, Live | Rejected | Quarantined),
+        Some(Canary) => matches!(after, Canary | Live | Rejected | Quarantined),
+        Some(Live) => matches!(after, Previous | Retired | Rejected | Quarantined),
+        Some(Previous) => matches!(after, Live | Retired | Quarantined),
+        Some(_) => false,
+    }
+}
+
+/// Every state that any order of events leads to, and every step from each of them.
+#[test]
+fn whatever_happens_exactly_one_generation_answers_and_the_way_back_is_open() {
+    let mut seen = HashSet::new();
+    let mut open = vec![(Machine::new(Probation { seconds: 60, failures: 2, max_slowdown: 10.0 }), 0_u64)];
+    let (mut steps_taken, mut rollbacks, mut promotions) = (0, 0, 0);
+    while let Some((machine, now_ms)) = open.pop() {
+        if !seen.insert(essence(&machine, now_ms)) {
+            continue;
+        }
+        for input in inputs(&machine) {
+            // At once, and after every probation is over.
+            for later_ms in [0, 61_000] {
+                let (before, now_ms) = (machine.picture(), now_ms + later_ms);
+                let mut after = machine.clone();
+                let phases: HashMap<u64, Phase> =
+                    machine.history.iter().map(|step| (step.generation, step.phase)).collect();
+                let steps = after.apply(input.clone(), now_ms);
+                steps_taken += 1;
+                let told = || format!("{input:?} after {later_ms} ms on {machine:?}");
+                let Ok(steps) = steps else {
+                    assert_eq!(after.picture(), before, "refused, so nothing changed: {}", told());
+                    continue;
+                };
+                let picture = after.picture();
+                let numbers = [picture.live, picture.previous, picture.trial.map(Trial::generation)];
+                let numbers: Vec<u64> = numbers.into_iter().flatten().collect();
+                assert_eq!(numbers.iter().collect::<HashSet<_>>().len(), numbers.len(), "one role each: {}", told());
+                if before.live.is_some() && !matches!(input, Input::Remove { .. }) {
+                    assert!(picture.live.is_some(), "somebody answers on: {}", told());
+                }
+                assert!(picture.previous.is_none() || picture.live.is_some(), "{}", told());
+                let watched = after.live.as_ref().is_some_and(|live| live.watched.is_some());
+                assert!(!watched || picture.previous.is_some(), "watched, with nothing to go back to: {}", told());
+                for running in [&after.live, &after.previous].into_iter().flatten() {
+                    assert!(!after.quarantined.contains_key(&running.digest), "quarantined and serving: {}", told());
+                }
+                if let Input::Failed { generation } = input {
+                    if before.live == Some(generation) && picture.live != before.live {
+                        assert_eq!(picture.live, before.previous, "back to what was before: {}", told());
+                        rollbacks += 1;
+                    }
+                    assert!(steps.len() <= 3, "{}", told());
+                }
+                if matches!(input, Input::Promote) {
+                    assert_eq!(picture.live, before.trial.map(Trial::generation), "{}", told());
+                    assert_eq!(picture.previous, before.live, "the way back is open: {}", told());
+                    promotions += 1;
+                }
+                assert_eq!(picture == before, steps.is_empty(), "whatever changes is told: {}", told());
+                let mut phases = phases;
+                for step in &steps {
+                    let former = phases.insert(step.generation, step.phase);
+                    assert!(may_follow(former, step.phase), "{former:?} to {:?}: {}", step.phase, told());
+                }
+                // What is told and what is so agree.
+                for number in &numbers {
+                    let expected: &[Phase] = match () {
+                        () if picture.live == Some(*number) => &[Phase::Live],
+                        () if picture.previous == Some(*number) => &[Phase::Previous],
+                        () => &[Phase::Shadow, Phase::Canary],
+                    };
+                    assert!(expected.contains(&phases[number]), "{number} is {:?}: {}", phases[number], told());
+                }
+                // A restart forgets who serves, and nothing else.
+                let mut restarted = Machine::new(after.probation.clone());
+                restarted.restore(&after.kept());
+                assert_eq!(restarted.quarantined, after.quarantined);
+                // Long runs must not push what serves out of the history.
+                if after.history.len() > 40 {
+                    let keep: HashSet<u64> = numbers.iter().copied().collect();
+                    after.history.retain(|step| keep.contains(&step.generation));
+                }
+                open.push((after, now_ms));
+            }
+        }
+    }
+    assert!(seen.len() > 500 && rollbacks > 50 && promotions > 50, "{} states, {steps_taken} steps", seen.len());
+}
+
+#[test]
+fn a_shadow_that_agrees_goes_live_and_one_that_differs_is_quarantined() {
+    let mut machine = Machine::new(Probation::default());
+    machine.apply(probed(b'a', Rollout::Immediate, false), 0).unwrap();
+    machine.apply(probed(b'b', shadow(), false), 1).unwrap();
+    assert_eq!(machine.picture().trial, Some(Trial::Shadow(2)));
+    let none = Evidence::default();
+    assert!(machine.apply(tick(evidence(9, 0, None), none), 2).unwrap().is_empty(), "not yet");
+    machine.apply(tick(evidence(10, 1, None), none), 3).unwrap();
+    assert_eq!(machine.picture(), Picture { live: Some(2), previous: Some(1), trial: None });
+    machine.apply(probed(b'c', shadow(), false), 4).unwrap();
+    // More than it could make good: no need to wait for the rest.
+    machine.apply(tick(evidence(5, 2, None), none), 5).unwrap();
+    assert_eq!(machine.picture().trial, None);
+    assert_eq!(machine.quarantine(digest(b'c')), Some("2 of 5 answers differ"));
+    let refused = machine.apply(probed(b'c', shadow(), false), 6).unwrap_err();
+    assert!(refused.to_string().contains("2 of 5 answers differ"));
+    machine.apply(probed(b'c', Rollout::Immediate, true), 7).unwrap();
+    assert_eq!((machine.picture().live, machine.quarantine(digest(b'c'))), (Some(4), None));
+}
+
+#[test]
+fn a_canary_takes_every_step_and_each_takes_its_calls() {
+    let mut machine = Machine::new(Probation::default());
+    machine.apply(probed(b'a', Rollout::Immediate, false), 0).unwrap();
+    machine.apply(probed(b'b', canary(), false), 0).unwrap();
+    let none = Evidence::default();
+    assert_eq!(machine.picture().trial, Some(Trial::Canary(2, 10)));
+    machine.apply(tick(evidence(10, 0, None), none), 1).unwrap();
+    assert_eq!(machine.picture().trial, Some(Trial::Canary(2, 100)));
+    assert!(machine.apply(tick(evidence(19, 0, None), none), 2).unwrap().is_empty());
+    machine.apply(tick(evidence(20, 0, None), none), 3).unwrap();
+    assert_eq!(machine.picture(), Picture { live: Some(2), previous: Some(1), trial: None });
+}
+
+#[test]
+fn numbers_out_of_range_are_named() {
+    let canary = |steps: &[u8], calls| Rollout::Canary { steps: steps.to_vec(), calls, seconds: 0, max_slowdown: 2.0 };
+    for (rollout, named) in [
+        (canary(&[], 1), "steps"),
+        (canary(&[10, 1], 1), "steps"),
+        (canary(&[0], 1), "steps"),
+        (canary(&[101], 1), "steps"),
+        (canary(&[1], 0), "calls"),
+        (Rollout::Shadow { calls: Some(0), seconds: None, max_divergence: 0.0, max_slowdown: 2.0 }, "calls"),
+        (Rollout::Shadow { calls: None, seconds: None, max_divergence: 1.1, max_slowdown: 2.0 }, "max_divergence"),
+        (Rollout::Shadow { calls: None, seconds: None, max_divergence: 0.0, max_slowdown: 0.5 }, "max_slowdown"),
+    ] {
+        assert!(rollout.check().unwrap_err().contains(named), "{rollout:?}");
+    }
+    assert!(canary(&[1, 10, 100], 1).check().is_ok());
+    assert!(Probation { failures: 0, ..Probation::default() }.check().unwrap_err().contains("failures"));
+}
