@@ -62,10 +62,11 @@ fn each_fault_of_a_policy_is_answered_by_the_builtin_and_counted_by_its_cause() 
         let slot: Slot<RateLimit> = host.slot("rate-limit", with, builtin).unwrap();
         host.open();
         assert_eq!(slot.generation(), 1, "{mode}: {:?}", host.plugins());
-        slot.check(&request(7));
-        for call in 1..=3 {
-            let (expected, _) = token_bucket::step(&settings, &request(7), &[0; 4]);
-            let got = slot.check(&request(7));
+        // Each client fails once: after a second failure the plugin would no longer be asked for it.
+        for (call, client) in [(1, 7), (2, 9), (3, 11)] {
+            slot.check(&request(client));
+            let (expected, _) = token_bucket::step(&settings, &request(client), &[0; 4]);
+            let got = slot.check(&request(client));
             let same = |a: &Verdict, b: &Verdict| std::mem::discriminant(a) == std::mem::discriminant(b);
             assert!(same(&got, &expected), "{mode}, call {call}: {got:?}");
             assert_eq!(failures(&host, "rate-limit", cause), call, "{mode}: {:?}", host.status());

@@ -120,7 +120,15 @@ fn what_is_not_toml_is_named_with_its_line() {
 #[test]
 fn what_is_out_of_range_or_not_available_yet_says_so() {
     for (text, expected) in [
-        ("[plugins.sync]\nrollout = { mode = \"shadow\", calls = 9 }", "mode `shadow` is not available yet"),
+        ("[plugins.sync]\nrollout = { mode = \"slowly\" }", "{ mode = \"immediate\" }"),
+        ("[plugins.sync]\nrollout = { mode = \"shadow\", call = 9 }", "call"),
+        (
+            "[plugins.sync]\nrollout = { mode = \"shadow\", max_divergence = 2.0 }",
+            "max_divergence is 2, expected 0 to 1",
+        ),
+        ("[plugins.sync]\nrollout = { mode = \"canary\", steps = [10, 1] }", "ascending percentages"),
+        ("[plugins.sync]\nprobation = { failures = 0 }", "failures is 0, expected 1 or more"),
+        ("[plugins.sync]\njournal = { sample = 1.5 }", "sample is 1.5, expected 0 to 1"),
         ("[sync]\nverify_state_every = 9", "not available yet"),
         ("[p2p]\nlisten = \"/ip4/0.0.0.0/tcp/7070\"", "not available yet"),
     ] {

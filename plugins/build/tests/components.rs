@@ -189,14 +189,15 @@ fn a_fixture_says_what_it_is_told() {
     assert_eq!(guest.check(&cell).unwrap(), (Val::Variant("pass".to_owned(), None), cell));
 }
 
-/// The crate `no-opinion` 2.3.4 with this `src/lib.rs`, outside the repository.
-fn authors_crate(source: &str) -> tempfile::TempDir {
+/// A crate of this name, version 2.3.4, with this `src/lib.rs`, outside the repository. Crates of one name share the folder
+/// that guests are built in, so tests that run at a time use names of their own.
+fn authors_crate(name: &str, source: &str) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap();
     let manifest = format!(
         r#"
 [package]
-name = "no-opinion"
+name = "{name}"
 version = "2.3.4"
 edition = "2024"
 description = "Leaves every decision to the built-in"
@@ -261,7 +262,7 @@ impl Migrate for NoOpinion {
 
 tenon_sdk::export_policy!(NoOpinion, migrating);
 "#;
-    let dir = authors_crate(source);
+    let dir = authors_crate("two-forms", source);
     let out = tenon_build::build_dir(dir.path(), dir.path()).unwrap();
     let guest = &mut Guest::new(&fs::read(out).unwrap());
     guest.configure("{}").unwrap();
@@ -310,7 +311,7 @@ impl Policy for NoOpinion {
 
 tenon_sdk::export_policy!(NoOpinion);
 "#;
-    let dir = authors_crate(source);
+    let dir = authors_crate("no-opinion", source);
 
     let out = tenon_build::build_dir(dir.path(), dir.path()).unwrap();
     assert_eq!(out, dir.path().join("no-opinion.wasm"));
