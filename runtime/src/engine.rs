@@ -17,7 +17,7 @@ use anyhow::Context as _;
 use sha2::{Digest as _, Sha256};
 use wasmtime::{Config, InstanceAllocationStrategy, PoolingAllocationConfig, component::Component};
 
-use crate::{HostConfig, digest::Digest, limits::Limits, store};
+use crate::{HostConfig, digest::Digest, limits::Limits, priority, store};
 
 /// One tick of the epoch clock. Deadlines are rounded up to whole ticks, and one more is added, so no call gets less
 /// than its deadline; a finer clock would only wake an idle node more often.
@@ -63,6 +63,7 @@ impl Engine {
         let compilers = rayon::ThreadPoolBuilder::new()
             .num_threads(config.compile_threads)
             .thread_name(|number| format!("tenon-compile-{number}"))
+            .start_handler(|_| priority::stand_back())
             .build()
             .context("starting the threads that compile")?;
         let compiled = config.state_dir.join("compiled");

@@ -76,6 +76,7 @@ mod load;
 mod log;
 mod memory;
 mod poison;
+mod priority;
 pub mod replay;
 mod rollout;
 mod shadow;

@@ -35,6 +35,7 @@ use crate::{
     kind::Kind,
     limits::PluginConfig,
     load::{self, Plugin, Rejection, Stage},
+    priority,
     signature::{Trust, TrustedKey},
     slot::{Builtin, Receiver, Slot, Status, Surroundings},
     store::{self, Store},
@@ -361,6 +362,7 @@ impl Host {
         let thread = std::thread::Builder::new()
             .name("tenon-plugins".into())
             .spawn(move || {
+                priority::stand_back();
                 watcher::run(&woken, debounce, |look| {
                     if look.thorough
                         && let Some(watch) = &mut watch

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::Inner;
-use crate::slot::News;
+use crate::{priority, slot::News};
 
 impl Inner {
     /// One round of looking after trials and probations; when the next is due, if any. Writing is slow: it waits for
@@ -33,6 +33,7 @@ const WRITE_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Looks after trials and probations as long as the host is there; sleeps while there are none.
 pub(super) fn look_after(host: &Weak<Inner>, woken: &mpsc::Receiver<()>) {
+    priority::stand_back();
     let mut written = Instant::now();
     while woken.recv().is_ok() {
         loop {
