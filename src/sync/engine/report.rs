@@ -63,6 +63,7 @@ impl<B: Blocks> Engine<B> {
             in_flight: u32::try_from(self.requests.len() + usize::from(self.is_fetching_branch())).unwrap_or(u32::MAX),
             waiting: merged(self.here()).iter().map(HeightRange::count).sum(),
             buffered_bytes: self.budget.used(),
+            buffered_bytes_peak: self.budget.peak(),
             blocks_per_second,
             imported_blocks: self.counters.imported,
             requests: self.next_request - 1,
