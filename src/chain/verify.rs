@@ -1,7 +1,7 @@
 //! From [`Block`] to [`VerifiedBlock`]: all that can be checked of a block without its parent, off the ordered path and
 //! on every core. Signatures of many blocks are checked in one batch, which costs a third of checking them singly.
 
-use super::{Block, BlockError, Genesis, Hash, Transaction, VerifiedBlock, format, merkle, rules};
+use super::{Block, BlockError, Genesis, Hash, Header, Signature, Transaction, VerifiedBlock, format, merkle, rules};
 use ed25519_zebra::batch;
 
 /// Signatures in one batch; larger ones gain nothing more.
@@ -10,6 +10,22 @@ const BATCH_MAX: usize = 512;
 /// Checks one block. Errors: the first rule broken.
 pub fn verify(block: Block, genesis: &Genesis) -> Result<VerifiedBlock, BlockError> {
     verify_all(vec![block], genesis).pop().expect("one block in, one answer out")
+}
+
+/// Checks a header alone: that it is of this chain, and made by the authority whose turn it was. Cheap, and says nothing
+/// of the transactions. Answers the block's hash.
+pub fn verify_header(header: &Header, signature: &Signature, genesis: &Genesis) -> Result<Hash, BlockError> {
+    rules::check_header(header, genesis)?;
+    let hash = header.hash();
+    check_proposal(header, &hash, signature, genesis)?;
+    Ok(hash)
+}
+
+/// Whether the authority whose turn it was has signed the block with this hash.
+fn check_proposal(header: &Header, hash: &Hash, signature: &Signature, genesis: &Genesis) -> Result<(), BlockError> {
+    let authority = genesis.authority_at(header.timestamp);
+    let signed = authority.public_key.verifies(&format::proposal(hash), signature);
+    if signed { Ok(()) } else { Err(BlockError::Signature) }
 }
 
 /// Checks many blocks; answers in their order. The signatures are checked together, in batches; where a batch does not
@@ -74,11 +90,7 @@ fn check_form(block: Block, genesis: &Genesis) -> Result<Form, BlockError> {
 /// The signatures of one block, one by one, so that the error can name the wrong one.
 fn check_signatures(form: Form, genesis: &Genesis) -> Result<VerifiedBlock, BlockError> {
     let Form { verified, texts } = form;
-    let header = &verified.block.header;
-    let authority = genesis.authority_at(header.timestamp);
-    if !authority.public_key.verifies(&format::proposal(&verified.hash), &verified.block.signature) {
-        return Err(BlockError::Signature);
-    }
+    check_proposal(&verified.block.header, &verified.hash, &verified.block.signature, genesis)?;
     for (index, (transaction, text)) in verified.block.transactions.iter().zip(&texts).enumerate() {
         if !transaction.public_key.verifies(text.as_bytes(), &transaction.signature) {
             return Err(BlockError::TransactionSignature { index, reason: "it does not verify" });
