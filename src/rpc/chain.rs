@@ -16,7 +16,7 @@ use super::wire::BlockJson;
 use super::{Rpc, json_bytes};
 use crate::chain::{Block, Hash, Head, Header, Height, Time};
 use crate::ledger::Ledger;
-use crate::storage::{Reader, StorageError};
+use crate::storage::{Frames, Reader, StorageError};
 
 /// Blocks in one range at most.
 pub const RANGE_BLOCKS_MAX: u64 = 1_000;
@@ -141,10 +141,10 @@ pub(super) async fn range(State(rpc): State<Rpc>, headers: HeaderMap, params: Pa
         return Ok(json_bytes(storage.read_async(read).await?));
     }
     // Most ranges are small; the others are begun again on a thread that may block.
-    let small = storage.read_brief(move |reader| range_bytes(reader, start, end, RANGE_BYTES_BRIEF)).await?;
+    let small = storage.read_brief(move |reader| reader.framed_blocks(start, end, RANGE_BYTES_BRIEF)).await?;
     let Frames { body, next, .. } = match small {
         Frames { cut: false, .. } => small,
-        _ => storage.read_async(move |reader| range_bytes(reader, start, end, RANGE_BYTES_MAX)).await?,
+        _ => storage.read_async(move |reader| reader.framed_blocks(start, end, RANGE_BYTES_MAX)).await?,
     };
     let mut response = Response::new(body.into());
     let headers = response.headers_mut();
@@ -153,37 +153,6 @@ pub(super) async fn range(State(rpc): State<Rpc>, headers: HeaderMap, params: Pa
     let head = format!("{} {}", head.height, head.hash);
     headers.insert(HEAD, HeaderValue::try_from(head).expect("digits"));
     Ok(response)
-}
-
-/// Some of a range.
-struct Frames {
-    body: Vec<u8>,
-    /// The height to go on with.
-    next: Height,
-    /// Whether more was asked for than the budget allowed.
-    cut: bool,
-}
-
-/// The stored bytes as they are, up to `bytes_max` of them, or one block that is larger.
-fn range_bytes(reader: &Reader<'_>, start: Height, end: Height, bytes_max: usize) -> Result<Frames, StorageError> {
-    let mut frames = Frames { body: Vec::new(), next: start, cut: false };
-    reader.each_encoded_block(start, end, |block| {
-        let (body, frame) = (&mut frames.body, block.len() + 4);
-        if body.is_empty() {
-            // Blocks of one range are about as large as each other.
-            let blocks = usize::try_from(end - start).map_or(usize::MAX, |more| more.saturating_add(1));
-            body.reserve(frame.saturating_mul(blocks).min(bytes_max.max(frame)));
-        } else if body.len() + frame > bytes_max {
-            frames.cut = true;
-            return false;
-        }
-        let length = u32::try_from(block.len()).expect("a block is smaller than 4 GiB");
-        body.extend_from_slice(&length.to_be_bytes());
-        body.extend_from_slice(block);
-        frames.next += 1;
-        true
-    })?;
-    Ok(frames)
 }
 
 /// `next` is where to go on; null once all that exists of the range has been served.

@@ -19,6 +19,17 @@ pub struct BlockRows {
     buffer: Vec<u8>,
 }
 
+/// Some blocks of a range, ready to be sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frames {
+    /// The frames.
+    pub body: Vec<u8>,
+    /// The height to go on with.
+    pub next: Height,
+    /// Whether more was asked for than there was room.
+    pub cut: bool,
+}
+
 fn damaged(height: Height) -> impl Fn(DecodeError) -> StorageError {
     move |error| StorageError::Damaged { what: format!("block {height}"), error }
 }
@@ -96,6 +107,29 @@ impl Reader<'_> {
             }
         }
         Ok(())
+    }
+
+    /// The stored bytes of the blocks `first..=last` as frames, each after its length in four bytes, big-endian: what a
+    /// range carries. At most `bytes_max` of them, or one block that is larger.
+    pub fn framed_blocks(&self, first: Height, last: Height, bytes_max: usize) -> Result<Frames> {
+        let mut frames = Frames { body: Vec::new(), next: first, cut: false };
+        self.each_encoded_block(first, last, |block| {
+            let (body, frame) = (&mut frames.body, block.len() + 4);
+            if body.is_empty() {
+                // Blocks of one range are about as large as each other.
+                let blocks = usize::try_from(last - first).map_or(usize::MAX, |more| more.saturating_add(1));
+                body.reserve(frame.saturating_mul(blocks).min(bytes_max.max(frame)));
+            } else if body.len() + frame > bytes_max {
+                frames.cut = true;
+                return false;
+            }
+            let length = u32::try_from(block.len()).expect("a block is smaller than 4 GiB");
+            body.extend_from_slice(&length.to_be_bytes());
+            body.extend_from_slice(block);
+            frames.next += 1;
+            true
+        })?;
+        Ok(frames)
     }
 
     /// What the block at `height` changed; none when it lies too deep to be undone.
