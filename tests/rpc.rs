@@ -763,8 +763,8 @@ async fn loopback_and_peers_have_the_limits_of_their_trust() {
         assert_eq!(node.get("/rpc/info").await.status, 200);
     }
     let proxied = |peers: &[&str]| RpcConfig {
-        peers: peers.iter().map(|peer| tenon::rpc::limit::network(peer).unwrap()).collect(),
-        proxies: vec![tenon::rpc::limit::network("127.0.0.0/8").unwrap()],
+        peers: peers.iter().map(|peer| tenon::rate_limit::network(peer).unwrap()).collect(),
+        proxies: vec![tenon::rate_limit::network("127.0.0.0/8").unwrap()],
         ..RpcConfig::default()
     };
     let node = limited(trusting(vec![Trusted::Peer]), proxied(&["10.1.0.0/16", "fd00::7"])).await;

@@ -1,7 +1,10 @@
 //! Rate limiting: the nouns, and the trait that the RPC layer asks. Whoever decides (the built-in or a component) stands
 //! behind [`Policy`].
 
+mod callers;
 pub mod token_bucket;
+
+pub use callers::{Caller, Callers, Networks, network};
 
 /// What kind of work a route is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]

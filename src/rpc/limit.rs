@@ -5,7 +5,6 @@
 //! base; its handler refuses it.
 
 use std::convert::Infallible;
-use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -17,7 +16,6 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use ipnet::IpNet;
 use metrics::{Counter, Histogram, counter, histogram};
 use tower::{Layer, Service};
 
@@ -25,7 +23,7 @@ use super::error::ApiError;
 use super::request::{discard, whole_number};
 use crate::chain::Time;
 use crate::ledger::Ledger;
-use crate::rate_limit::{self, Class, Denial, Policy, Trust, Verdict};
+use crate::rate_limit::{self, Caller, Callers, Class, Denial, Networks, Policy, Trust, Verdict};
 use crate::telemetry;
 
 /// What a route costs: `base + asked / per_unit` units.
@@ -73,71 +71,22 @@ impl Cost {
     }
 }
 
-/// Whom the operator named.
-#[derive(Clone, Debug, Default)]
-pub struct Networks {
-    /// Trusted as peers.
-    pub peers: Vec<IpNet>,
-    /// Reverse proxies, which speak for somebody else.
-    pub proxies: Vec<IpNet>,
-}
-
-/// Reads an address, or a network like `10.0.0.0/8`. Errors name the text.
-pub fn network(text: &str) -> Result<IpNet, String> {
-    let address = text.parse::<IpAddr>().map(|address| IpNet::from(address.to_canonical()));
-    address.or_else(|_| text.parse()).map_err(|_| {
-        format!(
-            "expected an address or a network, like `10.0.0.1` or `10.0.0.0/8`, got `{}`",
-            super::request::shown(text)
-        )
-    })
-}
-
-/// A caller, as far as the node knows it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Caller {
-    /// Its address.
-    pub address: IpAddr,
-    /// A keyed hash of it, or of its /64.
-    pub client: u64,
-    /// How far it is trusted.
-    pub trust: Trust,
-    proxy: bool,
-}
-
 /// What all guards share.
 pub struct Limiter {
     policy: Arc<dyn Policy>,
-    networks: Networks,
-    /// Drawn at every start, so that nobody can choose addresses that fall together.
-    key: RandomState,
+    callers: Callers,
     ledger: Ledger,
 }
 
 impl Limiter {
     /// Asks `policy`; callers are told apart by `networks`.
     pub fn new(policy: Arc<dyn Policy>, networks: Networks, ledger: Ledger) -> Self {
-        Self { policy, networks, key: RandomState::new(), ledger }
+        Self { policy, callers: Callers::new(networks), ledger }
     }
 
     /// Who is at `address`.
     pub fn caller(&self, address: IpAddr) -> Caller {
-        // A dual-stack socket shows IPv4 callers as IPv6 addresses.
-        let address = address.to_canonical();
-        let client = match address {
-            IpAddr::V4(v4) => self.key.hash_one(v4.octets()),
-            // Whoever has one address of a /64 has all of them.
-            IpAddr::V6(v6) => self.key.hash_one(&v6.segments()[..4]),
-        };
-        let among = |networks: &[IpNet]| networks.iter().any(|network| network.contains(&address));
-        let trust = if address.is_loopback() {
-            Trust::Loopback
-        } else if among(&self.networks.peers) {
-            Trust::Peer
-        } else {
-            Trust::Public
-        };
-        Caller { address, client, trust, proxy: among(&self.networks.proxies) }
+        self.callers.at(address)
     }
 
     /// For whom a proxy speaks: the last address that it did not make up itself. A proxy that names nobody is a caller
@@ -374,16 +323,6 @@ mod tests {
         assert_eq!(Cost::fixed(3).of(&"/x?limit=100&end=5".parse().unwrap()), 3);
     }
 
-    #[test]
-    fn networks_are_addresses_or_prefixes() {
-        assert!(network("10.0.0.0/8").unwrap().contains(&"10.1.2.3".parse::<IpAddr>().unwrap()));
-        assert!(!network("10.0.0.1").unwrap().contains(&"10.0.0.2".parse::<IpAddr>().unwrap()));
-        assert!(network("fd00::/8").unwrap().contains(&"fd12::1".parse::<IpAddr>().unwrap()));
-        for bad in ["", "10.0.0", "10.0.0.0/33", "host", "10.0.0.1:80"] {
-            assert!(network(bad).unwrap_err().contains(&format!("`{bad}`")));
-        }
-    }
-
     /// Lets everybody through: there is nothing to decide in these tests.
     fn limiter(dir: &std::path::Path) -> Arc<Limiter> {
         struct Open;
@@ -394,31 +333,7 @@ mod tests {
         }
         let options = crate::ledger::LedgerOptions::new(dir.join("chain.db"), crate::sample::genesis(1, 1));
         let ledger = Ledger::open(options, Vec::new()).unwrap();
-        let networks = Networks { peers: vec![network("10.0.0.0/8").unwrap()], proxies: Vec::new() };
-        Arc::new(Limiter::new(Arc::new(Open), networks, ledger))
-    }
-
-    #[test]
-    fn callers_are_told_apart_by_address_and_by_network() {
-        let dir = tempfile::tempdir().unwrap();
-        let limiter = limiter(dir.path());
-        let of = |text: &str| limiter.caller(text.parse().unwrap());
-        for (address, trust) in [
-            ("127.0.0.1", Trust::Loopback),
-            ("127.8.9.1", Trust::Loopback),
-            ("::1", Trust::Loopback),
-            ("::ffff:127.0.0.1", Trust::Loopback),
-            ("10.9.8.7", Trust::Peer),
-            ("::ffff:10.9.8.7", Trust::Peer),
-            ("11.0.0.1", Trust::Public),
-            ("2001:db8::1", Trust::Public),
-        ] {
-            assert_eq!(of(address).trust, trust, "{address}");
-        }
-        assert_eq!(of("::ffff:11.0.0.1").client, of("11.0.0.1").client);
-        assert_ne!(of("11.0.0.1").client, of("11.0.0.2").client);
-        assert_eq!(of("2001:db8::1").client, of("2001:db8::ffff:1").client);
-        assert_ne!(of("2001:db8::1").client, of("2001:db8:0:1::1").client);
+        Arc::new(Limiter::new(Arc::new(Open), Networks::default(), ledger))
     }
 
     #[tokio::test]

@@ -35,10 +35,10 @@ use tower_http::compression::{CompressionLayer, CompressionLevel};
 
 use crate::ledger::Ledger;
 use crate::mempool::Mempool;
-use crate::rate_limit::{Class, Policy};
+use crate::rate_limit::{Class, Networks, Policy};
 use crate::sync::SyncStatus;
 use error::ApiError;
-use limit::{Asked, Cost, Limiter, Networks};
+use limit::{Asked, Cost, Limiter};
 
 pub use chain::{BLOCKS_MEDIA_TYPE, RANGE_BLOCKS_MAX, RANGE_BYTES_MAX};
 pub use node::{NodeInfo, Role};

@@ -20,8 +20,8 @@ use tokio::task::JoinSet;
 use tower::Service;
 
 use super::RpcConfig;
-use super::limit::{Caller, Limiter};
-use crate::rate_limit::Trust;
+use super::limit::Limiter;
+use crate::rate_limit::{Caller, Trust};
 use crate::telemetry;
 
 /// Bytes of a request's head at most.
