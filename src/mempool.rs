@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BinaryHeap, HashMap, VecDeque};
 use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 
 use crate::chain::{
     Address, Hash, Height, NonceRule, PAYLOAD_MAX_BYTES, State, Submission, SubmissionError, Time, Transaction,
@@ -128,11 +128,40 @@ fn field_of(error: &TransactionError) -> &'static str {
     }
 }
 
+impl SubmitError {
+    /// Whether the transaction is wrong whatever the chain's state is: whoever has looked at it does not hand it on.
+    pub fn is_for_good(&self) -> bool {
+        match self {
+            Self::Invalid(_) | Self::WrongChain { .. } | Self::Signature(_) | Self::Payload { .. } => true,
+            Self::Transaction(error) => matches!(
+                error,
+                TransactionError::FeeTooLow { .. }
+                    | TransactionError::MessageAmount(_)
+                    | TransactionError::NonceExhausted(_)
+            ),
+            Self::Confirmed { .. }
+            | Self::NonceTaken { .. }
+            | Self::SenderFull { .. }
+            | Self::Full { .. }
+            | Self::Storage(_) => false,
+        }
+    }
+}
+
+/// Arrivals that a listener may lag behind before it misses some.
+const ARRIVALS_MAX: usize = 4_096;
+
 /// The part that the ledger calls and the pool share.
-#[derive(Default)]
 struct Shared {
     pool: Mutex<Pool>,
     added: watch::Sender<u64>,
+    arrivals: broadcast::Sender<Pending>,
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        Self { pool: Mutex::default(), added: watch::Sender::default(), arrivals: broadcast::Sender::new(ARRIVALS_MAX) }
+    }
 }
 
 #[derive(Default)]
@@ -311,10 +340,14 @@ impl Mempool {
         }
         let text = format::signing_text(&self.ledger.genesis().chain_id, &transaction);
         let hash = format::transaction_hash(&text);
-        if self.shared.pool().by_hash.contains_key(&hash) {
+        // The hash says nothing of the signature: only the very same one has been looked at.
+        if self.shared.pool().by_hash.get(&hash).is_some_and(|known| known.transaction == transaction) {
             return Ok(hash);
         }
         verify::verify_transaction(&transaction, &text).map_err(SubmitError::Signature)?;
+        if self.shared.pool().by_hash.contains_key(&hash) {
+            return Ok(hash);
+        }
         let from = transaction.from();
         let (confirmed, account) = self
             .ledger
@@ -339,6 +372,8 @@ impl Mempool {
             return Err(error.into());
         }
         self.shared.added.send_modify(|count| *count += 1);
+        // An error means that nobody listens.
+        let _ = self.shared.arrivals.send(pending);
         Ok(hash)
     }
 
@@ -466,5 +501,10 @@ impl Mempool {
     /// Changes whenever one was added.
     pub fn watch(&self) -> watch::Receiver<u64> {
         self.shared.added.subscribe()
+    }
+
+    /// Every one that is added from now on. Who lags behind too far misses some; [`Mempool::pending`] has them all.
+    pub fn arrivals(&self) -> broadcast::Receiver<Pending> {
+        self.shared.arrivals.subscribe()
     }
 }
