@@ -85,7 +85,7 @@ impl Node {
         let sync_config = config.sync.clone();
         let sources = sources(&sync_config)?;
         let Monitor { lag_blocks, lag_seconds, .. } = config.monitor;
-        let tolerance = Tolerance { lag_blocks, lag_ms: lag_seconds * 1_000 };
+        let tolerance = Tolerance { lag_blocks, lag_ms: lag_seconds * 1_000, ..Tolerance::default() };
         let follower =
             Follower::new(ledger.clone(), Arc::new(strategy), sources, info.node_id.clone(), sync_config.clone())
                 .map_err(|reason| anyhow!("sync: {reason}"))?

@@ -128,11 +128,13 @@ pub struct Tolerance {
     pub lag_blocks: u64,
     /// How long no block may come in, in milliseconds, before a node below its sources is behind.
     pub lag_ms: u64,
+    /// Whether a node without sources may be without peers, too: it makes the blocks itself, or waits to be handed them.
+    pub may_be_alone: bool,
 }
 
 impl Default for Tolerance {
     fn default() -> Self {
-        Self { lag_blocks: 10, lag_ms: 60_000 }
+        Self { lag_blocks: 10, lag_ms: 60_000, may_be_alone: true }
     }
 }
 
@@ -160,22 +162,23 @@ pub fn state(peers: &PeerBook, head: Height, moments: Moments, tolerance: Tolera
         return SyncState::Diverged;
     }
     if up().next().is_none() {
-        let unknown = configured().any(|peer| peer.standing == Standing::Unknown);
-        return match has_sources {
-            true if unknown => SyncState::Starting,
-            true => SyncState::NoSource,
+        if !has_sources && tolerance.may_be_alone {
             // Whoever is there is of no use, and nobody has to be.
-            false => SyncState::Authority,
-        };
+            return SyncState::Authority;
+        }
+        let asked = |peer: &&Record| !has_sources || peer.origin == Origin::Configured;
+        let unknown = peers.iter().filter(asked).any(|peer| peer.standing == Standing::Unknown);
+        return if unknown { SyncState::Starting } else { SyncState::NoSource };
     }
     let best = peers.best().map_or(0, |head| head.0);
     if up().all(|peer| peer.head_at == Time(0)) {
         return SyncState::Starting;
     }
+    // Only what a source said after our head last moved can show that it lacks our blocks.
+    // And only a source has to have them; of those who were met somebody should, after a while, where there is none.
+    let has_to = has_sources || (!tolerance.may_be_alone && now.ms_since(head_at) > tolerance.lag_ms);
     match best.saturating_sub(head) {
-        // Only what a source said after our head last moved can show that it lacks our blocks.
-        // And only a source has to have them.
-        0 if best < head && has_sources && up().all(|peer| peer.head_at > head_at) => SyncState::Ahead,
+        0 if best < head && has_to && up().all(|peer| peer.head_at > head_at) => SyncState::Ahead,
         0 => SyncState::Live,
         _ if now.ms_since(head_at.max(level_at)) > tolerance.lag_ms => SyncState::Behind,
         lag if lag <= tolerance.lag_blocks => SyncState::Live,
@@ -289,6 +292,25 @@ mod tests {
     }
 
     #[test]
+    fn who_follows_those_it_meets_needs_somebody_who_has_its_blocks() {
+        let head_at = Time(500_000);
+        let after = |may_be_alone, heads: &[Height], ms| {
+            let mut book = book(&[]);
+            for (at, height) in heads.iter().enumerate() {
+                let id = book.join(format!("{at}"), Origin::Met, Time(0)).unwrap();
+                book.introduced(id, &SourceInfo { node_id: "other".into(), ..us() }, &us(), Time(0));
+                book.reported(id, Some((*height, Hash::ZERO)), Time(1_000_000));
+            }
+            let moments = Moments { now: head_at.plus_ms(ms), head_at, level_at: head_at };
+            state(&book, 5, moments, Tolerance { lag_blocks: 3, lag_ms: 1_000, may_be_alone })
+        };
+        assert_eq!((after(true, &[], 0), after(false, &[], 0)), (SyncState::Authority, SyncState::NoSource));
+        assert_eq!((after(true, &[0, 4], 9_000), after(false, &[0, 4], 9_000)), (SyncState::Live, SyncState::Ahead));
+        assert_eq!((after(false, &[4], 1_000), after(false, &[4], 1_001)), (SyncState::Live, SyncState::Ahead));
+        assert_eq!((after(false, &[4, 5], 9_000), after(false, &[9], 500)), (SyncState::Live, SyncState::Syncing));
+    }
+
+    #[test]
     fn the_state_is_what_the_sources_show() {
         let (early, late) = (Time(500_000), Time(2_000_000));
         let at = |book: &PeerBook, head, head_at| {
@@ -299,7 +321,7 @@ mod tests {
         assert_eq!(at(&book(&[5]), 5, early), SyncState::Live);
         assert_eq!(at(&book(&[15]), 5, early), SyncState::Live);
         assert_eq!(at(&book(&[16]), 5, early), SyncState::Syncing);
-        let tolerance = Tolerance { lag_blocks: 3, lag_ms: 1_000 };
+        let tolerance = Tolerance { lag_blocks: 3, lag_ms: 1_000, ..Tolerance::default() };
         let after = |ms, best| {
             let moments = Moments { now: early.plus_ms(ms), head_at: Time(0), level_at: early };
             state(&book(&[best]), 5, moments, tolerance)
