@@ -18,6 +18,7 @@
 //! | [`mempool`], [`producer`] | transactions that wait; the authority that puts them into blocks |
 //! | [`rate_limit`], [`sync`], [`agent`] | the three roles: nouns, a trait, a built-in, and the loop that asks it |
 //! | [`rpc`], [`telemetry`] | HTTP: one table of routes, the rate limit around each; metrics |
+//! | [`p2p`] | connections between nodes: new blocks and transactions pushed, ranges asked for |
 //! | [`memory`] | gives back what a burst of work leaves behind |
 //! | [`bindings`] | a component in each role: WIT on one side, the trait on the other |
 //! | `tenon_runtime` | hosts components: slots, generations, loading, limits, health; knows no chain |
@@ -25,13 +26,16 @@
 //! Data flows one way: configuration, node, (storage, chain), plugins, (sync, rpc, agents). The first scan of the plugin
 //! directory ends before a socket opens; a stop runs the list backwards.
 //!
-//! # Three flows
+//! # Four flows
 //! **A block comes in** over HTTP: the rate limit's policy is asked, the body becomes a [`chain::Block`],
 //! [`chain::verify`] makes it a [`chain::VerifiedBlock`], and [`ledger::Ledger::import`] puts it on the chain, or says
 //! which rule it breaks. Nothing else can be imported.
 //!
 //! **A follower catches up**: the strategy says which ranges to ask of whom; the follower downloads, verifies on other
 //! cores, orders and imports them, thousands of blocks a commit, with its buffers bounded in bytes.
+//!
+//! **A block is pushed** by a peer: its header shows at once whether an authority signed it, the rest is verified on another
+//! thread; a good one goes on to other peers and is imported, a wrong one costs its sender.
 //!
 //! **A message reaches an agent**: inside the transaction that stores the block, its handler is asked, and its memory
 //! and its replies are stored. So a message is handled once, whatever dies when.
@@ -44,6 +48,7 @@ pub mod ledger;
 pub mod memory;
 pub mod mempool;
 pub mod node;
+pub mod p2p;
 pub mod producer;
 pub mod rate_limit;
 pub mod rpc;

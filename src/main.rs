@@ -25,11 +25,15 @@ fn main() -> ExitCode {
     }
 }
 
+/// What a node logs by default. What libraries say of peers who misbehave is for those who look for it: everybody could
+/// fill the log with that.
+const NODE_LEVELS: &str = "info,libp2p=error,multistream_select=error,quinn=error,yamux=error";
+
 /// Logs to standard error: what TENON_LOG says (`debug`, or `info,tenon::sync=debug`), as text or, with
 /// TENON_LOG_FORMAT=json, as JSON. A node logs `info` by default, a command only warnings.
 fn log(is_node: bool) -> Result<(), String> {
     let variable = |name: &str, default: &str| std::env::var(name).unwrap_or_else(|_| default.to_owned());
-    let levels = variable("TENON_LOG", if is_node { "info" } else { "warn" });
+    let levels = variable("TENON_LOG", if is_node { NODE_LEVELS } else { "warn" });
     let targets: Targets = levels.parse().map_err(|error| {
         format!("TENON_LOG: {error}; expected a level (error, warn, info, debug, trace) or a list like `info,tenon::sync=debug`")
     })?;

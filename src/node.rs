@@ -19,8 +19,9 @@ use crate::config::{self, Config, Monitor};
 use crate::ledger::{Ledger, LedgerOptions};
 use crate::memory;
 use crate::mempool::{Mempool, MempoolConfig, MempoolHook};
+use crate::p2p::{self, Handle, Identity, P2p, P2pConfig, P2pParts};
 use crate::producer::{self, ProducerConfig};
-use crate::rate_limit::token_bucket;
+use crate::rate_limit::{Callers, Networks, Policy, token_bucket};
 use crate::rpc::{self, NodeInfo, RpcConfig, RpcParts, admin::AdminParts};
 use crate::sync::follower::Follower;
 use crate::sync::http::HttpSource;
@@ -35,6 +36,7 @@ pub struct Node {
     admin: SocketAddr,
     host: Host,
     ledger: Ledger,
+    p2p: Option<Handle>,
     stop: watch::Sender<bool>,
     tasks: Vec<(&'static str, JoinHandle<()>)>,
 }
@@ -85,20 +87,43 @@ impl Node {
         let sync_config = config.sync.clone();
         let sources = sources(&sync_config)?;
         let Monitor { lag_blocks, lag_seconds, .. } = config.monitor;
-        let tolerance = Tolerance { lag_blocks, lag_ms: lag_seconds * 1_000, ..Tolerance::default() };
+        // Without a producer and with peers it waits for their blocks.
+        let may_be_alone = config.producer.is_some() || config.p2p.is_none();
+        let tolerance = Tolerance { lag_blocks, lag_ms: lag_seconds * 1_000, may_be_alone };
         let follower =
             Follower::new(ledger.clone(), Arc::new(strategy), sources, info.node_id.clone(), sync_config.clone())
                 .map_err(|reason| anyhow!("sync: {reason}"))?
                 .tolerating(tolerance);
         let chain_id = ledger.genesis().chain_id.clone();
-        let forwarding = sync::forward::run(mempool.clone(), chain_id, follower.usable(), sync_config, stopped.clone());
+        let forwarding =
+            sync::forward::run(mempool.clone(), chain_id, follower.usable(), config.sync.clone(), stopped.clone());
         let sync_status = follower.status();
         tasks.push(("memory", tokio::spawn(memory::run(follower.status(), stopped.clone()))));
+        let policy: Arc<dyn Policy> = Arc::new(policy);
+        let rpc_config = rpc_config(&config.rpc)?;
+        let p2p = match &config.p2p {
+            None => None,
+            Some(p2p) => {
+                let parts = P2pParts {
+                    ledger: ledger.clone(),
+                    mempool: mempool.clone(),
+                    policy: Arc::clone(&policy),
+                    callers: Callers::new(Networks { peers: config.rpc.peers.clone(), proxies: Vec::new() }),
+                    prices: rpc::prices(&rpc_config),
+                    node_id: info.node_id.clone(),
+                    request_timeout: Duration::from_millis(sync_config.request_timeout_ms),
+                    throughput_min: sync_config.throughput_min,
+                };
+                Some(listen_for_peers(parts, p2p).await?)
+            }
+        };
+        let p2p_handle = p2p.as_ref().map(P2p::handle);
         let parts = RpcParts {
             ledger: ledger.clone(),
             mempool: mempool.clone(),
-            policy: Arc::new(policy),
+            policy,
             sync: sync_status,
+            p2p: p2p_handle.as_ref().map(Handle::status),
             info,
             metrics,
             collect: vec![Arc::new({
@@ -106,7 +131,6 @@ impl Node {
                 move || telemetry::plugins(&host.status())
             })],
         };
-        let rpc_config = rpc_config(&config.rpc)?;
         tasks.push((
             "rpc",
             rpc::serve(rpc_listener, parts, rpc_config, stopped.clone()).map_err(|reason| anyhow!("rpc: {reason}"))?,
@@ -115,6 +139,11 @@ impl Node {
             .with_context(|| format!("reading {}", config.admin.token_file.display()))?;
         let parts = AdminParts { host: host.clone(), token: token.trim().to_owned() };
         tasks.push(("admin", rpc::serve_admin(admin_listener, parts, stopped.clone())));
+        if let Some(p2p) = p2p {
+            let met = p2p.handle().met();
+            tasks.push(("peers", tokio::spawn(p2p::join(met, follower.peers(), stopped.clone()))));
+            tasks.push(("p2p", tokio::spawn(p2p.run(stopped.clone()))));
+        }
         tasks.push(("sync", tokio::spawn(follower.run(stopped.clone()))));
         tasks.push(("forward", tokio::spawn(forwarding)));
         tasks.push(("agents", tokio::spawn(agent::outbox::run(agents, mempool.clone(), stopped.clone()))));
@@ -129,7 +158,7 @@ impl Node {
         }
         host.watch().context("watching the plugin directory")?;
         tracing::info!(%rpc, %admin, head = ledger.head().height, chain = ledger.genesis().chain_id, "serving");
-        Ok(Self { rpc, admin, host, ledger, stop, tasks })
+        Ok(Self { rpc, admin, host, ledger, p2p: p2p_handle, stop, tasks })
     }
 
     /// Where it serves everyone.
@@ -145,6 +174,11 @@ impl Node {
     /// Its chain.
     pub fn ledger(&self) -> &Ledger {
         &self.ledger
+    }
+
+    /// Its connections to peers, where it has any.
+    pub fn p2p(&self) -> Option<&Handle> {
+        self.p2p.as_ref()
     }
 
     /// Its plugins.
@@ -200,6 +234,13 @@ fn rate_limit_slot(host: &Host, config: &Config) -> Result<Slot<RateLimit>> {
     let builtin =
         builtin::TokenBucket::new(settings).map_err(|reason| anyhow!("plugins.rate-limit.config: {reason}"))?;
     host.slot("rate-limit", slot_config, builtin)
+}
+
+/// Listens for peers, under the node's own key to them.
+async fn listen_for_peers(parts: P2pParts, config: &P2pConfig) -> Result<P2p> {
+    let wrong = |reason| anyhow!("p2p: {reason}");
+    let identity = Identity::open_or_create(&config.key).map_err(wrong)?;
+    P2p::listen(parts, &identity, config).await.map_err(wrong)
 }
 
 /// The nodes to read the chain from.

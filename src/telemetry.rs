@@ -53,6 +53,27 @@ pub const IMPORTED_TRANSACTIONS: &str = "tenon_imported_transactions_total";
 /// Database transactions that it took.
 pub const IMPORT_COMMITS: &str = "tenon_import_commits_total";
 
+/// Peers that are connected over libp2p and have shown that they are on this chain.
+pub const P2P_PEERS: &str = "tenon_p2p_peers";
+/// Peers that are left alone for a while.
+pub const P2P_ASIDE: &str = "tenon_p2p_peers_aside";
+/// Peers that were put aside since the start.
+pub const P2P_PUT_ASIDE: &str = "tenon_p2p_put_aside_total";
+/// Connections of peers that did not get in: too many, or put aside, or without a proper beginning.
+pub const P2P_CONNECTIONS_REFUSED: &str = "tenon_p2p_connections_refused_total";
+/// Messages that peers pushed, by topic and verdict.
+pub const P2P_MESSAGES_IN: &str = "tenon_p2p_messages_in_total";
+/// Messages that this node had to push, by topic and outcome.
+pub const P2P_MESSAGES_OUT: &str = "tenon_p2p_messages_out_total";
+/// Bytes of messages and blocks that were looked at or pushed, by direction; what is passed on is not in it.
+pub const P2P_BYTES: &str = "tenon_p2p_bytes_total";
+/// Requests of peers, by kind.
+pub const P2P_REQUESTS: &str = "tenon_p2p_requests_total";
+/// Times that a peer took what was pushed too slowly.
+pub const P2P_SLOW_PEERS: &str = "tenon_p2p_slow_peers_total";
+/// Blocks that were passed on and could then not be executed.
+pub const P2P_IMPORTS_FAILED: &str = "tenon_p2p_imports_failed_total";
+
 /// Calls of a generation, by slot, plugin and generation.
 pub const PLUGIN_CALLS: &str = "tenon_plugin_calls_total";
 /// Those it failed.
@@ -114,11 +135,21 @@ fn describe() {
         (PLUGIN_RESCUES, "Calls answered by another generation in place of the one that failed"),
         (PLUGIN_MEMORIES_LOST, "Memories that a generation could not read"),
         (IMPORT_COMMITS, "Database transactions that imports took"),
+        (P2P_PUT_ASIDE, "Peers put aside since the start, for another chain or for bad conduct"),
+        (P2P_CONNECTIONS_REFUSED, "Connections of peers that did not get in"),
+        (P2P_MESSAGES_IN, "Messages that peers pushed, by topic and verdict"),
+        (P2P_MESSAGES_OUT, "Messages that this node had to push, by topic and outcome"),
+        (P2P_BYTES, "Bytes of messages and blocks from and to peers, by direction"),
+        (P2P_REQUESTS, "Requests of peers, by kind"),
+        (P2P_SLOW_PEERS, "Times that a peer took what was pushed too slowly"),
+        (P2P_IMPORTS_FAILED, "Blocks that were passed on and could then not be executed"),
     ] {
         describe_counter!(name, text);
     }
     for (name, unit, text) in [
         (RPC_CONNECTIONS, Unit::Count, "Open connections"),
+        (P2P_PEERS, Unit::Count, "Connected peers on this chain"),
+        (P2P_ASIDE, Unit::Count, "Peers that are left alone for a while"),
         (HEAD_HEIGHT, Unit::Count, "Height of the local head"),
         (HEAD_AGE, Unit::Seconds, "Age of the local head"),
         (MEMPOOL, Unit::Count, "Transactions that wait for a block"),

@@ -9,6 +9,7 @@ use super::given::Origin;
 use super::knobs::PluginDirectory;
 use super::{Config, Problem, beside};
 use crate::chain::{Address, Genesis};
+use crate::p2p::Identity;
 use tenon_runtime::{OnFailure, verify_signature};
 
 pub fn check(config: &Config) -> Vec<Problem> {
@@ -17,6 +18,7 @@ pub fn check(config: &Config) -> Vec<Problem> {
     listeners(config, &mut problems);
     costs(config, &mut problems);
     sources(config, &mut problems);
+    p2p(config, &mut problems);
     producer(config, genesis.as_ref(), &mut problems);
     agents(config, &mut problems);
     plugins(config, &mut problems);
@@ -77,8 +79,9 @@ fn sources(config: &Config, problems: &mut Vec<Problem>) {
             problems.push(Problem::warning("sync.sources", format!("`{text}` stands there twice")));
         }
     }
-    if config.sync.sources.is_empty() && config.producer.is_none() {
-        let text = "no sources and no [producer]: this node's chain will only grow by blocks that others hand in";
+    if config.sync.sources.is_empty() && config.producer.is_none() && config.p2p.is_none() {
+        let text =
+            "no sources, no [p2p] and no [producer]: this node's chain will only grow by blocks that others hand in";
         problems.push(Problem::warning("sync.sources", text));
     }
 }
@@ -104,6 +107,36 @@ fn is_local(source: &url::Url) -> bool {
         Some(url::Host::Ipv6(ip)) => ip.is_loopback(),
         Some(url::Host::Domain(name)) => name == "localhost",
         None => false,
+    }
+}
+
+fn p2p(config: &Config, problems: &mut Vec<Problem>) {
+    let Some(p2p) = &config.p2p else { return };
+    let identity = Identity::open(&p2p.key).unwrap_or_else(|text| {
+        problems.push(error("p2p.key", text));
+        None
+    });
+    if let Some(own) = identity.map(|identity| identity.peer_id())
+        && p2p.peers.iter().any(|peer| peer.peer == own)
+    {
+        problems.push(error("p2p.peers", format!("{own} is this node's own id; a node cannot be its own peer")));
+    }
+    if p2p.listen.0.is_empty() && p2p.peers.is_empty() && !p2p.mdns {
+        let text = "nowhere to listen and nobody to connect to: nothing will come of it";
+        problems.push(Problem::warning("p2p.listen", text));
+    }
+    let taken = |address: &libp2p::Multiaddr| {
+        let text = address.to_string();
+        let port = config.rpc.listen.port();
+        port != 0 && text.ends_with(&format!("/tcp/{port}"))
+    };
+    if let Some(address) = p2p.listen.0.iter().find(|address| taken(address)) {
+        problems.push(error("p2p.listen", format!("{address} has the port of rpc.listen")));
+    }
+    if p2p.mdns && !cfg!(feature = "mdns") {
+        let text =
+            "this build cannot look for peers by mDNS; build it with `--features mdns`, or name peers in p2p.peers";
+        problems.push(error("p2p.mdns", text));
     }
 }
 

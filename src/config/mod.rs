@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use crate::p2p::P2pConfig;
 use crate::sync::SyncConfig;
 
 pub use given::{Given, Origin};
@@ -47,6 +48,9 @@ pub struct Config {
     pub producer: Option<Producer>,
     /// `[sync]`
     pub sync: SyncConfig,
+    /// `[p2p]`; absent on a node that is connected with nobody.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub p2p: Option<P2pConfig>,
     /// `[monitor]`
     pub monitor: Monitor,
     /// `[plugins]`
@@ -175,6 +179,7 @@ impl Config {
             Admin::keys("admin"),
             Producer::keys("producer"),
             SyncConfig::keys("sync"),
+            P2pConfig::keys("p2p"),
             Monitor::keys("monitor"),
             knobs::PluginDirectory::keys("plugins"),
             PluginSlot::keys("plugins.rate-limit"),
@@ -198,19 +203,18 @@ impl Config {
         if let Some(producer) = &mut self.producer {
             producer.resolve(dir);
         }
+        if let Some(p2p) = &mut self.p2p {
+            p2p.resolve(dir);
+        }
         for agent in &mut self.agents {
             agent.resolve(dir);
         }
     }
 
     fn read(given: &Given, problems: &mut Vec<Problem>) -> Self {
-        const SECTIONS: [&str; 10] =
-            ["chain", "store", "mempool", "rpc", "admin", "producer", "sync", "monitor", "plugins", "agents"];
-        section::unknown(given, "", &SECTIONS, &["p2p"], problems);
-        if let Some(p2p) = given.get("p2p") {
-            let text = "gossip between nodes is not available yet; followers read from `sync.sources`";
-            problems.push(Problem::error(&p2p.origin, "p2p", text));
-        }
+        const SECTIONS: [&str; 11] =
+            ["chain", "store", "mempool", "rpc", "admin", "producer", "sync", "p2p", "monitor", "plugins", "agents"];
+        section::unknown(given, "", &SECTIONS, &[], problems);
         if let Some(every) = given.get("sync").and_then(|sync| sync.get("verify_state_every")) {
             let text = "verifying the state now and then is not available yet; it is verified at every start";
             problems.push(Problem::error(&every.origin, "sync.verify_state_every", text));
@@ -223,6 +227,7 @@ impl Config {
             admin: Admin::read(given.get("admin"), "admin", &[], problems),
             producer: given.get("producer").map(|producer| Producer::read(Some(producer), "producer", &[], problems)),
             sync: SyncConfig::read(given.get("sync"), "sync", &["verify_state_every"], problems),
+            p2p: given.get("p2p").map(|p2p| P2pConfig::read(Some(p2p), "p2p", &[], problems)),
             monitor: Monitor::read(given.get("monitor"), "monitor", &[], problems),
             plugins: Plugins::read(given.get("plugins"), problems),
             agents: knobs::read_agents(given.get("agents"), problems),

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use proptest::prelude::*;
 
 use super::*;
+use crate::p2p::P2pConfig;
 use crate::producer::EmptyBlocks;
 use tenon_runtime::{Limit, Limits};
 
@@ -59,6 +60,9 @@ fn everything_that_the_design_names_is_read() {
         lag_blocks = 3
         lag_seconds = 4
         webhook = ""
+        [p2p]
+        listen = ["/ip4/0.0.0.0/tcp/7070", "/ip4/0.0.0.0/udp/7070/quic-v1"]
+        peers = ["/dns4/seed.example/tcp/7070/p2p/12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN"]
         [plugins]
         dir = "plugins"
         trusted_keys = ["RWQf6LRCGA9i53mlYecO4IzT51TGPpvWucNSCh1CBM0QTaLn73Y7GFO3"]
@@ -91,6 +95,9 @@ fn everything_that_the_design_names_is_read() {
     assert_eq!(config.plugins.rate_limit.config["read"]["capacity"], 5);
     assert_eq!(config.agents[0].wallet, PathBuf::from("/node/keystore/bob.json"));
     assert_eq!(config.agents[0].config["trigger"], "ping");
+    let p2p = config.p2p.unwrap();
+    assert_eq!((p2p.listen.0.len(), p2p.peers.len()), (2, 1));
+    assert_eq!(p2p.key, PathBuf::from("/node/keystore/p2p.key"));
 }
 
 #[test]
@@ -130,7 +137,9 @@ fn what_is_out_of_range_or_not_available_yet_says_so() {
         ("[plugins.sync]\nprobation = { failures = 0 }", "failures is 0, expected 1 or more"),
         ("[plugins.sync]\njournal = { sample = 1.5 }", "sample is 1.5, expected 0 to 1"),
         ("[sync]\nverify_state_every = 9", "not available yet"),
-        ("[p2p]\nlisten = \"/ip4/0.0.0.0/tcp/7070\"", "not available yet"),
+        ("[p2p]\nlisten = \"0.0.0.0:7070\"", "p2p.listen: expected a multiaddress like \"/ip4/0.0.0.0/tcp/7070\""),
+        ("[p2p]\npeers = [\"/ip4/10.0.0.1/tcp/7070\"]", "`tenon p2p id` on that node prints its id"),
+        ("[p2p]\nconnections_max = 0", "p2p.connections_max: expected a whole number, 1 to 1000, got 0"),
     ] {
         let lines = lines(text, &[]);
         assert!(lines.len() == 1 && lines[0].contains(expected), "{lines:?}");
@@ -266,7 +275,10 @@ fn a_variable_that_means_nothing_is_named() {
 
 #[test]
 fn the_default_configuration_writes_and_reads_back() {
-    for config in [Config::default(), Config { producer: Some(Producer::default()), ..Config::default() }] {
+    let peer = "/ip4/10.0.0.1/tcp/1/p2p/12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN".parse().unwrap();
+    let p2p = P2pConfig { peers: vec![peer], ..P2pConfig::default() };
+    let both = Config { producer: Some(Producer::default()), p2p: Some(p2p), ..Config::default() };
+    for config in [Config::default(), both] {
         let text = toml::to_string(&config).unwrap();
         assert_eq!(Config::parse(&text, [], Path::new("")).unwrap(), config, "{text}");
     }
@@ -320,7 +332,7 @@ fn nothing_is_wrong_with_a_good_node() {
 #[test]
 fn each_thing_that_does_not_fit_is_found() {
     type Change = fn(&Path, &mut Config);
-    let cases: [(Severity, &str, &str, Change); 20] = [
+    let cases: [(Severity, &str, &str, Change); 25] = [
         (Severity::Error, "chain.genesis", "cannot read", |_, c| c.chain.genesis = "nowhere".into()),
         (Severity::Error, "chain.genesis", "genesis", |dir, _| std::fs::write(dir.join("genesis.json"), "{}").unwrap()),
         (Severity::Error, "rpc.costs", "`/nowhere` is no route", |_, c| _ = c.rpc.costs.insert("/nowhere".into(), 2)),
@@ -334,6 +346,29 @@ fn each_thing_that_does_not_fit_is_found() {
         (Severity::Error, "sync.sources", "admin.listen", |_, c| c.sync.sources = vec!["http://localhost:8007".into()]),
         (Severity::Error, "sync.sources", "no http", |_, c| c.sync.sources = vec!["ftp://a".into()]),
         (Severity::Warning, "sync.sources", "only grow", |_, c| c.producer = None),
+        (Severity::Error, "p2p.key", "64 hexadecimal", |dir, c| {
+            let key = dir.join("p2p.key");
+            std::fs::write(&key, "x").unwrap();
+            std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
+            c.p2p = Some(P2pConfig { key, ..P2pConfig::default() });
+        }),
+        (Severity::Error, "p2p.peers", "own id", |dir, c| {
+            let key = dir.join("p2p.key");
+            let own = crate::p2p::Identity::open_or_create(&key).unwrap().peer_id();
+            let peers = vec![format!("/ip4/10.0.0.1/tcp/1/p2p/{own}").parse().unwrap()];
+            c.p2p = Some(P2pConfig { key, peers, ..P2pConfig::default() });
+        }),
+        (Severity::Error, "p2p.listen", "port of rpc.listen", |_, c| {
+            let listen = serde_json::from_str(r#""/ip4/0.0.0.0/tcp/8006""#).unwrap();
+            c.p2p = Some(P2pConfig { listen, ..P2pConfig::default() });
+        }),
+        (Severity::Warning, "p2p.listen", "nobody to connect to", |_, c| {
+            c.p2p = Some(P2pConfig { listen: serde_json::from_str("[]").unwrap(), ..P2pConfig::default() });
+        }),
+        #[cfg(not(feature = "mdns"))]
+        (Severity::Error, "p2p.mdns", "--features mdns", |_, c| {
+            c.p2p = Some(P2pConfig { mdns: true, ..P2pConfig::default() });
+        }),
         (Severity::Error, "producer.key", "no authority", |_, c| {
             c.producer.as_mut().unwrap().key = c.agents.remove(0).wallet;
         }),

@@ -35,6 +35,8 @@ use tower_http::compression::{CompressionLayer, CompressionLevel};
 
 use crate::ledger::Ledger;
 use crate::mempool::Mempool;
+use crate::p2p::P2pStatus;
+use crate::p2p::serve::{Price, Prices};
 use crate::rate_limit::{Class, Networks, Policy};
 use crate::sync::SyncStatus;
 use error::ApiError;
@@ -218,6 +220,15 @@ pub static ROUTES: &[Route] = &[
         about: "this list",
         handler: || get(node::index),
     },
+    Route {
+        method: "GET",
+        path: "/rpc/peers",
+        aliases: &[],
+        class: Some(Class::Read),
+        cost: CHEAP,
+        about: "whom the node reads from, and with whom it is connected",
+        handler: || get(node::peers),
+    },
 ];
 
 /// The number of every path that is not in [`ROUTES`].
@@ -273,6 +284,21 @@ impl RpcConfig {
     }
 }
 
+/// What requests of peers cost: what the same costs here, the operator's own costs included.
+pub fn prices(config: &RpcConfig) -> Prices {
+    let price = |path: &str| {
+        let (number, route) =
+            ROUTES.iter().enumerate().find(|(_, route)| route.path == path).expect("a path of the table");
+        Price {
+            route: u32::try_from(number).expect("the table is short"),
+            class: route.class.expect("a route with a limit"),
+            base: config.costs.get(path).copied().unwrap_or(route.cost.base),
+            blocks_per_unit: if route.cost.asked == Asked::Blocks { route.cost.per_unit } else { 0 },
+        }
+    };
+    Prices { head: price("/rpc/head"), range: price("/rpc/blocks-range"), submit: price("/rpc/transaction") }
+}
+
 /// What the handlers work with.
 pub struct RpcParts {
     /// The chain.
@@ -283,6 +309,8 @@ pub struct RpcParts {
     pub policy: Arc<dyn Policy>,
     /// Where sync stands.
     pub sync: watch::Receiver<SyncStatus>,
+    /// How the connections to peers are; none on a node that has none.
+    pub p2p: Option<watch::Receiver<P2pStatus>>,
     /// Who this node is.
     pub info: NodeInfo,
     /// Renders the metrics.

@@ -1,4 +1,4 @@
-//! What the node says of itself: `/rpc/info`, `/rpc/genesis`, `/rpc/sync/status`, `/health`, `/ready`, `/metrics`, `/`.
+//! What the node says of itself: `/rpc/info`, `/rpc/genesis`, `/rpc/sync/status`, `/rpc/peers`, `/health`, `/ready`, `/metrics`, `/`.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -14,7 +14,8 @@ use super::error::{ApiError, Result};
 use super::request::Params;
 use super::{ROUTES, Rpc, json_bytes};
 use crate::chain::{Address, Hash, Height, Time};
-use crate::sync::{SyncState, SyncStatus};
+use crate::p2p::P2pStatus;
+use crate::sync::{PeerStatus, SyncState, SyncStatus};
 use crate::telemetry;
 
 /// Who a node is.
@@ -61,6 +62,8 @@ struct InfoJson<'a> {
     format: &'a str,
     genesis_hash: Hash,
     node_id: &'a str,
+    /// What peers know it by; null where it is connected with none.
+    peer_id: Option<String>,
     version: &'a str,
     role: Role,
     proposer_id: Option<Address>,
@@ -96,6 +99,7 @@ pub(super) async fn info(State(rpc): State<Rpc>, params: Params) -> Result<Respo
         format: &genesis.format,
         genesis_hash: parts.ledger.genesis_hash(),
         node_id: &info.node_id,
+        peer_id: parts.p2p.as_ref().map(|p2p| p2p.borrow().peer_id.clone()),
         version: info.version,
         role: info.role,
         proposer_id: info.proposer,
@@ -133,6 +137,22 @@ pub(super) async fn sync_status(State(rpc): State<Rpc>, params: Params) -> Resul
     // What sync last published may be a block or two behind.
     status.head_height = rpc.parts.ledger.head().height;
     Ok(Json(status))
+}
+
+#[derive(Serialize)]
+struct PeersJson {
+    success: bool,
+    /// Whom sync reads from, configured or met.
+    sources: Vec<PeerStatus>,
+    /// The connections to other nodes; null without `[p2p]`.
+    p2p: Option<P2pStatus>,
+}
+
+pub(super) async fn peers(State(rpc): State<Rpc>, params: Params) -> Result<Response> {
+    params.only(&[], rpc.chain_id())?;
+    let sources = rpc.parts.sync.borrow().peers.clone();
+    let p2p = rpc.parts.p2p.as_ref().map(|p2p| p2p.borrow().clone());
+    Ok(Json(PeersJson { success: true, sources, p2p }).into_response())
 }
 
 #[derive(Serialize)]
@@ -214,6 +234,11 @@ pub(super) async fn metrics(State(rpc): State<Rpc>) -> Response {
         counter!(telemetry::SYNC_RESCUES).absolute(sync.rescues);
         counter!(telemetry::SYNC_FAILED).absolute(sync.failed_requests);
         counter!(telemetry::SYNC_REFUSED).absolute(sync.refused_actions);
+    }
+    if let Some(p2p) = &parts.p2p {
+        let p2p = p2p.borrow();
+        gauge!(telemetry::P2P_PEERS).set(p2p.peers.iter().filter(|peer| peer.admitted).count() as f64);
+        gauge!(telemetry::P2P_ASIDE).set(p2p.aside.len() as f64);
     }
     let stats = parts.ledger.import_stats();
     counter!(telemetry::IMPORTED_BLOCKS).absolute(stats.blocks);

@@ -210,7 +210,7 @@ fn read_keystore(path: &Path) -> Result<Keystore, WalletError> {
 
 /// Writes `bytes` to a file that is not there yet: under another name first, so that a crash leaves no half of it, and
 /// then linked into place, which fails where a rename would overwrite.
-fn write_new(path: &Path, bytes: &[u8]) -> Result<(), WalletError> {
+pub(crate) fn write_new(path: &Path, bytes: &[u8]) -> Result<(), WalletError> {
     let failed = |error| WalletError::Io { path: path.to_owned(), error };
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     create_private_dir(dir).map_err(|error| WalletError::Io { path: dir.to_owned(), error })?;

@@ -121,6 +121,7 @@ pub async fn start(genesis: &Genesis, authority: &SecretKey, limits: Settings, c
         mempool: mempool.clone(),
         policy: Arc::new(policy),
         sync: status,
+        p2p: None,
         info: NodeInfo::new(Some(Address::of(&authority.public_key())), Time::now()),
         metrics: telemetry::install(),
         collect: Vec::new(),

@@ -1,0 +1,124 @@
+//! A peer as a source of blocks: what [`crate::sync`] asks of it, over libp2p.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use libp2p::PeerId;
+use tokio::sync::oneshot;
+
+use super::codec::{Answered, Call, Room};
+use super::handle::{Command, Commands};
+use super::recent::{Recent, Way};
+use super::wire::{Answer, Request};
+use crate::chain::{Hash, Height, Transaction};
+use crate::sync::HeightRange;
+use crate::sync::budget::Reservation;
+use crate::sync::source::{RangeAnswer, Source, SourceError, SourceInfo};
+
+/// How long a transaction that was pushed is left to gossip, before it is handed to each peer directly.
+const GOSSIP_TIME: Duration = Duration::from_secs(10);
+
+/// How long a peer may ask to be left alone at most.
+const RETRY_AFTER_MAX_MS: u64 = 60_000;
+
+/// A connected peer.
+pub struct P2pSource {
+    peer: PeerId,
+    name: String,
+    commands: Commands,
+    transactions: Arc<Recent>,
+}
+
+impl P2pSource {
+    /// The peer with this id, known as `p2p:ID`. `transactions` are those that went over gossip lately.
+    pub(super) fn new(peer: PeerId, commands: Commands, transactions: Arc<Recent>) -> Self {
+        Self { peer, name: format!("p2p:{peer}"), commands, transactions }
+    }
+
+    /// Which peer it is.
+    pub fn peer(&self) -> PeerId {
+        self.peer
+    }
+
+    async fn ask(&self, request: Request, room: Option<Room>) -> Result<Answered, SourceError> {
+        let (answer, answered) = oneshot::channel();
+        self.commands.tell(Command::Ask { peer: self.peer, call: Call { request, room }, answer }).await?;
+        let answered = answered.await.map_err(|_| SourceError::Unreachable("this node is stopping".into()))??;
+        match answered.answer {
+            Answer::Limited { retry_after_ms } => {
+                Err(SourceError::Limited { retry_after_ms: u64::from(retry_after_ms).min(RETRY_AFTER_MAX_MS) })
+            }
+            Answer::Refused { status, reason } => {
+                let detail = reason.chars().filter(|character| !character.is_control()).collect();
+                Err(SourceError::Status { status, detail })
+            }
+            Answer::Head(_) | Answer::Blocks { .. } | Answer::Submitted(_) => Ok(answered),
+        }
+    }
+
+    async fn fetch(&self, range: HeightRange, reservation: Reservation) -> Result<RangeAnswer, SourceError> {
+        // Gone with this future: then the answer is not read to its end.
+        let wanted = Arc::new(());
+        let room = Room { reservation, wanted: Arc::downgrade(&wanted) };
+        let answered = self.ask(Request::Range(range), Some(room)).await?;
+        drop(wanted);
+        let Answer::Blocks { head, .. } = answered.answer else { return Err(unexpected()) };
+        let blocks = answered.blocks.ok_or_else(unexpected)?;
+        let room = blocks.reservation.ok_or_else(unexpected)?;
+        let (body, first_byte) = (blocks.body, blocks.first_byte);
+        Ok(RangeAnswer { body, blocks: blocks.count, room, head: Some(head), first_byte })
+    }
+}
+
+fn unexpected() -> SourceError {
+    SourceError::Malformed("an answer of another kind than the request".into())
+}
+
+impl Source for P2pSource {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn info(&self) -> BoxFuture<'_, Result<SourceInfo, SourceError>> {
+        async {
+            let (answer, answered) = oneshot::channel();
+            self.commands.tell(Command::Greet { peer: self.peer, answer }).await?;
+            let hello = answered.await.map_err(|_| SourceError::Unreachable("this node is stopping".into()))??;
+            Ok(SourceInfo { chain_id: hello.chain_id, genesis_hash: hello.genesis_hash, node_id: hello.node_id })
+        }
+        .boxed()
+    }
+
+    fn head(&self) -> BoxFuture<'_, Result<Option<(Height, Hash)>, SourceError>> {
+        async {
+            match self.ask(Request::Head, None).await?.answer {
+                Answer::Head(head) => Ok(Some(head)),
+                _ => Err(unexpected()),
+            }
+        }
+        .boxed()
+    }
+
+    fn range(&self, range: HeightRange, room: Reservation) -> BoxFuture<'_, Result<RangeAnswer, SourceError>> {
+        self.fetch(range, room).boxed()
+    }
+
+    /// Gossip has brought most transactions to everybody by then: what came over it is its sender's to care for, and what
+    /// this node has pushed is handed over directly only when it still waits after a while.
+    fn submit<'a>(&'a self, chain_id: &'a str, transaction: &'a Transaction) -> BoxFuture<'a, Result<(), SourceError>> {
+        async move {
+            match self.transactions.get(&transaction.hash(chain_id), Instant::now()) {
+                Some((Way::In, _)) => return Ok(()),
+                Some((Way::Out, age)) if age < GOSSIP_TIME => return Ok(()),
+                Some((Way::Out, _)) | None => {}
+            }
+            match self.ask(Request::Submit(transaction.to_bytes()), None).await?.answer {
+                Answer::Submitted(_) => Ok(()),
+                _ => Err(unexpected()),
+            }
+        }
+        .boxed()
+    }
+}
