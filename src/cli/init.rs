@@ -288,6 +288,12 @@ use = "token-bucket"
 
 [plugins.sync]
 use = "parallel-range"
+
+# Connections to other nodes: blocks and transactions are pushed as they come, and blocks are read from whoever is connected.
+# `tenon p2p id` prints what others put into their `peers`.
+# [p2p]
+# listen = "/ip4/0.0.0.0/tcp/7070"
+# peers = []
 "#;
 
 /// Writes a file that its owner alone can read.

@@ -7,6 +7,7 @@ mod demo;
 mod http;
 mod init;
 mod output;
+mod p2p;
 mod plugin;
 mod replay;
 mod run;
@@ -66,6 +67,9 @@ enum Command {
     /// How far a node is behind its sources
     #[command(subcommand)]
     Sync(sync::Sync),
+    /// Connections to other nodes
+    #[command(subcommand)]
+    P2p(p2p::P2p),
     /// Components: build, check, sign, replay, list, swap
     Plugin(plugin::Plugin),
     /// The configuration file
@@ -128,6 +132,7 @@ impl Arguments {
             Command::Wallet(wallet) => wallet.run(&global, &output).await,
             Command::Agent(agent) => agent.run(&global, &output).await,
             Command::Sync(sync) => sync.run(&global.node(None)?, &output).await,
+            Command::P2p(p2p) => p2p.run(&global, &output).await,
             Command::Plugin(plugin) => plugin.run(&output).await,
             Command::Config(config) => config.run(&output),
         }
