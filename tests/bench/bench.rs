@@ -1,13 +1,18 @@
 //! `make bench`: every figure that Tenon promises, measured on this machine, with a floor program beside it where the
 //! hardware decides. Prints a table and writes `target/bench.json`. With words as arguments only the parts whose names
-//! hold one of them run: `policy`, `journal`, `replay`, `catch-up`, `serve`, `lifecycle`, `node`.
+//! hold one of them run: `policy`, `journal`, `replay`, `catch-up`, `serve`, `lifecycle`, `node`,
+//! `gossip`.
 
 mod bare;
 mod catch_up;
+mod gossip;
 mod journal;
 mod lifecycle;
 mod load;
 mod node;
+#[path = "../support/peer.rs"]
+#[expect(dead_code, reason = "shared with the tests of connections: each uses its part")]
+mod peer;
 mod policy;
 #[path = "../support/process.rs"]
 #[expect(dead_code, reason = "shared with the tests of whole nodes: each uses its part")]
@@ -56,6 +61,9 @@ fn main() -> std::process::ExitCode {
     if runs("node") {
         let dir = dir();
         runtime.block_on(node::run(dir.path(), &mut report));
+    }
+    if runs("gossip") {
+        runtime.block_on(gossip::run(&mut report));
     }
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("the target directory");
     let met = report.finish(&target.join("bench.json"));
