@@ -23,8 +23,8 @@
 //! | [`bindings`] | a component in each role: WIT on one side, the trait on the other |
 //! | `tenon_runtime` | hosts components: slots, generations, loading, limits, health; knows no chain |
 //!
-//! Data flows one way: configuration, node, (storage, chain), plugins, (sync, rpc, agents). The first scan of the plugin
-//! directory ends before a socket opens; a stop runs the list backwards.
+//! Data flows one way: configuration, node, (storage, chain), plugins, (sync, rpc, agents). The first scan of the
+//! plugin directory ends before a socket opens; a stop runs the list backwards.
 //!
 //! # Four flows
 //! **A block comes in** over HTTP: the rate limit's policy is asked, the body becomes a [`chain::Block`],
@@ -34,8 +34,8 @@
 //! **A follower catches up**: the strategy says which ranges to ask of whom; the follower downloads, verifies on other
 //! cores, orders and imports them, thousands of blocks a commit, with its buffers bounded in bytes.
 //!
-//! **A block is pushed** by a peer: its header shows at once whether an authority signed it, the rest is verified on another
-//! thread; a good one goes on to other peers and is imported, a wrong one costs its sender.
+//! **A block is pushed** by a peer: its header shows at once whether an authority signed it, the rest is verified on
+//! another thread; a good one goes on to other peers and is imported, a wrong one costs its sender.
 //!
 //! **A message reaches an agent**: inside the transaction that stores the block, its handler is asked, and its memory
 //! and its replies are stored. So a message is handled once, whatever dies when.

@@ -1,5 +1,5 @@
-//! Connections between nodes: real swarms on loopback, real blocks, and strangers who push what they should not. Waits for
-//! events, never for time.
+//! Connections between nodes: real swarms on loopback, real blocks, and strangers who push what they should not. Waits
+//! for events, never for time.
 
 use std::time::Duration;
 

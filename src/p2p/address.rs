@@ -145,8 +145,8 @@ pub fn ip(address: &Multiaddr) -> Option<IpAddr> {
     }
 }
 
-/// Whether nobody listens at an address yet. libp2p shares its TCP ports, so that two nodes on one would each get some of
-/// the other's connections, and neither would say so. Errors: somebody does, or the address is not this machine's.
+/// Whether nobody listens at an address yet. libp2p shares its TCP ports, so that two nodes on one would each get some
+/// of the other's connections, and neither would say so. Errors: somebody does, or the address is not this machine's.
 pub fn is_free(address: &Multiaddr) -> io::Result<()> {
     let port = address.iter().nth(1);
     match (ip(address), port) {

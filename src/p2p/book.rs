@@ -25,7 +25,8 @@ const BURST_SECONDS: u32 = 4;
 /// Messages over the rate that are forgiven a second.
 const FORGIVEN_PER_SECOND: f64 = 0.1;
 
-/// How long a peer may take messages too slowly without a break before it is disconnected: what waits for it is held here.
+/// How long a peer may take messages too slowly without a break before it is disconnected: what waits for it is held
+/// here.
 const SLOW_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Gossip says at most once a second that a peer is slow; after so long without that, it has caught up.

@@ -1,5 +1,5 @@
-//! What the task that owns the swarm does of itself and for others: carries out commands, dials, keeps the book in order,
-//! and says how things are.
+//! What the task that owns the swarm does of itself and for others: carries out commands, dials, keeps the book in
+//! order, and says how things are.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -1,4 +1,5 @@
-//! Requests and answers on a stream: each is read as far as it may be long, and no longer than its sender keeps it coming.
+//! Requests and answers on a stream: each is read as far as it may be long, and no longer than its sender keeps it
+//! coming.
 //!
 //! Blocks are read into the [`Reservation`] of whoever asked for them, so a range over libp2p is bounded like one over
 //! HTTP: in bytes, in time without a byte, and in bytes a second.

@@ -8,23 +8,26 @@ use crate::config::{Knob, section};
 section! {
     /// `[p2p]`: the nodes that this one is connected with, and exchanges new blocks and transactions with at once.
     pub struct P2pConfig {
-        /// Where to listen, one multiaddress or a list: `/ip4/ADDRESS/tcp/PORT` or `/ip4/ADDRESS/udp/PORT/quic-v1`. Port 0
-        /// takes a free one; an empty list: connect only, and accept nobody.
+        /// Where to listen, one multiaddress or a list: `/ip4/ADDRESS/tcp/PORT` or `/ip4/ADDRESS/udp/PORT/quic-v1`.
+        /// Port 0 takes a free one; an empty list: connect only, and accept nobody.
         listen: Listen = Listen::default();
-        /// Nodes to stay connected with, as multiaddresses that end in `/p2p/` and the peer's id, which `tenon p2p id` prints.
+        /// Nodes to stay connected with, as multiaddresses that end in `/p2p/` and the peer's id, which `tenon p2p id`
+        /// prints.
         peers: Vec<PeerAddress> = Vec::new();
         /// The file with the key that names this node to others; made at the first start.
         key: PathBuf = "keystore/p2p.key".into();
         /// Connections in all, beside one for each of `peers`, which always get in; more are refused.
         connections_max: u32 = 64, 1..=1_000;
-        /// Whether to look for nodes of the chain in the local network by mDNS. A build without the feature `mdns` cannot.
+        /// Whether to look for nodes of the chain in the local network by mDNS. A build without the feature `mdns`
+        /// cannot.
         mdns: bool = false;
-        /// The longest that a peer in `peers` that does not answer is left alone before the next attempt, in milliseconds.
+        /// The longest that a peer in `peers` that does not answer is left alone before the next attempt, in
+        /// milliseconds.
         redial_max_ms: u64 = 60_000, 100..=3_600_000;
         /// How long a peer of another chain, or one whose messages were wrong, is left alone, in milliseconds.
         aside_ms: u64 = 600_000, 1_000..=86_400_000;
-        /// Bytes of blocks that one peer may push a second; four seconds' worth at once. More is not looked at, and costs its
-        /// score.
+        /// Bytes of blocks that one peer may push a second; four seconds' worth at once. More is not looked at, and
+        /// costs its score.
         block_bytes_per_second: u32 = 8 << 20, 1_024..=1 << 27;
         /// Bytes of transactions that one peer may push a second, each with 1,024 on top; four seconds' worth at once.
         transaction_bytes_per_second: u32 = 2 << 20, 1_024..=1 << 27;

@@ -185,7 +185,8 @@ impl Task {
             if answers {
                 self.part_with_stranger(&peer);
             }
-            // Else our own words are on their way to it, and it ends the connection when it has read them, or we do soon.
+            // Else our own words are on their way to it, and it ends the connection when it has read them, or we do
+            // soon.
             return;
         }
         let first = record.hello.is_none();

@@ -1,4 +1,5 @@
-//! Who a node is to other nodes: an Ed25519 key of its own, with no money and no say on the chain, and the id made of it.
+//! Who a node is to other nodes: an Ed25519 key of its own, with no money and no say on the chain, and the id made of
+//! it.
 
 use std::fs;
 use std::path::Path;

@@ -8,7 +8,8 @@
 //! | builds on one that is not here, or has a rival here | no | sync is told that its sender has it | no |
 //! | is known, old, or ahead of our clock | no | no | no |
 //!
-//! A transaction goes on when the mempool takes it; it costs its sender when it is wrong whatever the state of the chain.
+//! A transaction goes on when the mempool takes it; it costs its sender when it is wrong whatever the state of the
+//! chain.
 
 use std::sync::Arc;
 use std::time::Instant;

@@ -10,8 +10,8 @@ use super::handle::{Met, MetPeer};
 use crate::sync::follower::Peers;
 use crate::sync::source::Source as _;
 
-/// Keeps `peers` at what `met` says, until `stop` says true. However fast peers come and go, sync hears of the last state
-/// of each.
+/// Keeps `peers` at what `met` says, until `stop` says true. However fast peers come and go, sync hears of the last
+/// state of each.
 pub async fn join(mut met: watch::Receiver<Met>, peers: Peers, mut stop: watch::Receiver<bool>) {
     let mut told: BTreeMap<PeerId, MetPeer> = BTreeMap::new();
     loop {

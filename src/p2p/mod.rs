@@ -1,10 +1,10 @@
-//! Connections between nodes: new blocks and transactions are pushed as they come, and whoever is connected can be asked
-//! for blocks. `[p2p]` in the configuration; without it there is none of this.
+//! Connections between nodes: new blocks and transactions are pushed as they come, and whoever is connected can be
+//! asked for blocks. `[p2p]` in the configuration; without it there is none of this.
 //!
-//! One task owns the swarm of connections, in [`swarm`]: it is told what to do through a [`handle`], and never waits for
-//! anybody. What it does on a connection is put together in [`behaviour`] from libp2p's parts; [`gossip`] spreads what is
-//! new, [`wire`] and [`codec`] are requests and answers. It keeps what it knows of its peers in a [`book`], and [`dial`]s
-//! those that the operator named.
+//! One task owns the swarm of connections, in [`swarm`]: it is told what to do through a [`handle`], and never waits
+//! for anybody. What it does on a connection is put together in [`behaviour`] from libp2p's parts; [`gossip`] spreads
+//! what is new, [`wire`] and [`codec`] are requests and answers. It keeps what it knows of its peers in a [`book`], and
+//! [`dial`]s those that the operator named.
 //!
 //! | what | who |
 //! |---|---|
@@ -14,8 +14,8 @@
 //! | sync asks a peer | [`source`] |
 //! | a peer comes, goes, or shows a new head | [`join()`] tells sync |
 //!
-//! Nothing is exchanged with a node of another chain: the protocols bear the genesis hash, but for the first words, which
-//! say on both sides what is wrong. Everything that a peer can make us hold or do has a bound.
+//! Nothing is exchanged with a node of another chain: the protocols bear the genesis hash, but for the first words,
+//! which say on both sides what is wrong. Everything that a peer can make us hold or do has a bound.
 
 pub mod address;
 mod behaviour;

@@ -105,8 +105,8 @@ impl Source for P2pSource {
         self.fetch(range, room).boxed()
     }
 
-    /// Gossip has brought most transactions to everybody by then: what came over it is its sender's to care for, and what
-    /// this node has pushed is handed over directly only when it still waits after a while.
+    /// Gossip has brought most transactions to everybody by then: what came over it is its sender's to care for, and
+    /// what this node has pushed is handed over directly only when it still waits after a while.
     fn submit<'a>(&'a self, chain_id: &'a str, transaction: &'a Transaction) -> BoxFuture<'a, Result<(), SourceError>> {
         async move {
             match self.transactions.get(&transaction.hash(chain_id), Instant::now()) {

@@ -183,6 +183,7 @@ impl P2p {
             met,
         };
         task.publish_status();
+        tracing::info!(peer_id = %identity.peer_id(), "peers know this node by its id");
         for address in &task.status.borrow().listen {
             tracing::info!(address, "listening for peers");
         }

@@ -1,5 +1,5 @@
-//! What nodes say to each other beside gossip, as bytes. Numbers are big-endian; every message has one form, and readers
-//! refuse every other.
+//! What nodes say to each other beside gossip, as bytes. Numbers are big-endian; every message has one form, and
+//! readers refuse every other.
 //!
 //! ```text
 //! hello     genesis hash (32)  length (1) chain id  length (1) node id  head

@@ -1,4 +1,5 @@
-//! What the node says of itself: `/rpc/info`, `/rpc/genesis`, `/rpc/sync/status`, `/rpc/peers`, `/health`, `/ready`, `/metrics`, `/`.
+//! What the node says of itself: `/rpc/info`, `/rpc/genesis`, `/rpc/sync/status`, `/rpc/peers`, `/health`, `/ready`,
+//! `/metrics`, `/`.
 
 use std::fmt::Write as _;
 use std::sync::Arc;

@@ -128,7 +128,8 @@ pub struct Tolerance {
     pub lag_blocks: u64,
     /// How long no block may come in, in milliseconds, before a node below its sources is behind.
     pub lag_ms: u64,
-    /// Whether a node without sources may be without peers, too: it makes the blocks itself, or waits to be handed them.
+    /// Whether a node without sources may be without peers, too: it makes the blocks itself, or waits to be handed
+    /// them.
     pub may_be_alone: bool,
 }
 

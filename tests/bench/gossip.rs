@@ -1,5 +1,5 @@
-//! How soon a new block is everywhere: 20 nodes in this process, connected over loopback TCP, each with a database of its
-//! own. From the commit at the node that made the block to the commit at each of the others.
+//! How soon a new block is everywhere: 20 nodes in this process, connected over loopback TCP, each with a database of
+//! its own. From the commit at the node that made the block to the commit at each of the others.
 
 use std::time::{Duration, Instant};
 

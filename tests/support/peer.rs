@@ -275,8 +275,8 @@ impl Drop for Stranger {
 }
 
 impl Stranger {
-    /// Connects with a node of `chain`, and waits until it is told of that chain's topics. Packets of up to `packet_max`
-    /// bytes leave it.
+    /// Connects with a node of `chain`, and waits until it is told of that chain's topics. Packets of up to
+    /// `packet_max` bytes leave it.
     pub async fn connect(node: &Peer, chain: &Chain, packet_max: usize) -> Self {
         let genesis = chain.hash();
         let name = const_hex::encode(genesis.0);
