@@ -59,7 +59,7 @@ const WALLS: &[(&str, &[&str])] = &[
     ("src/sync", &["tenon_runtime", "wasmtime", "crate::bindings", "crate::rpc", "axum", "rusqlite"]),
     ("src/agent", &["tenon_runtime", "wasmtime", "crate::bindings", "crate::rpc", "axum", "rusqlite"]),
     ("src/bindings", &["crate::rpc", "crate::storage", "crate::ledger", "axum", "rusqlite", "tokio"]),
-    ("src/ledger.rs", &["tenon_runtime", "crate::rpc", "crate::sync", "crate::agent", "crate::bindings", "rusqlite"]),
+    ("src/ledger", &["tenon_runtime", "crate::rpc", "crate::sync", "crate::agent", "crate::bindings", "rusqlite"]),
     ("src/mempool.rs", &["tenon_runtime", "crate::rpc", "crate::sync", "crate::agent", "crate::bindings", "rusqlite"]),
     ("src/producer.rs", &["tenon_runtime", "crate::rpc", "crate::sync", "crate::agent", "crate::bindings", "rusqlite"]),
     ("src/rpc", &["wasmtime", "crate::bindings", "rusqlite"]),
