@@ -13,7 +13,7 @@ use crate::chain::{
     TransactionError, VerifiedBlock, format, verify,
 };
 use crate::ledger::{BlockHook, Ledger};
-use crate::storage::{KeptTransaction, StorageError, StoredAccount, Writer};
+use crate::storage::{KeptTransaction, StorageError, StoredAccount, TakenBlock, Writer};
 
 /// The waiting transactions; cheap to clone.
 #[derive(Clone)]
@@ -199,6 +199,10 @@ impl BlockHook for MempoolHook {
                 writer.forget_transaction(other)?;
             }
         }
+        Ok(())
+    }
+
+    fn on_undone(&mut self, _writer: &Writer<'_>, _block: &TakenBlock) -> Result<(), StorageError> {
         Ok(())
     }
 

@@ -23,7 +23,7 @@ use crate::chain::{
     Address, Genesis, Height, Kind, Payload, SecretKey, State, Time, Transaction, VerifiedBlock, verify,
 };
 use crate::ledger::BlockHook;
-use crate::storage::{AgentEvent, Cursor, StorageError, StoredAgent, Writer};
+use crate::storage::{AgentEvent, Cursor, StorageError, StoredAgent, TakenBlock, Writer};
 
 /// An agent as the configuration has it.
 pub struct AgentConfig {
@@ -189,6 +189,11 @@ impl BlockHook for Dispatcher {
             }
             Turn::new(agent, writer, block, state, chain, limits, reports).take()?;
         }
+        Ok(())
+    }
+
+    fn on_undone(&mut self, _writer: &Writer<'_>, _block: &TakenBlock) -> Result<(), StorageError> {
+        self.loaded = false;
         Ok(())
     }
 

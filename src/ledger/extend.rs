@@ -1,9 +1,11 @@
 //! One block on top of the head: rules, execution, state root, storage.
 
+use std::sync::atomic::Ordering;
+
 use super::group::Group;
 use super::thread::Thread;
 use super::{ImportError, Imported};
-use crate::chain::{BlockError, Change, Head, Time, VerifiedBlock, execute, rules};
+use crate::chain::{BlockError, Change, Hash, Head, Header, Height, Time, VerifiedBlock, execute, rules};
 use crate::storage::{StorageError, Writer};
 
 /// Why a block was not added: its own fault, or the database's, which ends the group.
@@ -51,15 +53,32 @@ impl Thread {
     /// A block at or below the head is known, or another one's rival.
     fn compare(&self, verified: &VerifiedBlock) -> Result<Imported, Refused> {
         let (height, theirs) = (verified.height(), verified.hash());
-        let ours = if height == self.head.height {
-            self.head.hash
-        } else {
-            Writer::of(&self.connection)
-                .reader()
-                .hash_at(height)?
-                .ok_or_else(|| StorageError::Inconsistent(format!("block {height} is not there")))?
-        };
-        if ours == theirs { Ok(Imported::Known) } else { Err(ImportError::Conflict { height, ours, theirs }.into()) }
+        if height == self.head.height && theirs == self.head.hash {
+            return Ok(Imported::Known);
+        }
+        let missing = || StorageError::Inconsistent(format!("block {height} is not there"));
+        let here = Writer::of(&self.connection).reader().header(height)?.ok_or_else(missing)?;
+        let ours = here.hash();
+        if ours == theirs {
+            return Ok(Imported::Known);
+        }
+        self.equivocation(&here, &verified.block().header);
+        Err(ImportError::Conflict { height, ours, theirs }.into())
+    }
+
+    /// Raises two signed headers, if one authority made both for one height.
+    pub fn equivocation(&self, ours: &Header, theirs: &Header) {
+        if self.forks.compare(ours, theirs) {
+            self.stats.equivocations.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// The hash of our block at `height`, if there is one, with what the open transaction has written.
+    pub fn hash_at(&self, height: Height) -> Result<Option<Hash>, StorageError> {
+        if height == self.head.height {
+            return Ok(Some(self.head.hash));
+        }
+        Writer::of(&self.connection).reader().hash_at(height)
     }
 
     /// Stores a block whose changes are in the state already.

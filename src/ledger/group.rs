@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::extend::Refused;
+use super::fork::SwitchError;
 use super::thread::{Job, Thread};
 use super::{ImportError, Imported, ProduceError, Produced};
 use crate::chain::{Account, Address, Change, Head, PublicKey, Time};
@@ -14,6 +15,7 @@ use crate::storage::{BlockRows, StorageError, Writer};
 /// What one commit holds so far: all that is needed to take it back.
 pub(super) struct Group {
     pub head: Head,
+    pub signed: Option<Time>,
     pub changes: Vec<Vec<Change>>,
     pub keys: BTreeMap<Address, PublicKey>,
     pub transactions: usize,
@@ -28,6 +30,18 @@ pub(super) enum Answer {
 }
 
 impl Thread {
+    /// An empty one, on top of what is committed.
+    pub fn new_group(&self) -> Group {
+        Group {
+            head: self.head.clone(),
+            signed: self.signed,
+            changes: Vec::new(),
+            keys: BTreeMap::new(),
+            transactions: 0,
+            answers: Vec::new(),
+        }
+    }
+
     /// One commit: `first` and what else waits, up to the limits. A job that would begin another group is left in `next`.
     pub fn run_group(
         &mut self,
@@ -36,13 +50,7 @@ impl Thread {
         next: &mut Option<Job>,
         head: &watch::Sender<Head>,
     ) {
-        let mut group = Group {
-            head: self.head.clone(),
-            changes: Vec::new(),
-            keys: BTreeMap::new(),
-            transactions: 0,
-            answers: Vec::new(),
-        };
+        let mut group = self.new_group();
         let mut outcome = self.connection.begin().map(|_| ());
         let mut job = Some(first);
         while outcome.is_ok()
@@ -53,7 +61,7 @@ impl Thread {
                 break;
             }
             match queue.try_recv() {
-                Ok(Job::Stop) => *next = Some(Job::Stop),
+                Ok(alone @ (Job::Stop | Job::Switch { .. })) => *next = Some(alone),
                 Ok(waiting) => job = Some(waiting),
                 Err(_) => {}
             }
@@ -62,7 +70,7 @@ impl Thread {
         if let (Err(error), Some(job)) = (&outcome, job) {
             refuse(job, error);
         }
-        let outcome = outcome.and_then(|()| self.commit(&mut group));
+        let outcome = outcome.and_then(|()| self.write_group(&mut group)).and_then(|()| self.connection.commit());
         self.finish(group, outcome, head);
     }
 
@@ -98,12 +106,12 @@ impl Thread {
                 group.answers.push(Answer::Write(answer));
                 write(&Writer::of(&self.connection))
             }
-            Job::Stop => Ok(()),
+            Job::Switch { .. } | Job::Stop => unreachable!("a switch and the stop are no part of a group"),
         }
     }
 
-    /// Writes what was collected for the whole group, and commits.
-    fn commit(&mut self, group: &mut Group) -> Result<(), StorageError> {
+    /// Writes what was collected for the whole group.
+    pub fn write_group(&mut self, group: &mut Group) -> Result<(), StorageError> {
         let writer = Writer::of(&self.connection);
         writer.put_rows(&mut self.rows)?;
         // Each account once, with its last value: a busy one changes in every block.
@@ -114,20 +122,17 @@ impl Thread {
         for (address, account) in &accounts {
             writer.put_account(address, account, group.keys.get(address))?;
         }
-        self.connection.commit()
+        Ok(())
     }
 
     /// Publishes the group, or takes it back; answers its callers.
-    fn finish(&mut self, group: Group, outcome: Result<(), StorageError>, head: &watch::Sender<Head>) {
+    pub fn finish(&mut self, group: Group, outcome: Result<(), StorageError>, head: &watch::Sender<Head>) {
         if let Err(error) = outcome {
             tracing::error!(%error, blocks = group.changes.len(), "a commit failed, nothing of it is stored");
-            self.connection.roll_back();
             for changes in group.changes.iter().rev() {
                 self.state.revert(changes);
             }
-            self.head = group.head;
-            self.rows = BlockRows::default();
-            self.hooks.iter_mut().for_each(|hook| hook.rolled_back());
+            self.forget(group.head, group.signed);
             return group.answers.into_iter().for_each(|answer| answer.fail(&error));
         }
         let add = |counter: &AtomicU64, more: usize| counter.fetch_add(more as u64, Ordering::Relaxed);
@@ -142,6 +147,14 @@ impl Thread {
             head.send_replace(self.head.clone());
         }
         group.answers.into_iter().for_each(Answer::succeed);
+    }
+
+    /// Rolls the open transaction back, to `head`; the state is the caller's.
+    pub fn forget(&mut self, head: Head, signed: Option<Time>) {
+        self.connection.roll_back();
+        (self.head, self.signed) = (head, signed);
+        self.rows = BlockRows::default();
+        self.hooks.iter_mut().for_each(|hook| hook.rolled_back());
     }
 }
 
@@ -175,6 +188,7 @@ fn refuse(job: Job, error: &StorageError) {
         }
         Job::Produce { answer, .. } => Answer::Produce(answer, Err(ProduceError::Stopped)).fail(error),
         Job::Write { answer, .. } => Answer::Write(answer).fail(error),
+        Job::Switch { answer, .. } => _ = answer.send(Err(SwitchError::Storage(error.to_string()))),
         Job::Stop => {}
     }
 }

@@ -2,11 +2,15 @@
 //! what waits when it starts a transaction goes into one commit, so a catch-up costs one commit for thousands of blocks
 //! and a single block is not kept waiting.
 //!
-//! [`thread`] is that thread, [`group`] one commit of it, [`extend`] how a block gets in, [`produce`] how one is made.
+//! [`thread`] is that thread, [`group`] one commit of it, [`extend`] how a block gets in, [`produce`] how one is made,
+//! [`switch`] how the chain moves to another branch, and [`fork`] what it says of that; [`rebuild`] makes the accounts anew.
 
 mod extend;
+mod fork;
 mod group;
 mod produce;
+mod rebuild;
+mod switch;
 mod thread;
 
 use std::path::PathBuf;
@@ -14,14 +18,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use crate::chain::{
     Address, BlockError, Genesis, Hash, Head, Height, SecretKey, State, Time, Transaction, TransactionError,
-    VerifiedBlock,
+    VerifiedBlock, fork_choice,
 };
-use crate::storage::{Storage, StorageError, Writer};
+use crate::storage::{Storage, StorageError, TakenBlock, Writer};
+use fork::Forks;
 use thread::{Job, QUEUE_MAX, Stats, Thread};
+
+pub use fork::{Equivocation, Reach, Reorg, SwitchError};
+pub use rebuild::rebuild_accounts;
 
 /// The chain of this node. Cheap to clone.
 #[derive(Clone)]
@@ -32,6 +40,7 @@ pub struct Ledger {
     jobs: mpsc::Sender<Job>,
     head: watch::Receiver<Head>,
     stats: Arc<Stats>,
+    forks: Arc<Forks>,
     thread: Arc<Mutex<Option<JoinHandle<()>>>>,
 }
 
@@ -45,6 +54,8 @@ pub struct LedgerOptions {
     pub group_blocks_max: usize,
     /// Transactions in one commit at most; a group ends after the block that reaches it.
     pub group_transactions_max: usize,
+    /// Blocks that a switch to another branch may take back, at most 1,024: so many can be undone.
+    pub max_reorg_depth: u64,
 }
 
 /// Follows the chain from inside its transactions: what it writes is committed with the block, or not at all.
@@ -53,11 +64,34 @@ pub trait BlockHook: Send {
     /// commit; then `rolled_back` is called.
     fn on_block(&mut self, writer: &Writer<'_>, block: &VerifiedBlock, state: &State) -> Result<(), StorageError>;
 
+    /// Called on the ledger's thread for every block that is taken back in a switch to another branch, the newest first,
+    /// before the blocks of the other branch come; the database has neither it nor its accounts any more. What must not
+    /// outlive the block is taken back here.
+    fn on_undone(&mut self, writer: &Writer<'_>, block: &TakenBlock) -> Result<(), StorageError>;
+
+    /// Called once at the end of a switch that took blocks back, before its commit.
+    fn on_switched(&mut self, switched: &Switched<'_>) -> Result<(), StorageError> {
+        let _ = switched;
+        Ok(())
+    }
+
     /// What was written since the last call is durable.
     fn committed(&mut self) {}
 
     /// What was written since the last call is gone.
     fn rolled_back(&mut self) {}
+}
+
+/// A switch that is about to be committed.
+pub struct Switched<'a> {
+    /// Writes in its transaction.
+    pub writer: &'a Writer<'a>,
+    /// The accounts after it.
+    pub state: &'a State,
+    /// The chain's parameters.
+    pub genesis: &'a Genesis,
+    /// From where to where.
+    pub reorg: &'a Reorg,
 }
 
 /// What became of a block that is on the chain now.
@@ -67,6 +101,8 @@ pub enum Imported {
     Extended,
     /// It was there before.
     Known,
+    /// It is the new head in the place of another block, which lost to it. See [`Ledger::offer`].
+    Reorged,
 }
 
 /// Why a block did not become part of the chain.
@@ -128,6 +164,10 @@ pub enum ProduceError {
     /// Another authority's turn.
     #[error("it is the turn of {0}")]
     NotOurTurn(Address),
+    /// A slot that has its block, or for which this node has signed one already, even if that is not on the chain any
+    /// more: where authorities take turns, nobody signs two blocks for one slot.
+    #[error("slot {0} has been used")]
+    SlotUsed(u64),
     /// The block would break a rule: the clock is behind the head, for one.
     #[error(transparent)]
     Invalid(#[from] BlockError),
@@ -150,12 +190,21 @@ pub struct ImportStats {
     pub commits: u64,
     /// When the last block was added; zero before the first.
     pub last_import: Time,
+    /// Switches to another branch that took blocks back.
+    pub reorgs: u64,
+    /// Blocks that they took back.
+    pub blocks_undone: u64,
+    /// Better branches that were refused, since they left ours too deep.
+    pub reorgs_refused: u64,
+    /// Times that an authority was seen to have signed two blocks for one height.
+    pub equivocations: u64,
 }
 
 impl LedgerOptions {
-    /// The usual sizes of a commit: about 10,000 transactions, beyond which larger ones gain little.
+    /// The usual sizes of a commit: about 10,000 transactions, beyond which larger ones gain little. Reorgs of up to 256
+    /// blocks.
     pub fn new(path: PathBuf, genesis: Genesis) -> Self {
-        Self { path, genesis, group_blocks_max: 8_000, group_transactions_max: 10_000 }
+        Self { path, genesis, group_blocks_max: 8_000, group_transactions_max: 10_000, max_reorg_depth: 256 }
     }
 }
 
@@ -167,13 +216,13 @@ impl Ledger {
         let (genesis, genesis_hash) = (Arc::clone(&thread.genesis), thread.genesis_hash);
         let (jobs, queue) = mpsc::channel(QUEUE_MAX);
         let (sender, head) = watch::channel(thread.head.clone());
-        let stats = Arc::clone(&thread.stats);
+        let (stats, forks) = (Arc::clone(&thread.stats), Arc::clone(&thread.forks));
         let handle = std::thread::Builder::new()
             .name("tenon-ledger".into())
             .spawn(move || thread.run(queue, &sender))
             .map_err(|error| StorageError::Io { path: "the ledger's thread".into(), error })?;
         let thread = Arc::new(Mutex::new(Some(handle)));
-        Ok(Self { genesis, genesis_hash, storage, jobs, head, stats, thread })
+        Ok(Self { genesis, genesis_hash, storage, jobs, head, stats, forks, thread })
     }
 
     /// The chain's parameters.
@@ -214,6 +263,10 @@ impl Ledger {
             transactions: load(&self.stats.transactions),
             commits: load(&self.stats.commits),
             last_import: Time(load(&self.stats.last_import)),
+            reorgs: load(&self.stats.reorgs),
+            blocks_undone: load(&self.stats.blocks_undone),
+            reorgs_refused: load(&self.stats.reorgs_refused),
+            equivocations: load(&self.stats.equivocations),
         }
     }
 
@@ -226,6 +279,53 @@ impl Ledger {
             return vec![Err(ImportError::Stopped); count];
         }
         answered.await.unwrap_or_else(|_| vec![Err(ImportError::Stopped); count])
+    }
+
+    /// Adds one block that came by itself, handed in or announced: on top of the head, or in the place of the head where it
+    /// is that one's rival on the same parent and wins by [`crate::chain::fork_choice`].
+    pub async fn offer(&self, block: VerifiedBlock) -> Result<Imported, ImportError> {
+        let rival = block.clone();
+        let answer = self.import(vec![block]).await.pop().expect("one block in, one answer out");
+        let Err(ImportError::Conflict { height, ours, theirs }) = answer else { return answer };
+        if !fork_choice::prefers(self.head().place(), (height, theirs)) {
+            return answer;
+        }
+        match self.switch_branch(vec![rival], Reach::Limited).await {
+            Ok(_) => Ok(Imported::Reorged),
+            Err(SwitchError::Invalid { error, .. }) => Err(ImportError::Invalid(error)),
+            Err(SwitchError::Storage(error)) => Err(ImportError::Storage(error)),
+            Err(SwitchError::Stopped) => Err(ImportError::Stopped),
+            // The head has moved on, or the two have parted further down: one block does not show that it is better.
+            Err(_) => Err(ImportError::Conflict { height, ours, theirs }),
+        }
+    }
+
+    /// Moves the chain to another branch, if it is the better one by [`crate::chain::fork_choice`]: our blocks above its
+    /// start are taken back and `branch`, in order, is put in their place, in one commit. It begins on a block of ours;
+    /// blocks at its start that are ours already are passed over. One that only extends the head takes nothing back.
+    ///
+    /// Errors: why it was not done; then the chain is as it was, to the row. Takes as long as importing both branches;
+    /// the blocks of `branch` are in memory together.
+    pub async fn switch_branch(&self, branch: Vec<VerifiedBlock>, reach: Reach) -> Result<Reorg, SwitchError> {
+        let (answer, answered) = oneshot::channel();
+        self.jobs.send(Job::Switch { branch, reach, answer }).await.map_err(|_| SwitchError::Stopped)?;
+        answered.await.unwrap_or(Err(SwitchError::Stopped))
+    }
+
+    /// Every switch that takes blocks back, from now on, after its commit. Who is more than 64 behind misses some.
+    pub fn reorgs(&self) -> broadcast::Receiver<Reorg> {
+        self.forks.reorgs.subscribe()
+    }
+
+    /// The last such switch since the ledger was opened.
+    pub fn last_reorg(&self) -> Option<Reorg> {
+        self.forks.last_reorg()
+    }
+
+    /// Authorities that were seen to sign two blocks for one height since the ledger was opened, the newest last; each
+    /// height of an authority once, at most 64.
+    pub fn equivocations(&self) -> Vec<Equivocation> {
+        self.forks.equivocations()
     }
 
     /// Makes a block of those candidates that can happen, and adds it.

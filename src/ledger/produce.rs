@@ -7,7 +7,7 @@ use crate::chain::execute::Execution;
 use crate::chain::{
     Address, Block, Change, Hash, Header, Time, Transaction, TransactionError, format, merkle, rules, verify,
 };
-use crate::storage::StorageError;
+use crate::storage::{StorageError, Writer};
 
 impl Thread {
     /// Makes a block and puts it on top of the head. Errors: the database's; the group is lost.
@@ -17,12 +17,19 @@ impl Thread {
         group: &mut Group,
     ) -> Result<Result<Produced, ProduceError>, StorageError> {
         let ProduceRequest { candidates, key, now, allow_empty } = request;
-        // Two blocks within a microsecond still need different times.
-        let timestamp = Time(now.0.max(self.head.timestamp.0 + 1));
+        // Two blocks within a microsecond still need different times, also when one of them was taken back.
+        let signed = self.signed.unwrap_or_default();
+        let timestamp = Time(now.0.max(self.head.timestamp.0 + 1).max(signed.0 + 1));
         let proposer = Address::of(&key.public_key());
         let turn = self.genesis.authority_at(timestamp).address;
         if turn != proposer {
             return Ok(Err(ProduceError::NotOurTurn(turn)));
+        }
+        let slot = self.genesis.slot(timestamp);
+        let used = |time| slot <= self.genesis.slot(time);
+        let several = self.genesis.authorities.len() > 1;
+        if several && (self.signed.is_some_and(used) || self.head.height > 0 && used(self.head.timestamp)) {
+            return Ok(Err(ProduceError::SlotUsed(slot)));
         }
         let (transactions, hashes, changes, dropped) = self.choose(candidates);
         if transactions.is_empty() && !allow_empty {
@@ -51,6 +58,9 @@ impl Thread {
         match valid {
             Ok(verified) => {
                 self.store(verified, changes, group)?;
+                // Durable with the block: whatever becomes of it, nothing else is ever signed for its slot.
+                Writer::of(&self.connection).put_signed(timestamp)?;
+                self.signed = Some(timestamp);
                 Ok(Ok(Produced { head: Some(self.head.clone()), dropped }))
             }
             Err(error) => {

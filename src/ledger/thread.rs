@@ -1,13 +1,15 @@
 //! The ledger's thread: opens the database, rebuilds the state, and takes jobs until it is stopped.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::fork::{Forks, Reach, Reorg, SwitchError};
 use super::{BlockHook, ImportError, Imported, LedgerOptions, ProduceError, ProduceRequest, Produced};
-use crate::chain::{Genesis, Hash, Head, State, VerifiedBlock, verify};
-use crate::storage::{BlockRows, Storage, StorageError, WriteConnection, Writer};
+use crate::chain::{Address, Genesis, Hash, Head, PublicKey, State, Time, VerifiedBlock, verify};
+use crate::storage::{BlockRows, Storage, StorageError, UNDO_DEPTH, WriteConnection, Writer};
 
 /// [`super::ImportStats`], as it is counted.
 #[derive(Default)]
@@ -16,6 +18,10 @@ pub(super) struct Stats {
     pub transactions: AtomicU64,
     pub commits: AtomicU64,
     pub last_import: AtomicU64,
+    pub reorgs: AtomicU64,
+    pub blocks_undone: AtomicU64,
+    pub reorgs_refused: AtomicU64,
+    pub equivocations: AtomicU64,
 }
 
 pub(super) type Write = Box<dyn FnOnce(&Writer<'_>) -> Result<(), StorageError> + Send>;
@@ -24,6 +30,7 @@ pub(super) type Write = Box<dyn FnOnce(&Writer<'_>) -> Result<(), StorageError> 
 pub(super) enum Job {
     Import { blocks: Vec<VerifiedBlock>, answer: oneshot::Sender<Vec<Result<Imported, ImportError>>> },
     Produce { request: Box<ProduceRequest>, answer: oneshot::Sender<Result<Produced, ProduceError>> },
+    Switch { branch: Vec<VerifiedBlock>, reach: Reach, answer: oneshot::Sender<Result<Reorg, SwitchError>> },
     Write { write: Write, answer: oneshot::Sender<Result<(), StorageError>> },
     Stop,
 }
@@ -42,7 +49,13 @@ pub(super) struct Thread {
     pub rows: BlockRows,
     pub group_blocks_max: usize,
     pub group_transactions_max: usize,
+    pub max_reorg_depth: u64,
+    /// Keys that the chain knows from genesis on.
+    pub known_keys: BTreeMap<Address, PublicKey>,
+    /// The time of the newest block that this node has signed.
+    pub signed: Option<Time>,
     pub stats: Arc<Stats>,
+    pub forks: Arc<Forks>,
 }
 
 impl Thread {
@@ -52,6 +65,7 @@ impl Thread {
         let (connection, storage) = WriteConnection::open(&options.path, &genesis_block.hash())?;
         let mut thread = Self {
             connection,
+            known_keys: options.genesis.known_keys(),
             genesis: Arc::new(options.genesis),
             genesis_hash: genesis_block.hash(),
             state: State::default(),
@@ -60,7 +74,10 @@ impl Thread {
             rows: BlockRows::default(),
             group_blocks_max: options.group_blocks_max.max(1),
             group_transactions_max: options.group_transactions_max.max(1),
+            max_reorg_depth: options.max_reorg_depth.min(UNDO_DEPTH),
+            signed: storage.read(|reader| reader.signed())?,
             stats: Arc::default(),
+            forks: Arc::default(),
         };
         match storage.read(|reader| reader.head())? {
             None => thread.store_genesis(&genesis_block)?,
@@ -75,12 +92,7 @@ impl Thread {
         writer.put_block(genesis, &[], &mut self.rows)?;
         writer.put_rows(&mut self.rows)?;
         for change in &changes {
-            writer.put_account(&change.address, &change.after, None)?;
-        }
-        for authority in &self.genesis.authorities {
-            if let Some(account) = changes.iter().find(|change| change.address == authority.address) {
-                writer.put_account(&account.address, &account.after, Some(&authority.public_key))?;
-            }
+            writer.put_account(&change.address, &change.after, self.known_keys.get(&change.address))?;
         }
         self.connection.commit()?;
         self.state.apply(&changes);
@@ -104,10 +116,14 @@ impl Thread {
     pub fn run(mut self, mut queue: mpsc::Receiver<Job>, head: &watch::Sender<Head>) {
         let mut next = queue.blocking_recv();
         while let Some(job) = next.take() {
-            if matches!(job, Job::Stop) {
-                break;
+            match job {
+                Job::Stop => break,
+                Job::Switch { branch, reach, answer } => {
+                    // A caller that has gone away does not need its answer.
+                    _ = answer.send(self.switch(branch, reach, head));
+                }
+                job => self.run_group(job, &mut queue, &mut next, head),
             }
-            self.run_group(job, &mut queue, &mut next, head);
             if next.is_none() {
                 next = queue.blocking_recv();
             }

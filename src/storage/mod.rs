@@ -17,7 +17,7 @@ use crate::chain::{DecodeError, Hash};
 
 pub use accounts::StoredAccount;
 pub use agents::{AgentEvent, AgentId, OutboxRow, ParkedEvent, StoredAgent};
-pub use blocks::BlockRows;
+pub use blocks::{BlockRows, TakenBlock, UNDO_DEPTH};
 pub use mempool::KeptTransaction;
 pub use transactions::{Cursor, StoredTransaction, TransactionFilter};
 

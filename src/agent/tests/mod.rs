@@ -12,7 +12,7 @@ use crate::chain::{Authority, Block, Genesis, Head, Header, Kind, SecretKey, Sta
 use crate::chain::{format, merkle, verify};
 use crate::ledger::{BlockHook, Imported, Ledger, LedgerOptions, ProduceRequest};
 use crate::mempool::{Mempool, MempoolConfig, MempoolHook};
-use crate::storage::{StorageError, Writer};
+use crate::storage::{StorageError, TakenBlock, Writer};
 
 const SECOND: u64 = 1_000_000;
 const START: Time = Time(1_000_000 * SECOND);
@@ -107,6 +107,10 @@ impl BlockHook for Saboteur {
                 Ok(())
             }
         }
+    }
+
+    fn on_undone(&mut self, _: &Writer<'_>, _: &TakenBlock) -> Result<(), StorageError> {
+        Ok(())
     }
 }
 
