@@ -1,5 +1,12 @@
 //! The ledger as its callers see it: what is imported is there after a restart, what is refused leaves nothing.
 
+#[path = "support/rows.rs"]
+#[expect(dead_code, reason = "shared: each test file uses its part")]
+mod rows;
+#[path = "support/tree.rs"]
+#[expect(dead_code, reason = "shared: each test file uses its part")]
+mod tree;
+
 use std::path::Path;
 
 use proptest::prelude::*;
@@ -315,7 +322,7 @@ proptest! {
         let ledger = open(dir.path(), &sample);
         let blocks = sample.blocks(3, 2);
         runtime.block_on(ledger.import(verified(&sample, blocks)));
-        let before = dump(&dir.path().join("chain.db"));
+        let before = rows::chain(&dir.path().join("chain.db"));
         let blocks = sample.blocks(count, transactions);
         runtime.block_on(ledger.import(verified(&sample, blocks)));
         let head = ledger.head().height;
@@ -325,26 +332,8 @@ proptest! {
         };
         runtime.block_on(ledger.write(undo)).unwrap();
         ledger.stop();
-        prop_assert_eq!(dump(&dir.path().join("chain.db")), before);
+        prop_assert_eq!(rows::chain(&dir.path().join("chain.db")), before);
     }
-}
-
-/// Every row of every table of the chain.
-fn dump(path: &Path) -> Vec<String> {
-    let connection = rusqlite::Connection::open(path).unwrap();
-    let tables =
-        ["block", "undo", "block_index", "transaction_index", "account_transaction", "account_message", "account"];
-    let mut rows = Vec::new();
-    for table in tables.iter().map(|table| format!("SELECT * FROM {table}")) {
-        let mut statement = connection.prepare(&table).unwrap();
-        let columns = statement.column_count();
-        let mut found = statement.query([]).unwrap();
-        while let Some(row) = found.next().unwrap() {
-            let cells: Vec<_> = (0..columns).map(|at| format!("{:?}", row.get_ref(at).unwrap())).collect();
-            rows.push(format!("{table}: {}", cells.join(" ")));
-        }
-    }
-    rows
 }
 
 #[test]

@@ -146,6 +146,11 @@ impl Tree {
         path
     }
 
+    /// The hashes of the blocks of [`Tree::path`].
+    pub fn hashes(&self, at: usize) -> Vec<Hash> {
+        self.path(at).into_iter().map(|at| self.hash(at)).collect()
+    }
+
     /// The blocks of [`Tree::path`] above height `above`.
     pub fn branch(&self, at: usize, above: Height) -> Vec<VerifiedBlock> {
         self.path(at).into_iter().filter(|&at| self.height(at) > above).map(|at| self.block(at)).collect()
