@@ -6,7 +6,6 @@ mod heard;
 #[path = "support/rows.rs"]
 mod rows;
 #[path = "support/tree.rs"]
-#[expect(dead_code, reason = "shared: each test file uses its part")]
 mod tree;
 
 use std::collections::BTreeMap;
@@ -198,7 +197,10 @@ async fn play(tree: &Tree, steps: &[Step], max_reorg_depth: u64) -> Counts {
                 assert_eq!(answer.map_err(drop), model.offer(node(at)), "{step:?}");
             }
             Step::Switch { to, better, offset, any } => {
-                let among: Vec<_> = (1..tree.nodes.len()).filter(|&at| !better || model.wins(at)).collect();
+                let parts = |at| tree.common(model.head, at) < tree.height(model.head);
+                let among: Vec<_> = (1..tree.nodes.len())
+                    .filter(|&at| !better || model.wins(at) && (model.head == 0 || parts(at)))
+                    .collect();
                 let to = if among.is_empty() { node(to) } else { among[to.index(among.len())] };
                 let reach = if *any { Reach::Any } else { Reach::Limited };
                 let first = (tree.common(model.head, to) + 1).saturating_add_signed(*offset).max(1);
