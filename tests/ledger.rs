@@ -1,9 +1,9 @@
 //! The ledger as its callers see it: what is imported is there after a restart, what is refused leaves nothing.
 
-#[path = "support/rows.rs"]
+#[path = "forks/rows.rs"]
 #[expect(dead_code, reason = "shared: each test file uses its part")]
 mod rows;
-#[path = "support/tree.rs"]
+#[path = "forks/tree.rs"]
 #[expect(dead_code, reason = "shared: each test file uses its part")]
 mod tree;
 

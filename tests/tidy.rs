@@ -60,7 +60,7 @@ const WALLS: &[(&str, &[&str])] = &[
     ("src/agent", &["tenon_runtime", "wasmtime", "crate::bindings", "crate::rpc", "axum", "rusqlite"]),
     ("src/bindings", &["crate::rpc", "crate::storage", "crate::ledger", "axum", "rusqlite", "tokio"]),
     ("src/ledger", &["tenon_runtime", "crate::rpc", "crate::sync", "crate::agent", "crate::bindings", "rusqlite"]),
-    ("src/mempool.rs", &["tenon_runtime", "crate::rpc", "crate::sync", "crate::agent", "crate::bindings", "rusqlite"]),
+    ("src/mempool", &["tenon_runtime", "crate::rpc", "crate::sync", "crate::agent", "crate::bindings", "rusqlite"]),
     ("src/producer.rs", &["tenon_runtime", "crate::rpc", "crate::sync", "crate::agent", "crate::bindings", "rusqlite"]),
     ("src/rpc", &["wasmtime", "crate::bindings", "rusqlite"]),
     ("src/cli", &["wasmtime", "crate::bindings", "rusqlite", "crate::rpc", "crate::storage"]),

@@ -80,23 +80,32 @@ impl Thread {
         let mut execution = Execution::new(&self.state, &self.genesis);
         let (mut transactions, mut hashes, mut dropped) = (Vec::new(), Vec::new(), Vec::new());
         let mut bytes = 0;
-        for (transaction, hash) in candidates {
-            let size = verify::block_share(&transaction);
-            if transactions.len() >= self.genesis.block_txs_max as usize {
-                break;
-            }
-            if bytes + size > self.genesis.block_bytes_max as usize {
-                continue;
-            }
-            match execution.apply(&transaction) {
-                Ok(()) => {
-                    bytes += size;
-                    transactions.push(transaction);
-                    hashes.push(hash);
+        let mut waiting: Vec<_> = (0_usize..).zip(candidates).collect();
+        // What one spends may come with another that pays less and so stands behind it: who is short is tried once more.
+        for last in [false, true] {
+            let mut short = Vec::new();
+            for (place, (transaction, hash)) in waiting {
+                let size = verify::block_share(&transaction);
+                if transactions.len() >= self.genesis.block_txs_max as usize {
+                    break;
                 }
-                Err(error) => dropped.push((hash, error)),
+                if bytes + size > self.genesis.block_bytes_max as usize {
+                    continue;
+                }
+                match execution.apply(&transaction) {
+                    Ok(()) => {
+                        bytes += size;
+                        transactions.push(transaction);
+                        hashes.push(hash);
+                    }
+                    Err(TransactionError::Insufficient { .. }) if !last => short.push((place, (transaction, hash))),
+                    Err(error) => dropped.push((place, hash, error)),
+                }
             }
+            waiting = short;
         }
+        dropped.sort_unstable_by_key(|(place, ..)| *place);
+        let dropped = dropped.into_iter().map(|(_, hash, error)| (hash, error)).collect();
         (transactions, hashes, execution.into_changes(), dropped)
     }
 }

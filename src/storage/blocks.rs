@@ -12,6 +12,9 @@ use crate::chain::{
 /// How many blocks below the head can be undone.
 pub const UNDO_DEPTH: u64 = 1_024;
 
+/// How many blocks that were taken back are remembered, with their parents.
+const UNDONE_MAX: i64 = 65_536;
+
 /// Index rows of many blocks, collected so that they go into each B-tree in its own order.
 #[derive(Default)]
 pub struct BlockRows {
@@ -136,6 +139,21 @@ impl Reader<'_> {
         Ok(statement.query_row([], |row| row.get::<_, Option<i64>>(0))?.map(from_sql))
     }
 
+    /// Where the chain of a block leaves ours: the highest block that both have. The block is named by its height and its
+    /// hash's [`Hash::prefix`]; none where it is neither ours nor one that was taken back and is remembered.
+    pub fn fork_of(&self, mut height: Height, mut prefix: i64) -> Result<Option<Height>> {
+        let mut statement =
+            self.connection().prepare_cached("SELECT parent FROM undone_block WHERE prefix = ? AND height = ?")?;
+        loop {
+            if self.hash_at(height)?.is_some_and(|hash| hash.prefix() == prefix) {
+                return Ok(Some(height));
+            }
+            let parent = statement.query_row([prefix, to_sql(height)], |row| row.get(0)).optional()?;
+            let (Some(parent), Some(below)) = (parent, height.checked_sub(1)) else { return Ok(None) };
+            (height, prefix) = (below, parent);
+        }
+    }
+
     /// What the block at `height` changed; none when it lies too deep to be undone.
     pub fn changes(&self, height: Height) -> Result<Option<Vec<Change>>> {
         let mut statement = self.connection().prepare_cached("SELECT changes FROM undo WHERE height = ?")?;
@@ -189,6 +207,18 @@ impl Writer<'_> {
         Ok(())
     }
 
+    /// Remembers the parent of a block that is taken back, for [`Reader::fork_of`]. The oldest are forgotten.
+    pub(super) fn put_undone(&self, block: &TakenBlock) -> Result<()> {
+        let row = [to_sql(block.height()), block.hash.prefix(), block.block.header.parent_hash.prefix()];
+        self.connection()
+            .prepare_cached("INSERT OR REPLACE INTO undone_block (height, prefix, parent) VALUES (?, ?, ?)")?
+            .execute(row)?;
+        self.connection()
+            .prepare_cached("DELETE FROM undone_block WHERE id <= (SELECT max(id) FROM undone_block) - ?")?
+            .execute([UNDONE_MAX])?;
+        Ok(())
+    }
+
     /// Notes the time of the newest block that this node has signed.
     pub fn put_signed(&self, time: Time) -> Result<()> {
         self.connection()
@@ -239,7 +269,9 @@ impl Writer<'_> {
             .prepare_cached("DELETE FROM block_index WHERE prefix = ? AND height = ?")?
             .execute([hash.prefix(), to_sql(height)])?;
         let transaction_hashes = self.take_transactions(&block)?;
-        Ok(TakenBlock { block, hash, transaction_hashes })
+        let taken = TakenBlock { block, hash, transaction_hashes };
+        self.put_undone(&taken)?;
+        Ok(taken)
     }
 }
 

@@ -25,7 +25,7 @@ pub struct Node {
 pub struct Tree {
     pub genesis: Arc<Genesis>,
     pub nodes: Vec<Node>,
-    authorities: Vec<SecretKey>,
+    pub authorities: Vec<SecretKey>,
     /// Keys of funded accounts, and of some that nobody has sent anything yet.
     pub accounts: Vec<SecretKey>,
 }
@@ -57,6 +57,13 @@ impl Tree {
         Self { genesis: Arc::new(genesis), nodes: vec![root], authorities: keys, accounts }
     }
 
+    /// The same with another genesis, and nothing grown yet.
+    pub fn with(self, genesis: Genesis) -> Self {
+        let head = Head::from(&genesis.block().header);
+        let root = Node { block: None, parent: 0, head, state: genesis.state(), bad: false };
+        Self { genesis: Arc::new(genesis), nodes: vec![root], ..self }
+    }
+
     /// A block on top of node `parent`, `slots` slots later (at least 1), of those candidates that can happen there.
     /// Answers its place: that of the same block, if it is there already.
     pub fn grow(&mut self, parent: usize, slots: u64, candidates: &[Transaction]) -> usize {
@@ -79,9 +86,7 @@ impl Tree {
         state.apply(&changes);
         let chain_id = &self.genesis.chain_id;
         let leaves: Vec<_> = transactions.iter().map(|tx| format::transaction_leaf(&tx.hash(chain_id), tx)).collect();
-        // In the middle of its slot.
-        let slot = self.genesis.slot(head.timestamp) + slots.max(1);
-        let timestamp = Time((slot * self.genesis.slot_ms + self.genesis.slot_ms / 2) * 1_000);
+        let timestamp = self.time_after(head.timestamp, slots);
         let proposer = self.genesis.authority_at(timestamp).address;
         let mut header = Header {
             version: format::VERSION,
@@ -104,6 +109,18 @@ impl Tree {
         let block = verify::verify(Block::signed(header, transactions, key), &self.genesis).unwrap();
         self.nodes.push(Node { block: Some(block), parent, head, state, bad });
         self.nodes.len() - 1
+    }
+
+    /// The middle of the slot that lies so many (at least 1) after that of `time`.
+    pub fn time_after(&self, time: Time, slots: u64) -> Time {
+        let slot = self.genesis.slot(time) + slots.max(1);
+        Time((slot * self.genesis.slot_ms + self.genesis.slot_ms / 2) * 1_000)
+    }
+
+    /// The key of the authority whose turn it is.
+    pub fn authority_at(&self, time: Time) -> &SecretKey {
+        let turn = self.genesis.authority_at(time).address;
+        self.authorities.iter().find(|key| address(key) == turn).expect("all keys are here")
     }
 
     /// So many blocks without transactions on top of node `parent`, one slot apart; answers the last one's place.

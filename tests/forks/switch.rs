@@ -1,20 +1,14 @@
 //! Forks: what a branch must be like to take the place of ours, and what is left where it does.
 
-#[path = "support/heard.rs"]
-mod heard;
-#[path = "support/rows.rs"]
-mod rows;
-#[path = "support/tree.rs"]
-#[expect(dead_code, reason = "shared: each test file uses its part")]
-mod tree;
-
 use std::path::Path;
 
-use heard::Heard;
 use tenon::chain::{BlockError, Genesis, VerifiedBlock};
 use tenon::ledger::{ImportError, Imported, Ledger, LedgerOptions, Reach, SwitchError};
 use tenon::storage::UNDO_DEPTH;
-use tree::Tree;
+
+use super::heard::Heard;
+use super::rows;
+use super::tree::Tree;
 
 fn options(dir: &Path, genesis: &Genesis) -> LedgerOptions {
     LedgerOptions::new(dir.join("chain.db"), genesis.clone())

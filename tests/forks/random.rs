@@ -1,23 +1,18 @@
 //! Random trees of blocks, told to a node in random order: whatever it hears first, it stands where fork choice says,
 //! and its database is, row for row, that of a node that never knew another branch.
 
-#[path = "support/heard.rs"]
-mod heard;
-#[path = "support/rows.rs"]
-mod rows;
-#[path = "support/tree.rs"]
-mod tree;
-
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
-use heard::Heard;
 use proptest::prelude::*;
 use proptest::sample::Index;
 use proptest::test_runner::{Config, TestRunner};
 use tenon::chain::{Hash, Height, fork_choice};
 use tenon::ledger::{Imported, Ledger, LedgerOptions, Reach, Reorg, SwitchError};
-use tree::Tree;
+
+use super::heard::Heard;
+use super::rows;
+use super::tree::Tree;
 
 /// A block of a random tree: where it grows, how many slots later, what it holds, whether it is bad.
 #[derive(Clone, Debug)]
