@@ -68,6 +68,7 @@ impl Node {
         let mut options = LedgerOptions::new(config.store.path.clone(), genesis);
         options.group_blocks_max = usize::try_from(config.store.group_blocks_max)?;
         options.group_transactions_max = usize::try_from(config.store.group_transactions_max)?;
+        options.max_reorg_depth = config.chain.max_reorg_depth;
         let open = move || Ledger::open(options, vec![Box::new(mempool_hook), Box::new(dispatcher)]);
         let ledger = tokio::task::spawn_blocking(open).await?.context("opening the chain")?;
         let mempool = Mempool::open(ledger.clone(), mempool_handle, mempool_config(&config)?)?;

@@ -52,6 +52,14 @@ pub const IMPORTED_BLOCKS: &str = "tenon_imported_blocks_total";
 pub const IMPORTED_TRANSACTIONS: &str = "tenon_imported_transactions_total";
 /// Database transactions that it took.
 pub const IMPORT_COMMITS: &str = "tenon_import_commits_total";
+/// Switches to another branch.
+pub const REORGS: &str = "tenon_reorgs_total";
+/// Blocks that they took back.
+pub const REORG_BLOCKS: &str = "tenon_reorg_blocks_total";
+/// Better branches that were refused, since they leave ours deeper than `max_reorg_depth`.
+pub const REORGS_REFUSED: &str = "tenon_reorgs_refused_total";
+/// Times that an authority was seen to have signed two blocks for one height.
+pub const EQUIVOCATIONS: &str = "tenon_equivocations_total";
 
 /// Calls of a generation, by slot, plugin and generation.
 pub const PLUGIN_CALLS: &str = "tenon_plugin_calls_total";
@@ -114,6 +122,10 @@ fn describe() {
         (PLUGIN_RESCUES, "Calls answered by another generation in place of the one that failed"),
         (PLUGIN_MEMORIES_LOST, "Memories that a generation could not read"),
         (IMPORT_COMMITS, "Database transactions that imports took"),
+        (REORGS, "Switches to another branch"),
+        (REORG_BLOCKS, "Blocks taken back by switches to another branch"),
+        (REORGS_REFUSED, "Better branches refused, since they leave ours deeper than max_reorg_depth"),
+        (EQUIVOCATIONS, "Times that an authority was seen to have signed two blocks for one height"),
     ] {
         describe_counter!(name, text);
     }

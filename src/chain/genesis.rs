@@ -1,6 +1,6 @@
 //! Where a chain begins: its rules, its authorities, its first accounts. `genesis.json`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -158,6 +158,15 @@ impl Genesis {
             .iter()
             .map(|allocation| Change { address: allocation.address, before: None, after: account(allocation) })
             .collect()
+    }
+
+    /// The keys that the chain knows from the start: those of authorities that have an account.
+    pub fn known_keys(&self) -> BTreeMap<Address, PublicKey> {
+        let authorities = self.authorities.iter().map(|authority| (authority.address, authority.public_key));
+        let mut keys: BTreeMap<_, _> = authorities.collect();
+        let allocated: BTreeSet<_> = self.allocations.iter().map(|allocation| allocation.address).collect();
+        keys.retain(|address, _| allocated.contains(address));
+        keys
     }
 
     /// The state at the start.

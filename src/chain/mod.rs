@@ -2,13 +2,14 @@
 //!
 //! Pure values and functions: no clock, no disk, no network. Whoever needs the time passes it in. Every way into the
 //! chain (imported, pulled, produced) goes through [`verify`], [`rules`] and [`execute`], so validity is decided here
-//! and nowhere else. What a chain format decides (texts and bytes that are hashed or signed) stands in [`format`].
+//! and nowhere else; which of two valid chains counts, in [`fork_choice`]. What a chain format decides (texts and bytes that are hashed or signed) stands in [`format`].
 
 mod address;
 mod block;
 mod canonical;
 mod codec;
 pub mod execute;
+pub mod fork_choice;
 pub mod format;
 mod genesis;
 mod hash;

@@ -168,13 +168,7 @@ pub fn check_header(header: &Header, genesis: &Genesis) -> Result<(), BlockError
 ///
 /// Pure; signatures are checked in [`super::verify`], the state in [`super::execute`]. Errors: the first rule broken.
 pub fn check_child(parent: &Head, header: &Header, genesis: &Genesis, now: Time) -> Result<(), BlockError> {
-    if header.height != parent.height + 1 {
-        return Err(BlockError::Height { expected: parent.height + 1, got: header.height });
-    }
-    if header.parent_hash != parent.hash {
-        let (height, expected, got) = (header.height, parent.hash, header.parent_hash);
-        return Err(BlockError::Parent { height, expected, got });
-    }
+    check_link(parent, header)?;
     if header.timestamp <= parent.timestamp {
         return Err(BlockError::NotAfterParent { parent: parent.timestamp, got: header.timestamp });
     }
@@ -184,6 +178,18 @@ pub fn check_child(parent: &Head, header: &Header, genesis: &Genesis, now: Time)
     let slot = genesis.slot(header.timestamp);
     if genesis.authorities.len() > 1 && slot <= genesis.slot(parent.timestamp) && parent.height > 0 {
         return Err(BlockError::SameSlot { time: header.timestamp, slot });
+    }
+    Ok(())
+}
+
+/// Whether `header` names `parent` as the block that it builds on: height + 1 and the parent's hash.
+pub fn check_link(parent: &Head, header: &Header) -> Result<(), BlockError> {
+    if parent.height.checked_add(1) != Some(header.height) {
+        return Err(BlockError::Height { expected: parent.height.saturating_add(1), got: header.height });
+    }
+    if header.parent_hash != parent.hash {
+        let (height, expected, got) = (header.height, parent.hash, header.parent_hash);
+        return Err(BlockError::Parent { height, expected, got });
     }
     Ok(())
 }

@@ -22,6 +22,9 @@ section! {
     pub struct Chain {
         /// The file that the chain starts from; the same, to the letter, on every node of it.
         genesis: PathBuf = "genesis.json".into();
+        /// Blocks that a switch to a better branch may take back. A better branch that leaves ours deeper is refused, and the
+        /// node says that it has diverged: then a person has to decide.
+        max_reorg_depth: u64 = 256, 0..=crate::storage::UNDO_DEPTH;
     }
 }
 

@@ -7,6 +7,7 @@
 mod accounts;
 pub mod admin;
 mod chain;
+mod cursor;
 pub mod error;
 mod import;
 pub mod limit;
@@ -143,7 +144,7 @@ pub static ROUTES: &[Route] = &[
         aliases: &[],
         class: Some(Class::Read),
         cost: Cost { base: 2, asked: Asked::Items, per_unit: 10 },
-        about: "messages to or from `address`, oldest first; after, limit",
+        about: "messages to or from `address`, oldest first; after, limit; 409 with `next` where a reorg took the cursor's block",
         handler: || get(messages::list).layer(compression()),
     },
     Route {

@@ -14,6 +14,7 @@ use super::error::{ApiError, Result};
 use super::request::Params;
 use super::{ROUTES, Rpc, json_bytes};
 use crate::chain::{Address, Hash, Height, Time};
+use crate::ledger::{Equivocation, Reorg};
 use crate::sync::{SyncState, SyncStatus};
 use crate::telemetry;
 
@@ -76,6 +77,40 @@ struct InfoJson<'a> {
     started: Time,
     min_fee: u64,
     genesis_params: GenesisParams,
+    /// Switches to another branch since the node started, and the last of them.
+    reorgs: u64,
+    last_reorg: Option<ReorgJson>,
+    /// Authorities that were seen to sign two blocks for one height.
+    equivocations: Vec<Equivocation>,
+}
+
+#[derive(Serialize)]
+struct ReorgJson {
+    at: Time,
+    /// The highest block that both branches have.
+    common_height: Height,
+    from_height: Height,
+    from_hash: Hash,
+    to_height: Height,
+    to_hash: Hash,
+    undone: u64,
+    applied: u64,
+}
+
+impl From<Reorg> for ReorgJson {
+    fn from(reorg: Reorg) -> Self {
+        let Reorg { common, from, to, undone, applied, at } = reorg;
+        Self {
+            at,
+            common_height: common,
+            from_height: from.height,
+            from_hash: from.hash,
+            to_height: to.height,
+            to_hash: to.hash,
+            undone,
+            applied,
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -115,6 +150,9 @@ pub(super) async fn info(State(rpc): State<Rpc>, params: Params) -> Result<Respo
             max_block_size_bytes: genesis.block_bytes_max,
             max_block_transactions: genesis.block_txs_max,
         },
+        reorgs: parts.ledger.import_stats().reorgs,
+        last_reorg: parts.ledger.last_reorg().map(ReorgJson::from),
+        equivocations: parts.ledger.equivocations(),
     })
     .into_response())
 }
@@ -219,6 +257,10 @@ pub(super) async fn metrics(State(rpc): State<Rpc>) -> Response {
     counter!(telemetry::IMPORTED_BLOCKS).absolute(stats.blocks);
     counter!(telemetry::IMPORTED_TRANSACTIONS).absolute(stats.transactions);
     counter!(telemetry::IMPORT_COMMITS).absolute(stats.commits);
+    counter!(telemetry::REORGS).absolute(stats.reorgs);
+    counter!(telemetry::REORG_BLOCKS).absolute(stats.blocks_undone);
+    counter!(telemetry::REORGS_REFUSED).absolute(stats.reorgs_refused);
+    counter!(telemetry::EQUIVOCATIONS).absolute(stats.equivocations);
     for collect in &parts.collect {
         collect();
     }

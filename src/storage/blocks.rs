@@ -1,12 +1,19 @@
 //! Blocks: one canonical blob each, found by height or by the first bytes of their hash; and what undoes them.
 
+use std::collections::BTreeMap;
+
 use rusqlite::{OptionalExtension, params};
 
 use super::{Reader, Result, StorageError, Writer, from_sql, to_sql, transactions};
-use crate::chain::{Account, Address, Block, Change, DecodeError, Hash, Head, Header, Height, VerifiedBlock};
+use crate::chain::{
+    Account, Address, Block, Change, DecodeError, Hash, Head, Header, Height, PublicKey, Time, VerifiedBlock,
+};
 
 /// How many blocks below the head can be undone.
-const UNDO_DEPTH: u64 = 1_024;
+pub const UNDO_DEPTH: u64 = 1_024;
+
+/// How many blocks that were taken back are remembered, with their parents.
+const UNDONE_MAX: i64 = 65_536;
 
 /// Index rows of many blocks, collected so that they go into each B-tree in its own order.
 #[derive(Default)]
@@ -17,6 +24,24 @@ pub struct BlockRows {
     pub(super) messages: Vec<(i64, i64)>,
     undo: Vec<(Height, Vec<u8>)>,
     buffer: Vec<u8>,
+}
+
+/// A block that was taken off the chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TakenBlock {
+    /// The block.
+    pub block: Block,
+    /// Its hash.
+    pub hash: Hash,
+    /// Its transactions' hashes, in order.
+    pub transaction_hashes: Vec<Hash>,
+}
+
+impl TakenBlock {
+    /// Its height.
+    pub fn height(&self) -> Height {
+        self.block.header.height
+    }
 }
 
 fn damaged(height: Height) -> impl Fn(DecodeError) -> StorageError {
@@ -98,6 +123,37 @@ impl Reader<'_> {
         Ok(())
     }
 
+    /// The time of the newest block that this node has signed, whether it is still on the chain or not; none before the
+    /// first.
+    pub fn signed(&self) -> Result<Option<Time>> {
+        let mut statement = self.connection().prepare_cached("SELECT value FROM meta WHERE key = 'signed'")?;
+        let bytes: Option<[u8; 8]> = statement.query_row([], |row| row.get(0)).optional()?;
+        Ok(bytes.map(|bytes| Time(u64::from_be_bytes(bytes))))
+    }
+
+    /// The lowest height from which on, up to the head, every block can be undone by its record; none where not even the
+    /// head can.
+    pub fn lowest_undo(&self) -> Result<Option<Height>> {
+        // Records are written block by block and pruned from below, so they have no gaps.
+        let mut statement = self.connection().prepare_cached("SELECT min(height) FROM undo")?;
+        Ok(statement.query_row([], |row| row.get::<_, Option<i64>>(0))?.map(from_sql))
+    }
+
+    /// Where the chain of a block leaves ours: the highest block that both have. The block is named by its height and its
+    /// hash's [`Hash::prefix`]; none where it is neither ours nor one that was taken back and is remembered.
+    pub fn fork_of(&self, mut height: Height, mut prefix: i64) -> Result<Option<Height>> {
+        let mut statement =
+            self.connection().prepare_cached("SELECT parent FROM undone_block WHERE prefix = ? AND height = ?")?;
+        loop {
+            if self.hash_at(height)?.is_some_and(|hash| hash.prefix() == prefix) {
+                return Ok(Some(height));
+            }
+            let parent = statement.query_row([prefix, to_sql(height)], |row| row.get(0)).optional()?;
+            let (Some(parent), Some(below)) = (parent, height.checked_sub(1)) else { return Ok(None) };
+            (height, prefix) = (below, parent);
+        }
+    }
+
     /// What the block at `height` changed; none when it lies too deep to be undone.
     pub fn changes(&self, height: Height) -> Result<Option<Vec<Change>>> {
         let mut statement = self.connection().prepare_cached("SELECT changes FROM undo WHERE height = ?")?;
@@ -151,26 +207,71 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// Takes the block at `height`, which must be the head, out of the database again: block, index rows, accounts.
-    /// Answers what it had changed. Errors: no undo record so deep.
-    pub fn take_block(&self, height: Height) -> Result<Vec<Change>> {
-        let missing = |what: &str| StorageError::Inconsistent(format!("{what} of block {height} is not there"));
-        let block = self.reader().block(height)?.ok_or_else(|| missing("the body"))?;
-        let changes = self.reader().changes(height)?.ok_or_else(|| missing("the undo record"))?;
+    /// Remembers the parent of a block that is taken back, for [`Reader::fork_of`]. The oldest are forgotten.
+    pub(super) fn put_undone(&self, block: &TakenBlock) -> Result<()> {
+        let row = [to_sql(block.height()), block.hash.prefix(), block.block.header.parent_hash.prefix()];
+        self.connection()
+            .prepare_cached("INSERT OR REPLACE INTO undone_block (height, prefix, parent) VALUES (?, ?, ?)")?
+            .execute(row)?;
+        self.connection()
+            .prepare_cached("DELETE FROM undone_block WHERE id <= (SELECT max(id) FROM undone_block) - ?")?
+            .execute([UNDONE_MAX])?;
+        Ok(())
+    }
+
+    /// Notes the time of the newest block that this node has signed.
+    pub fn put_signed(&self, time: Time) -> Result<()> {
+        self.connection()
+            .prepare_cached("INSERT OR REPLACE INTO meta (key, value) VALUES ('signed', ?)")?
+            .execute([&time.0.to_be_bytes()[..]])?;
+        Ok(())
+    }
+
+    /// Puts these undo records, by height, in the place of all that are there.
+    pub fn replace_undo<'c>(&self, records: impl Iterator<Item = (Height, &'c [Change])>) -> Result<()> {
+        self.connection().execute("DELETE FROM undo", [])?;
+        let mut statement = self.connection().prepare_cached("INSERT INTO undo (height, changes) VALUES (?, ?)")?;
+        for (height, changes) in records {
+            statement.execute(params![to_sql(height), encode_changes(changes)])?;
+        }
+        Ok(())
+    }
+
+    /// Takes the block at `height`, which must be the head, out of the database again: block, index rows, accounts, and
+    /// the keys that it brought; `known` are those that genesis names. Answers the block and what it had changed.
+    /// Errors: no undo record so deep.
+    pub fn take_block(
+        &self,
+        height: Height,
+        known: &BTreeMap<Address, PublicKey>,
+    ) -> Result<(TakenBlock, Vec<Change>)> {
+        let missing = || StorageError::Inconsistent(format!("the undo record of block {height} is not there"));
+        let changes = self.reader().changes(height)?.ok_or_else(missing)?;
+        let taken = self.take_block_alone(height)?;
+        for change in &changes {
+            match change.before {
+                Some(account) => self.restore_account(&change.address, &account, known)?,
+                None => self.take_account(&change.address)?,
+            }
+        }
+        Ok((taken, changes))
+    }
+
+    /// As [`Writer::take_block`], but leaves the accounts as they are: for whoever makes them anew.
+    pub fn take_block_alone(&self, height: Height) -> Result<TakenBlock> {
+        let missing = || StorageError::Inconsistent(format!("the body of block {height} is not there"));
+        let block = self.reader().block(height)?.ok_or_else(missing)?;
+        let hash = block.hash();
         let connection = self.connection();
         connection.prepare_cached("DELETE FROM block WHERE height = ?")?.execute([to_sql(height)])?;
         connection.prepare_cached("DELETE FROM undo WHERE height = ?")?.execute([to_sql(height)])?;
         connection
             .prepare_cached("DELETE FROM block_index WHERE prefix = ? AND height = ?")?
-            .execute([block.hash().prefix(), to_sql(height)])?;
-        self.take_transactions(&block)?;
-        for change in &changes {
-            match change.before {
-                Some(account) => self.put_account(&change.address, &account, None)?,
-                None => self.take_account(&change.address)?,
-            }
-        }
-        Ok(changes)
+            .execute([hash.prefix(), to_sql(height)])?;
+        let transaction_hashes = self.take_transactions(&block)?;
+        let taken = TakenBlock { block, hash, transaction_hashes };
+        self.put_undone(&taken)?;
+        Ok(taken)
     }
 }
 

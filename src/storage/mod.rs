@@ -16,8 +16,8 @@ use rusqlite::{Connection, OpenFlags};
 use crate::chain::{DecodeError, Hash};
 
 pub use accounts::StoredAccount;
-pub use agents::{AgentEvent, AgentId, OutboxRow, ParkedEvent, StoredAgent};
-pub use blocks::BlockRows;
+pub use agents::{AgentEvent, AgentId, AgentPlace, HandledMessage, OutboxRow, ParkedEvent, StoredAgent};
+pub use blocks::{BlockRows, TakenBlock, UNDO_DEPTH};
 pub use mempool::KeptTransaction;
 pub use transactions::{Cursor, StoredTransaction, TransactionFilter};
 

@@ -47,6 +47,23 @@ const MIGRATIONS: &[&str] = &[
          id INTEGER PRIMARY KEY, agent INTEGER NOT NULL REFERENCES agent (id), at INTEGER NOT NULL, fee INTEGER NOT NULL
      );
      CREATE INDEX agent_spending_at ON agent_spending (agent, at);",
+    // 3: reorgs. `undone_block` has the parents of blocks that were taken back, so that a list can say where a cursor into
+    // one of them leaves our chain. `agent_handled`: messages that an agent has handled and that no block holds now;
+    // `passed` is where the sender's nonce was first seen beyond. A reply keeps its row, with the height of its block,
+    // as long as that can be undone.
+    "CREATE TABLE undone_block (
+         id INTEGER PRIMARY KEY, height INTEGER NOT NULL, prefix INTEGER NOT NULL, parent INTEGER NOT NULL,
+         UNIQUE (prefix, height)
+     );
+     CREATE TABLE agent_handled (
+         agent INTEGER NOT NULL REFERENCES agent (id), hash BLOB NOT NULL, sender BLOB NOT NULL,
+         nonce INTEGER NOT NULL, passed INTEGER, PRIMARY KEY (agent, hash)
+     ) WITHOUT ROWID;
+     ALTER TABLE agent_outbox ADD COLUMN height INTEGER;
+     DROP INDEX agent_outbox_agent;
+     CREATE INDEX agent_outbox_waiting ON agent_outbox (agent, id) WHERE height IS NULL;
+     CREATE INDEX agent_outbox_held ON agent_outbox (height) WHERE height IS NOT NULL;
+     CREATE INDEX agent_event_height ON agent_event (height) WHERE tag IS NULL;",
 ];
 
 /// Brings the file to the newest version, each step in a transaction of its own. Errors: a file from a newer program.

@@ -250,25 +250,26 @@ impl Reader<'_> {
 }
 
 impl Writer<'_> {
-    /// Takes the index rows of a block's transactions away again.
-    pub(super) fn take_transactions(&self, block: &Block) -> Result<()> {
+    /// Takes the index rows of a block's transactions away again; answers their hashes.
+    pub(super) fn take_transactions(&self, block: &Block) -> Result<Vec<Hash>> {
+        let mut hashes = Vec::with_capacity(block.transactions.len());
         for (position, transaction) in (0..).zip(&block.transactions) {
             let place = Cursor { height: block.header.height, position }.place();
             let hash = transaction.hash(&block.header.chain_id);
+            let (from, to) = (prefix(&transaction.from()), prefix(&transaction.to));
             let rows = [
-                ("transaction_index", hash.prefix()),
-                ("account_transaction", prefix(&transaction.from())),
-                ("account_transaction", prefix(&transaction.to)),
-                ("account_message", prefix(&transaction.from())),
-                ("account_message", prefix(&transaction.to)),
+                ("DELETE FROM transaction_index WHERE prefix = ? AND place = ?", hash.prefix()),
+                ("DELETE FROM account_transaction WHERE prefix = ? AND place = ?", from),
+                ("DELETE FROM account_transaction WHERE prefix = ? AND place = ?", to),
+                ("DELETE FROM account_message WHERE prefix = ? AND place = ?", from),
+                ("DELETE FROM account_message WHERE prefix = ? AND place = ?", to),
             ];
-            for (table, prefix) in rows {
-                self.connection()
-                    .prepare_cached(&format!("DELETE FROM {table} WHERE prefix = ? AND place = ?"))?
-                    .execute([prefix, place])?;
+            for (sql, prefix) in rows {
+                self.connection().prepare_cached(sql)?.execute([prefix, place])?;
             }
+            hashes.push(hash);
         }
-        Ok(())
+        Ok(hashes)
     }
 }
 

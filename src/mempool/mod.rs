@@ -1,19 +1,23 @@
 //! Transactions that wait for a block. One that was accepted is kept on disk until it is in a block or is dropped, and a
-//! dropped one keeps its reason for a while.
+//! dropped one keeps its reason for a while. [`hook`] is its part in the ledger's commits, [`pool`] what it has in memory.
+
+mod hook;
+mod pool;
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, HashMap, VecDeque};
-use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::sync::watch;
 
 use crate::chain::{
-    Address, Hash, Height, NonceRule, PAYLOAD_MAX_BYTES, State, Submission, SubmissionError, Time, Transaction,
-    TransactionError, VerifiedBlock, format, verify,
+    Address, Hash, Height, NonceRule, PAYLOAD_MAX_BYTES, Submission, SubmissionError, Time, Transaction,
+    TransactionError, format, verify,
 };
-use crate::ledger::{BlockHook, Ledger};
-use crate::storage::{KeptTransaction, StorageError, StoredAccount, Writer};
+use crate::ledger::Ledger;
+use crate::storage::{KeptTransaction, StorageError, StoredAccount};
+use pool::Pool;
+
+pub use hook::{MempoolHandle, MempoolHook};
 
 /// The waiting transactions; cheap to clone.
 #[derive(Clone)]
@@ -135,22 +139,6 @@ struct Shared {
     added: watch::Sender<u64>,
 }
 
-#[derive(Default)]
-struct Pool {
-    by_hash: HashMap<Hash, Pending>,
-    by_sender: HashMap<Address, BTreeMap<u64, Hash>>,
-    dropped: HashMap<Hash, (String, Time)>,
-    dropped_order: VecDeque<Hash>,
-}
-
-/// The mempool's eye on the chain: what a block holds waits no more. Goes into [`Ledger::open`] before the mempool itself.
-pub struct MempoolHook {
-    shared: Arc<Shared>,
-    /// Seen in blocks that are not committed yet, with the sender's lowest nonce from then on.
-    included: Vec<Hash>,
-    stale: Vec<(Hash, String)>,
-}
-
 impl Default for MempoolConfig {
     fn default() -> Self {
         Self { transactions_max: 10_000, per_sender_max: 1_000, expire_ms: 3_600_000, dropped_max: 10_000 }
@@ -163,123 +151,11 @@ impl Shared {
     }
 }
 
-impl MempoolHook {
-    /// A hook for a ledger about to be opened.
-    #[expect(clippy::new_without_default, reason = "a hook that no ledger knows would be a mistake worth seeing")]
-    pub fn new() -> Self {
-        Self { shared: Arc::default(), included: Vec::new(), stale: Vec::new() }
-    }
-
-    /// What [`Mempool::open`] needs of it, once the ledger has it.
-    pub fn handle(&self) -> MempoolHandle {
-        MempoolHandle(Arc::clone(&self.shared))
-    }
-}
-
-/// Connects a mempool with the hook that the ledger calls.
-pub struct MempoolHandle(Arc<Shared>);
-
-impl BlockHook for MempoolHook {
-    fn on_block(&mut self, writer: &Writer<'_>, block: &VerifiedBlock, state: &State) -> Result<(), StorageError> {
-        let pool = self.shared.pool();
-        if pool.by_hash.is_empty() {
-            return Ok(());
-        }
-        for (hash, transaction) in block.transaction_hashes().iter().zip(&block.block().transactions) {
-            if pool.by_hash.contains_key(hash) {
-                self.included.push(*hash);
-                writer.forget_transaction(hash)?;
-            }
-            let from = transaction.from();
-            let Some(waiting) = pool.by_sender.get(&from) else { continue };
-            let lowest = state.account(&from).unwrap_or_default().nonce;
-            for (&nonce, other) in waiting.range(..lowest).filter(|(_, other)| !self.included.contains(other)) {
-                let reason = TransactionError::NonceTooLow { from, got: nonce, lowest };
-                self.stale.push((*other, reason.to_string()));
-                writer.forget_transaction(other)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn committed(&mut self) {
-        if self.included.is_empty() && self.stale.is_empty() {
-            return;
-        }
-        let mut pool = self.shared.pool();
-        for hash in self.included.drain(..) {
-            pool.remove(&hash);
-        }
-        for (hash, reason) in self.stale.drain(..) {
-            pool.drop_with(&hash, reason, Time::now());
-        }
-    }
-
-    fn rolled_back(&mut self) {
-        self.included.clear();
-        self.stale.clear();
-    }
-}
-
-impl Pool {
-    fn insert(&mut self, pending: Pending) {
-        let sender = pending.transaction.from();
-        self.by_sender.entry(sender).or_default().insert(pending.transaction.nonce, pending.hash);
-        self.dropped.remove(&pending.hash);
-        self.by_hash.insert(pending.hash, pending);
-    }
-
-    fn remove(&mut self, hash: &Hash) -> Option<Pending> {
-        let pending = self.by_hash.remove(hash)?;
-        let sender = pending.transaction.from();
-        if let Some(waiting) = self.by_sender.get_mut(&sender) {
-            if waiting.get(&pending.transaction.nonce) == Some(hash) {
-                waiting.remove(&pending.transaction.nonce);
-            }
-            if waiting.is_empty() {
-                self.by_sender.remove(&sender);
-            }
-        }
-        Some(pending)
-    }
-
-    fn drop_with(&mut self, hash: &Hash, reason: String, at: Time) {
-        if self.remove(hash).is_some() && self.dropped.insert(*hash, (reason, at)).is_none() {
-            self.dropped_order.push_back(*hash);
-        }
-    }
-
-    fn trim_dropped(&mut self, max: usize) {
-        while self.dropped_order.len() > max {
-            let oldest = self.dropped_order.pop_front().expect("longer than max");
-            self.dropped.remove(&oldest);
-        }
-    }
-
-    /// All by fee, highest first, then age; but of one sender in the order of nonces, or the later would void the earlier.
-    fn ordered(&self, limit: usize) -> Vec<Pending> {
-        let entry = |sender: Address, above: Bound<u64>| {
-            let (nonce, hash) = self.by_sender[&sender].range((above, Bound::Unbounded)).next()?;
-            let pending = &self.by_hash[hash];
-            Some((pending.transaction.fee, Reverse((pending.received, *hash)), sender, *nonce))
-        };
-        let mut heads: BinaryHeap<_> =
-            self.by_sender.keys().filter_map(|sender| entry(*sender, Bound::Unbounded)).collect();
-        let mut ordered = Vec::new();
-        while ordered.len() < limit
-            && let Some((_, Reverse((_, hash)), sender, nonce)) = heads.pop()
-        {
-            ordered.push(self.by_hash[&hash].clone());
-            heads.extend(entry(sender, Bound::Excluded(nonce)));
-        }
-        ordered
-    }
-}
-
 impl Mempool {
     /// Opens the mempool of `ledger`, which has the hook of `handle`, with what was kept.
     pub fn open(ledger: Ledger, handle: MempoolHandle, config: MempoolConfig) -> Result<Self, StorageError> {
         let shared = handle.0;
+        shared.pool().config = config.clone();
         for kept in ledger.storage().read(|reader| reader.kept_transactions())? {
             shared.pool().insert(kept);
         }
@@ -410,7 +286,6 @@ impl Mempool {
         for (hash, reason) in &gone {
             pool.drop_with(hash, reason.clone(), now);
         }
-        pool.trim_dropped(self.config.dropped_max);
         pool.insert(pending.clone());
         Ok(gone.into_iter().map(|(hash, _)| hash).collect())
     }
@@ -426,7 +301,6 @@ impl Mempool {
                 tracing::info!(%hash, reason, "transaction dropped");
                 pool.drop_with(hash, reason.clone(), Time::now());
             }
-            pool.trim_dropped(self.config.dropped_max);
         }
         self.ledger.write(move |writer| dropped.iter().try_for_each(|(hash, _)| writer.forget_transaction(hash))).await
     }
