@@ -28,7 +28,9 @@
 //! # Three flows
 //! **A block comes in** over HTTP: the rate limit's policy is asked, the body becomes a [`chain::Block`],
 //! [`chain::verify`] makes it a [`chain::VerifiedBlock`], and [`ledger::Ledger::import`] puts it on the chain, or says
-//! which rule it breaks. Nothing else can be imported.
+//! which rule it breaks. Nothing else can be imported. Where another branch is the better one
+//! ([`chain::fork_choice`]), [`ledger::Ledger::switch_branch`] takes ours back and puts that one in its place, in one
+//! commit.
 //!
 //! **A follower catches up**: the strategy says which ranges to ask of whom; the follower downloads, verifies on other
 //! cores, orders and imports them, thousands of blocks a commit, with its buffers bounded in bytes.

@@ -163,10 +163,9 @@ impl Genesis {
     /// The keys that the chain knows from the start: those of authorities that have an account.
     pub fn known_keys(&self) -> BTreeMap<Address, PublicKey> {
         let authorities = self.authorities.iter().map(|authority| (authority.address, authority.public_key));
-        let mut keys: BTreeMap<_, _> = authorities.collect();
-        let allocated: BTreeSet<_> = self.allocations.iter().map(|allocation| allocation.address).collect();
-        keys.retain(|address, _| allocated.contains(address));
-        keys
+        let authorities: BTreeMap<_, _> = authorities.collect();
+        let known = |allocation: &Allocation| Some((allocation.address, *authorities.get(&allocation.address)?));
+        self.allocations.iter().filter_map(known).collect()
     }
 
     /// The state at the start.

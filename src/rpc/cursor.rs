@@ -44,7 +44,7 @@ impl PageCursor {
     pub(super) fn check(&self, reader: &Reader<'_>) -> Result<Option<Moved>, StorageError> {
         let (Some(prefix), height) = (self.block, self.at.height) else { return Ok(None) };
         let head = reader.head()?.map_or(0, |head| head.height);
-        if height > head || reader.hash_at(height)?.is_some_and(|hash| hash.prefix() == prefix) {
+        if height > head || reader.has_block(height, prefix)? {
             return Ok(None);
         }
         let (fork_height, why) = match reader.fork_of(height, prefix)? {

@@ -139,13 +139,20 @@ impl Reader<'_> {
         Ok(statement.query_row([], |row| row.get::<_, Option<i64>>(0))?.map(from_sql))
     }
 
+    /// Whether the block at `height` has a hash with this [`Hash::prefix`].
+    pub fn has_block(&self, height: Height, prefix: i64) -> Result<bool> {
+        let mut statement =
+            self.connection().prepare_cached("SELECT 1 FROM block_index WHERE prefix = ? AND height = ?")?;
+        Ok(statement.exists([prefix, to_sql(height)])?)
+    }
+
     /// Where the chain of a block leaves ours: the highest block that both have. The block is named by its height and its
     /// hash's [`Hash::prefix`]; none where it is neither ours nor one that was taken back and is remembered.
     pub fn fork_of(&self, mut height: Height, mut prefix: i64) -> Result<Option<Height>> {
         let mut statement =
             self.connection().prepare_cached("SELECT parent FROM undone_block WHERE prefix = ? AND height = ?")?;
         loop {
-            if self.hash_at(height)?.is_some_and(|hash| hash.prefix() == prefix) {
+            if self.has_block(height, prefix)? {
                 return Ok(Some(height));
             }
             let parent = statement.query_row([prefix, to_sql(height)], |row| row.get(0)).optional()?;

@@ -84,8 +84,8 @@ impl Ladder {
 
     /// Which rung a stopped node's database stands on, by opening it, which checks the state root.
     fn rung(&self, dir: &Path) -> Option<usize> {
-        let options = LedgerOptions::new(dir.join("chain.db"), (*self.tree.genesis).clone());
-        let ledger = Ledger::open(options, Vec::new()).unwrap();
+        let options = || LedgerOptions::new(dir.join("chain.db"), (*self.tree.genesis).clone());
+        let ledger = rows::patiently(|| Ledger::open(options(), Vec::new())).unwrap();
         let head = ledger.head();
         ledger.stop();
         if head.height == 0 {

@@ -2,6 +2,7 @@
 //! and say why where they cannot.
 
 use std::path::Path;
+use std::slice::from_ref;
 
 use tenon::chain::{Hash, State, Time, Transaction, VerifiedBlock};
 use tenon::ledger::{BlockHook, Imported, Ledger, LedgerOptions, ProduceRequest, Reach, SwitchError, Switched};
@@ -29,14 +30,17 @@ impl BlockHook for Refuses {
 }
 
 fn open_with(dir: &Path, tree: &Tree, config: MempoolConfig, refuses: bool) -> (Ledger, Mempool) {
-    let hook = MempoolHook::new();
-    let handle = hook.handle();
-    let mut hooks: Vec<Box<dyn BlockHook>> = vec![Box::new(hook)];
-    if refuses {
-        hooks.push(Box::new(Refuses));
-    }
-    let options = LedgerOptions::new(dir.join("chain.db"), (*tree.genesis).clone());
-    let ledger = Ledger::open(options, hooks).unwrap();
+    let open = || {
+        let hook = MempoolHook::new();
+        let handle = hook.handle();
+        let mut hooks: Vec<Box<dyn BlockHook>> = vec![Box::new(hook)];
+        if refuses {
+            hooks.push(Box::new(Refuses));
+        }
+        let options = LedgerOptions::new(dir.join("chain.db"), (*tree.genesis).clone());
+        Ok((Ledger::open(options, hooks)?, handle))
+    };
+    let (ledger, handle) = rows::patiently(open).unwrap();
     let mempool = Mempool::open(ledger.clone(), handle, config).unwrap();
     (ledger, mempool)
 }
@@ -70,8 +74,8 @@ async fn they_wait_again_where_the_other_branch_has_them_not_and_so_it_is_after_
         tree.transaction(0, 2, 3, 0, Some("hi")),
     ];
     let one = tree.grow(0, 1, &[both.clone(), one_only.clone()]);
-    let one = tree.grow(one, 1, &[mail.clone()]);
-    let two = tree.grow(0, 2, &[both.clone()]);
+    let one = tree.grow(one, 1, from_ref(&mail));
+    let two = tree.grow(0, 2, from_ref(&both));
     let two = tree.grow_empty(two, 2, 1);
     let dir = rows::dir();
     let (ledger, mempool) = open(dir.path(), &tree);
@@ -88,7 +92,7 @@ async fn they_wait_again_where_the_other_branch_has_them_not_and_so_it_is_after_
     let (ledger, mempool) = open(dir.path(), &tree);
     assert!(same(waiting(&mempool)), "{:?}", waiting(&mempool));
     // A block takes them, and they wait no more; nor do they when the first branch comes back, which has all three.
-    let three = tree.grow(two, 1, &[one_only.clone()]);
+    let three = tree.grow(two, 1, from_ref(&one_only));
     import(&ledger, tree.branch(three, 3)).await;
     assert_eq!(waiting(&mempool), [mail]);
     let long = tree.grow_empty(one, 4, 1);
@@ -106,7 +110,7 @@ async fn what_cannot_happen_on_the_other_branch_is_dropped_and_says_why() {
     // The third account has what it was just given, and nothing on the other branch.
     let poor = tree.transaction(one, 2, 0, 50, None);
     let used = tree.nodes[one].block.as_ref().unwrap().block().transactions[1].clone();
-    let one = tree.grow(one, 1, &[poor.clone()]);
+    let one = tree.grow(one, 1, from_ref(&poor));
     // There the first account pays somebody else, with the same nonce, and so does the second.
     let two = tree.grow(0, 2, &[tree.transaction(0, 0, 1, 1, None), tree.transaction(0, 1, 0, 8, None)]);
     let two = tree.grow_empty(two, 2, 1);
@@ -150,14 +154,14 @@ async fn limits_hold_for_what_comes_back_and_what_waits_keeps_its_place() {
 async fn one_that_spends_what_another_brings_follows_it_into_the_next_block() {
     let mut tree = Tree::new(1, 2, 1);
     let gift = tree.transaction(0, 0, 2, 100, None);
-    let one = tree.grow(0, 1, &[gift.clone()]);
+    let one = tree.grow(0, 1, from_ref(&gift));
     let spend = {
         let mut spend = tree.transaction(one, 2, 1, 10, None);
         // It pays more, so it is tried first.
         spend.fee = 9;
         spend.signed(&tree.genesis.chain_id, &tree.accounts[2])
     };
-    let one = tree.grow(one, 1, &[spend.clone()]);
+    let one = tree.grow(one, 1, from_ref(&spend));
     let two = tree.grow_empty(0, 3, 2);
     let dir = rows::dir();
     let (ledger, mempool) = open(dir.path(), &tree);

@@ -170,10 +170,13 @@ struct World {
 }
 
 fn open(dir: &Path, tree: &Tree) -> (Ledger, Mempool) {
-    let hook = MempoolHook::new();
-    let handle = hook.handle();
-    let options = LedgerOptions::new(dir.join("chain.db"), (*tree.genesis).clone());
-    let ledger = Ledger::open(options, vec![Box::new(hook)]).unwrap();
+    let open = || {
+        let hook = MempoolHook::new();
+        let handle = hook.handle();
+        let options = LedgerOptions::new(dir.join("chain.db"), (*tree.genesis).clone());
+        Ok((Ledger::open(options, vec![Box::new(hook)])?, handle))
+    };
+    let (ledger, handle) = rows::patiently(open).unwrap();
     let mempool = Mempool::open(ledger.clone(), handle, MempoolConfig::default()).unwrap();
     (ledger, mempool)
 }

@@ -10,7 +10,8 @@ use super::rows;
 use super::tree::Tree;
 
 fn open(dir: &Path, tree: &Tree) -> Ledger {
-    Ledger::open(LedgerOptions::new(dir.join("chain.db"), (*tree.genesis).clone()), Vec::new()).unwrap()
+    let options = || LedgerOptions::new(dir.join("chain.db"), (*tree.genesis).clone());
+    rows::patiently(|| Ledger::open(options(), Vec::new())).unwrap()
 }
 
 /// Asks for a block `ms` milliseconds into the slot that lies `slots` after genesis.

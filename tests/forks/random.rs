@@ -169,9 +169,9 @@ async fn play(tree: &Tree, steps: &[Step], max_reorg_depth: u64) -> Counts {
     let path = dir.path().join("chain.db");
     let open = || {
         let options = LedgerOptions::new(path.clone(), (*tree.genesis).clone());
-        Ledger::open(LedgerOptions { max_reorg_depth, ..options }, vec![Box::new(heard.clone())]).unwrap()
+        Ledger::open(LedgerOptions { max_reorg_depth, ..options }, vec![Box::new(heard.clone())])
     };
-    let mut ledger = open();
+    let mut ledger = rows::patiently(open).unwrap();
     let mut model = Model { tree, head: 0, max_reorg_depth };
     for step in steps {
         let before = model.head;
@@ -210,7 +210,7 @@ async fn play(tree: &Tree, steps: &[Step], max_reorg_depth: u64) -> Counts {
             }
             Step::Restart => {
                 ledger.stop();
-                ledger = open();
+                ledger = rows::patiently(open).unwrap();
             }
         }
         assert_eq!(ledger.head(), tree.nodes[model.head].head, "{step:?}");

@@ -1,8 +1,10 @@
 //! What a database holds, row by row.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use tenon::ledger::{Imported, Ledger, LedgerOptions};
+use tenon::storage::StorageError;
 
 use super::tree::Tree;
 
@@ -10,6 +12,18 @@ use super::tree::Tree;
 /// of a small commit's time is the disk's.
 pub fn dir() -> tempfile::TempDir {
     tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
+}
+
+/// Opens a database again that was closed just now. A process that another test is about to start has, for a moment, a
+/// copy of every open file, and so of the lock.
+pub fn patiently<T>(open: impl Fn() -> Result<T, StorageError>) -> Result<T, StorageError> {
+    let started = Instant::now();
+    loop {
+        match open() {
+            Err(StorageError::InUse(_)) if started.elapsed() < Duration::from_secs(60) => std::thread::yield_now(),
+            answer => return answer,
+        }
+    }
 }
 
 /// Every row of every table of the chain: two databases that hold the same chain have the same.

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use tenon::chain::{BlockError, Genesis, VerifiedBlock};
-use tenon::ledger::{ImportError, Imported, Ledger, LedgerOptions, Reach, SwitchError};
+use tenon::ledger::{ImportError, Imported, Ledger, LedgerOptions, Reach, SwitchError, rebuild_accounts};
 use tenon::storage::UNDO_DEPTH;
 
 use super::heard::Heard;
@@ -15,7 +15,7 @@ fn options(dir: &Path, genesis: &Genesis) -> LedgerOptions {
 }
 
 fn open(dir: &Path, tree: &Tree) -> Ledger {
-    Ledger::open(options(dir, &tree.genesis), Vec::new()).unwrap()
+    rows::patiently(|| Ledger::open(options(dir, &tree.genesis), Vec::new())).unwrap()
 }
 
 async fn import(ledger: &Ledger, blocks: Vec<VerifiedBlock>) {
@@ -181,9 +181,9 @@ async fn deeper_than_the_undo_records_the_accounts_are_made_anew_from_the_blocks
     let heard = Heard::default();
     let open = || {
         let options = LedgerOptions { max_reorg_depth: u64::MAX, ..options(dir.path(), &tree.genesis) };
-        Ledger::open(options, vec![Box::new(heard.clone())]).unwrap()
+        Ledger::open(options, vec![Box::new(heard.clone())])
     };
-    let ledger = open();
+    let ledger = rows::patiently(open).unwrap();
     import(&ledger, tree.branch(ours, 0)).await;
     let before = rows::chain(&dir.path().join("chain.db"));
     // However much the configuration would allow, only so many records are there.
@@ -197,7 +197,7 @@ async fn deeper_than_the_undo_records_the_accounts_are_made_anew_from_the_blocks
     rows::assert_equal(&dir.path().join("chain.db"), &tree, theirs).await;
     assert_eq!(heard.chain(), tree.hashes(theirs));
     ledger.stop();
-    assert_eq!(open().head(), tree.nodes[theirs].head);
+    assert_eq!(rows::patiently(open).unwrap().head(), tree.nodes[theirs].head);
 }
 
 #[tokio::test]
@@ -213,15 +213,15 @@ async fn damaged_accounts_are_made_anew_from_the_blocks_and_a_damaged_block_is_n
         connection.execute_batch(sql).unwrap();
     };
     damage("UPDATE account SET balance = balance + 1, public_key = NULL; DELETE FROM undo WHERE height = 4;");
-    let options = options(dir.path(), &tree.genesis);
-    let error = Ledger::open(options, Vec::new()).err().expect("the accounts do not make the root");
+    let open_damaged = || Ledger::open(options(dir.path(), &tree.genesis), Vec::new());
+    let error = rows::patiently(open_damaged).err().expect("the accounts do not make the root");
     assert!(error.to_string().contains("state root"), "{error}");
-    let head = tenon::ledger::rebuild_accounts(&self::options(dir.path(), &tree.genesis)).unwrap();
+    let head = rows::patiently(|| rebuild_accounts(&options(dir.path(), &tree.genesis))).unwrap();
     assert_eq!(head, tree.nodes[two].head);
     rows::assert_equal(&dir.path().join("chain.db"), &tree, two).await;
     open(dir.path(), &tree).stop();
     damage("UPDATE block SET body = (SELECT body FROM block WHERE height = 4) WHERE height = 3;");
-    let error = tenon::ledger::rebuild_accounts(&self::options(dir.path(), &tree.genesis)).unwrap_err();
+    let error = rows::patiently(|| rebuild_accounts(&options(dir.path(), &tree.genesis))).unwrap_err();
     assert!(error.to_string().contains("block 3"), "{error}");
 }
 

@@ -49,7 +49,7 @@ impl Tree {
             keys.iter().map(|key| Authority { address: address(key), public_key: key.public_key() }).collect();
         // One of the authorities has an account from the start, so the chain knows its key from the start.
         genesis.allocations.push(tenon::chain::Allocation { address: address(&keys[0]), balance: 1_000 });
-        genesis.fee_recipient = (funded % 2 == 0).then(|| Address([0xfe; 20]));
+        genesis.fee_recipient = funded.is_multiple_of(2).then_some(Address([0xfe; 20]));
         genesis.check().unwrap();
         let head = Head::from(&genesis.block().header);
         let root = Node { block: None, parent: 0, head, state: genesis.state(), bad: false };

@@ -221,6 +221,68 @@ fn a_handled_message_that_can_never_come_again_is_forgotten_once_nothing_brings_
     });
 }
 
+#[test]
+fn a_handled_message_whose_sender_has_passed_it_on_a_branch_that_is_gone_is_not_forgotten() {
+    run(async {
+        let node = Node::new(&Setup::new(Parrot)).await;
+        let mut one = Chain::new();
+        one.extend(&[message(2, 3, 0, "a")], at(1));
+        node.import(&one, 9).await;
+        let mut two = Chain::new();
+        two.extend(&[message(2, 2, 3, "to myself")], at(2));
+        (0..70).for_each(|number| two.extend(&[], at(3 + number)));
+        node.switch(&two).await;
+        let mut three = Chain::new();
+        (0..72).for_each(|number| three.extend(&[], at(1_000 + number)));
+        node.switch(&three).await;
+        (0..UNDO_DEPTH + 100).for_each(|number| three.extend(&[], at(2_000 + number)));
+        three.extend(&[message(2, 3, 0, "a")], at(9_000));
+        node.import(&three, usize::MAX).await;
+        assert_eq!(texts(&node), ["a"]);
+    });
+}
+
+#[test]
+fn a_reply_finds_its_way_into_the_branch_that_the_chain_moves_to() {
+    run(async {
+        let dispatcher = Setup::new(Parrot).dispatcher();
+        let hook = MempoolHook::new();
+        let (agents, pool) = (dispatcher.handle(), hook.handle());
+        let dir = tempfile::tempdir().unwrap();
+        let options = LedgerOptions::new(dir.path().join("chain.db"), genesis());
+        let ledger = Ledger::open(options, vec![Box::new(hook), Box::new(dispatcher)]).unwrap();
+        let agents = Agents::open(ledger.clone(), agents).await.unwrap();
+        let mempool = Mempool::open(ledger.clone(), pool, MempoolConfig::default()).unwrap();
+        let (stop, stopped) = tokio::sync::watch::channel(false);
+        let sender = tokio::spawn(outbox::run(agents.clone(), mempool.clone(), stopped));
+        let ping = message(2, 3, 0, "ping");
+        let mut one = Chain::new();
+        one.extend(std::slice::from_ref(&ping), at(1));
+        let mut added = mempool.watch();
+        ledger.import(one.blocks.clone()).await;
+        // The ledger has the reply, and the outbox hands it in.
+        added.wait_for(|_| mempool.len() == 1).await.unwrap();
+        let reply = mempool.pending(1).remove(0).transaction;
+        one.extend(std::slice::from_ref(&reply), at(2));
+        ledger.import(vec![one.blocks[1].clone()]).await;
+        assert!(mempool.is_empty());
+        // A branch with neither: both wait again, and no second reply is made when the ping comes again.
+        let mut two = Chain::new();
+        (3..6).for_each(|second| two.extend(&[], at(second)));
+        ledger.switch_branch(two.blocks.clone(), Reach::Limited).await.unwrap();
+        let pending: Vec<_> = mempool.pending(9).into_iter().map(|pending| pending.transaction).collect();
+        assert!(pending.len() == 2 && pending.contains(&ping) && pending.contains(&reply), "{pending:?}");
+        two.extend(&pending, at(6));
+        ledger.import(vec![two.blocks[3].clone()]).await;
+        let status = agents.statuses().await.unwrap().remove(0);
+        assert_eq!((status.handled, status.replies_pending, status.fee_spent), (1, 0, 1));
+        stop.send_replace(true);
+        sender.await.unwrap();
+        assert!(mempool.is_empty());
+        ledger.stop();
+    });
+}
+
 /// Remembers the number of every message; sets some aside.
 struct Clerk;
 
