@@ -2,6 +2,8 @@
 //! what waits when it starts a transaction goes into one commit, so a catch-up costs one commit for thousands of blocks
 //! and a single block is not kept waiting.
 
+mod alone;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -160,6 +162,7 @@ enum Job {
     Import { blocks: Vec<VerifiedBlock>, answer: oneshot::Sender<Vec<Result<Imported, ImportError>>> },
     Produce { request: Box<ProduceRequest>, answer: oneshot::Sender<Result<Produced, ProduceError>> },
     Write { write: Write, answer: oneshot::Sender<Result<(), StorageError>> },
+    Alone(alone::Alone),
     Stop,
 }
 
@@ -314,6 +317,8 @@ struct Group {
     keys: BTreeMap<Address, PublicKey>,
     transactions: usize,
     answers: Vec<Answer>,
+    /// What came meanwhile and is done once the group is committed.
+    after: Vec<alone::Alone>,
 }
 
 /// An answer that waits for the commit.
@@ -361,7 +366,9 @@ impl Thread {
     }
 
     fn load(&mut self, storage: &Storage, head: Head) -> Result<(), StorageError> {
-        storage.read(|reader| reader.each_account(|address, account| self.state.set(address, account)))?;
+        let mut accounts = Vec::new();
+        storage.read(|reader| reader.each_account(|address, account| accounts.push((address, account))))?;
+        self.state = State::from_sorted(accounts).map_err(|error| StorageError::Inconsistent(error.to_string()))?;
         let root = self.state.root();
         if root != head.state_root {
             return Err(StorageError::Inconsistent(format!(
@@ -376,10 +383,11 @@ impl Thread {
     fn run(mut self, mut queue: mpsc::Receiver<Job>, head: &watch::Sender<Head>) {
         let mut next = queue.blocking_recv();
         while let Some(job) = next.take() {
-            if matches!(job, Job::Stop) {
-                break;
+            match job {
+                Job::Stop => break,
+                Job::Alone(run) => run(&mut self, head),
+                job => self.run_group(job, &mut queue, &mut next, head),
             }
-            self.run_group(job, &mut queue, &mut next, head);
             if next.is_none() {
                 next = queue.blocking_recv();
             }
@@ -403,6 +411,7 @@ impl Thread {
             keys: BTreeMap::new(),
             transactions: 0,
             answers: Vec::new(),
+            after: Vec::new(),
         };
         let mut outcome = self.connection.begin().map(|_| ());
         let mut job = Some(first);
@@ -424,7 +433,9 @@ impl Thread {
             refuse(job, error);
         }
         let outcome = outcome.and_then(|()| self.commit(&mut group));
+        let after = std::mem::take(&mut group.after);
         self.finish(group, outcome, head);
+        after.into_iter().for_each(|run| run(self, head));
     }
 
     /// Lets one job happen inside the open transaction. Errors: the database's; the group is lost.
@@ -458,6 +469,10 @@ impl Thread {
             Job::Write { write, answer } => {
                 group.answers.push(Answer::Write(answer));
                 write(&Writer::of(&self.connection))
+            }
+            Job::Alone(run) => {
+                group.after.push(run);
+                Ok(())
             }
             Job::Stop => Ok(()),
         }
@@ -677,6 +692,7 @@ fn refuse(job: Job, error: &StorageError) {
         }
         Job::Produce { answer, .. } => Answer::Produce(answer, Err(ProduceError::Stopped)).fail(error),
         Job::Write { answer, .. } => Answer::Write(answer).fail(error),
-        Job::Stop => {}
+        // Its caller sees that nobody answers.
+        Job::Alone(_) | Job::Stop => {}
     }
 }

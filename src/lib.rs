@@ -48,6 +48,7 @@ pub mod producer;
 pub mod rate_limit;
 pub mod rpc;
 pub mod sample;
+pub mod snapshot;
 pub mod storage;
 pub mod sync;
 pub mod telemetry;

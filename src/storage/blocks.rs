@@ -43,12 +43,15 @@ impl Reader<'_> {
         body.map(|body| Block::decode(&body).map_err(damaged(height))).transpose()
     }
 
-    /// The header at `height`, without reading its transactions.
+    /// The header at `height`, without reading its transactions, which need not be here.
     pub fn header(&self, height: Height) -> Result<Option<Header>> {
         let mut statement =
             self.connection().prepare_cached("SELECT substr(body, 1, 512) FROM block WHERE height = ?")?;
         let start: Option<Vec<u8>> = statement.query_row([to_sql(height)], |row| row.get(0)).optional()?;
-        start.map(|start| Ok(Header::decode_start(&start).map_err(damaged(height))?.0)).transpose()
+        match start {
+            Some(start) => Ok(Some(Header::decode_start(&start).map_err(damaged(height))?.0)),
+            None => Ok(self.kept_header(height)?.map(|(header, _)| header)),
+        }
     }
 
     /// The hash of the block at `height`.
