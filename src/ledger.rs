@@ -372,7 +372,7 @@ impl Thread {
         let root = self.state.root();
         if root != head.state_root {
             return Err(StorageError::Inconsistent(format!(
-                "the accounts make the state root {root}, block {} says {}; restore a backup or sync afresh",
+                "the accounts make the state root {root}, block {} says {}; `tenon db repair` makes them anew from the blocks",
                 head.height, head.state_root
             )));
         }

@@ -59,11 +59,11 @@ pub fn digest(stored: &[u8]) -> Hash {
 /// Whether `stored` is the chunk of `info`. Errors: in which way not.
 pub fn check_stored(info: &ChunkInfo, stored: &[u8]) -> Result<(), String> {
     if stored.len() as u64 != info.bytes {
-        return Err(format!("has {} bytes, expected {}", stored.len(), info.bytes));
+        return Err(format!("{} bytes, expected {}", stored.len(), info.bytes));
     }
     let got = digest(stored);
     if got != info.sha256 {
-        return Err(format!("its SHA-256 is {got}, expected {}", info.sha256));
+        return Err(format!("SHA-256 {got}, expected {}", info.sha256));
     }
     Ok(())
 }
@@ -74,7 +74,7 @@ pub fn unpack(info: &ChunkInfo, stored: &[u8]) -> Result<Vec<u8>, String> {
     let size = usize::try_from(info.content_bytes.min(CONTENT_BYTES_MAX)).expect("16 MiB");
     let content = zstd::bulk::decompress(stored, size).map_err(|error| format!("does not decompress: {error}"))?;
     if content.len() != size {
-        return Err(format!("its content has {} bytes, expected {size}", content.len()));
+        return Err(format!("a content of {} bytes, expected {size}", content.len()));
     }
     Ok(content)
 }

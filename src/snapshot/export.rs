@@ -12,6 +12,9 @@ use crate::chain::state::SortedRoot;
 use crate::chain::{Account, Genesis, Hash, Height};
 use crate::storage::{Reader, StorageError};
 
+/// What the name of a folder ends with while a snapshot is made in it.
+pub const STAGE: &str = "stage";
+
 /// What a snapshot should hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ExportOptions {
@@ -42,7 +45,7 @@ pub fn export(
     if out.exists() {
         return Err(io(out)(std::io::ErrorKind::AlreadyExists.into()));
     }
-    let stage = suffixed(out, ".stage");
+    let stage = suffixed(out, &format!(".{STAGE}"));
     // Left behind by a process that was killed.
     if stage.exists() {
         fs::remove_dir_all(&stage).map_err(io(&stage))?;

@@ -106,17 +106,8 @@ impl Snapshot {
         let info = &self.manifest.chunks[index];
         match &self.place {
             Place::Folder(folder) => {
-                let path = folder.join(chunk_name(index));
-                match fs::metadata(&path) {
-                    Ok(metadata) if metadata.len() == info.bytes => read_bounded(&path, info.bytes),
-                    Ok(metadata) => {
-                        Err(self.wrong(index, format!("has {} bytes, expected {}", metadata.len(), info.bytes)))
-                    }
-                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                        Err(self.wrong(index, "is missing".into()))
-                    }
-                    Err(error) => Err(io(&path)(error)),
-                }
+                self.measured(index)?;
+                read_bounded(&folder.join(chunk_name(index)), info.bytes)
             }
             Place::File(path, start) => {
                 let at = start + self.manifest.chunks[..index].iter().map(|info| info.bytes).sum::<u64>();
@@ -129,6 +120,19 @@ impl Snapshot {
                 };
                 read().map_err(io(path))
             }
+        }
+    }
+
+    /// Whether chunk `index` is there with its length. Errors: it is missing, or has another one.
+    pub fn measured(&self, index: usize) -> Result<()> {
+        // One file is measured as a whole when it is opened.
+        let Place::Folder(folder) = &self.place else { return Ok(()) };
+        let (path, expected) = (folder.join(chunk_name(index)), self.manifest.chunks[index].bytes);
+        match fs::metadata(&path) {
+            Ok(metadata) if metadata.len() == expected => Ok(()),
+            Ok(metadata) => Err(self.wrong(index, format!("{} bytes, expected {expected}", metadata.len()))),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(self.wrong(index, "is missing".into())),
+            Err(error) => Err(io(&path)(error)),
         }
     }
 
@@ -246,7 +250,7 @@ pub(super) fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
 }
 
 /// Gives a finished file or folder its name, durably. Errors: there is something with that name.
-pub(super) fn put_in_place(part: &Path, path: &Path) -> Result<()> {
+pub(crate) fn put_in_place(part: &Path, path: &Path) -> Result<()> {
     if path.exists() {
         return Err(io(path)(std::io::ErrorKind::AlreadyExists.into()));
     }
@@ -258,14 +262,14 @@ pub(super) fn put_in_place(part: &Path, path: &Path) -> Result<()> {
 }
 
 /// Makes the names in the folder of `path` durable.
-pub(super) fn sync_folder(path: &Path) -> std::io::Result<()> {
+pub(crate) fn sync_folder(path: &Path) -> std::io::Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     // Only Unix has folders that can be opened.
     if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
 }
 
 /// `path` with `suffix` after its last name.
-pub(super) fn suffixed(path: &Path, suffix: &str) -> PathBuf {
+pub(crate) fn suffixed(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     name.into()

@@ -8,8 +8,8 @@ use std::path::Path;
 use super::files::{Snapshot, suffixed, sync_folder};
 use super::load::{self, Piece};
 use super::{Progress, Result, SnapshotError, io};
-use crate::chain::{Address, Genesis, Head, PublicKey, Time, VerifiedBlock, verify};
-use crate::storage::{BlockRows, Lock, StorageError, WriteConnection, Writer};
+use crate::chain::{Address, Genesis, Hash, Head, PublicKey, Time, VerifiedBlock, verify};
+use crate::storage::{self, BlockRows, Lock, StorageError, WriteConnection, Writer};
 
 /// Index rows that are collected before they are written in their tables' order.
 const ROWS_BLOCKS_MAX: usize = 10_000;
@@ -85,7 +85,7 @@ pub fn install(
     snapshot.manifest().verify(genesis, &genesis_hash, now)?;
     let lock = empty(path, &genesis_hash, Lock::take(path)?)?;
     let part = suffixed(path, ".part");
-    remove(&part)?;
+    storage::remove(&part)?;
     let built = build(snapshot, &part, genesis, &genesis_hash, lock, now, progress);
     let built = built.and_then(|(head, lock)| {
         let replace = || {
@@ -99,7 +99,7 @@ pub fn install(
     });
     if built.is_err() {
         // What went wrong is said already; the next attempt clears up too.
-        let _ = remove(&part);
+        let _ = storage::remove(&part);
     }
     built
 }
@@ -108,7 +108,7 @@ fn build(
     snapshot: &Snapshot,
     part: &Path,
     genesis: &Genesis,
-    genesis_hash: &crate::chain::Hash,
+    genesis_hash: &Hash,
     lock: Lock,
     now: Time,
     progress: impl FnMut(Progress) + Send,
@@ -120,8 +120,14 @@ fn build(
     Ok((head, connection.close()?))
 }
 
+/// Whether a snapshot may take the place of the database at `path`: it is not there, or has no block but the genesis, and
+/// nobody runs on it. Errors: which of these does not hold.
+pub fn check_empty(path: &Path, genesis: &Genesis) -> Result<()> {
+    empty(path, &genesis.block().hash(), Lock::take(path)?).map(drop)
+}
+
 /// Makes sure that a database that is there has nothing to lose, and that nothing of it waits in a log beside it.
-fn empty(path: &Path, genesis_hash: &crate::chain::Hash, lock: Lock) -> Result<Lock> {
+fn empty(path: &Path, genesis_hash: &Hash, lock: Lock) -> Result<Lock> {
     if !path.exists() {
         return Ok(lock);
     }
@@ -133,16 +139,4 @@ fn empty(path: &Path, genesis_hash: &crate::chain::Hash, lock: Lock) -> Result<L
         }
         _ => Ok(connection.close()?),
     }
-}
-
-/// Removes a database file with what lies beside it.
-fn remove(path: &Path) -> Result<()> {
-    for suffix in ["", "-wal", "-shm", "-journal"] {
-        let path = suffixed(path, suffix);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(io(&path)(error)),
-            _ => {}
-        }
-    }
-    Ok(())
 }

@@ -7,11 +7,14 @@
 //! is not checked is that the blocks that are not there make these accounts; a node that wants that imports all blocks.
 //!
 //! [`export`] makes one from a database, [`install`] puts one into a new database, [`fetch`] downloads one from other
-//! nodes, and [`shelf`] is what a node makes and serves by itself. How it lies on disk is [`files`]' business.
+//! nodes. How it lies on disk is [`files`]' business; those that a node makes and serves are
+//! [`crate::maintenance::shelf`]'s.
 
 mod chunk;
 pub mod export;
+pub mod fetch;
 pub mod files;
+pub mod http;
 pub mod install;
 pub mod load;
 mod manifest;
@@ -108,6 +111,6 @@ pub struct Progress {
     pub bytes: u64,
 }
 
-fn io(path: &Path) -> impl Fn(std::io::Error) -> SnapshotError {
+pub(crate) fn io(path: &Path) -> impl Fn(std::io::Error) -> SnapshotError {
     move |error| SnapshotError::Io { path: path.display().to_string(), error }
 }

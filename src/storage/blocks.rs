@@ -6,7 +6,7 @@ use super::{Reader, Result, StorageError, Writer, from_sql, to_sql, transactions
 use crate::chain::{Account, Address, Block, Change, DecodeError, Hash, Head, Header, Height, VerifiedBlock};
 
 /// How many blocks below the head can be undone.
-const UNDO_DEPTH: u64 = 1_024;
+pub(super) const UNDO_DEPTH: u64 = 1_024;
 
 /// Index rows of many blocks, collected so that they go into each B-tree in its own order.
 #[derive(Default)]
@@ -17,6 +17,13 @@ pub struct BlockRows {
     pub(super) messages: Vec<(i64, i64)>,
     undo: Vec<(Height, Vec<u8>)>,
     buffer: Vec<u8>,
+}
+
+impl BlockRows {
+    /// Collects the index row of a block, without how to undo it.
+    pub(super) fn add_block(&mut self, hash: &Hash, height: Height) {
+        self.blocks.push((hash.prefix(), to_sql(height)));
+    }
 }
 
 fn damaged(height: Height) -> impl Fn(DecodeError) -> StorageError {
@@ -178,7 +185,7 @@ impl Writer<'_> {
 }
 
 /// 20 bytes address, a flag, 16 bytes before (if it was there), 16 bytes after.
-fn encode_changes(changes: &[Change]) -> Vec<u8> {
+pub(super) fn encode_changes(changes: &[Change]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(changes.len() * 53);
     let push = |bytes: &mut Vec<u8>, account: &Account| {
         bytes.extend_from_slice(&account.balance.to_be_bytes());

@@ -79,3 +79,18 @@ pub(super) fn open_read_only(path: &Path) -> Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     Ok(Connection::open_with_flags(path, flags)?)
 }
+
+/// Removes a database file that nobody has open, with what SQLite keeps beside it; none of it need be there.
+pub fn remove(path: &Path) -> Result<()> {
+    for suffix in ["", "-wal", "-shm", "-journal"] {
+        let mut name = path.as_os_str().to_owned();
+        name.push(suffix);
+        match std::fs::remove_file(&name) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(StorageError::Io { path: name.to_string_lossy().into_owned(), error });
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}

@@ -3,10 +3,13 @@
 
 mod accounts;
 mod agents;
+mod backup;
 mod blocks;
+mod check;
 mod file;
 mod history;
 mod mempool;
+mod rebuild;
 mod schema;
 mod transactions;
 
@@ -20,8 +23,10 @@ use crate::chain::{DecodeError, Hash};
 pub use accounts::StoredAccount;
 pub use agents::{AgentEvent, AgentId, OutboxRow, ParkedEvent, StoredAgent};
 pub use blocks::BlockRows;
-pub use file::Lock;
+pub use check::{BlocksChecked, PROBLEMS_MAX};
+pub use file::{Lock, remove};
 pub use mempool::KeptTransaction;
+pub use rebuild::{Rebuilt, Replayed};
 pub use transactions::{Cursor, StoredTransaction, TransactionFilter};
 
 /// Why the database did not do what was asked.
