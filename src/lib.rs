@@ -18,6 +18,8 @@
 //! | [`mempool`], [`producer`] | transactions that wait; the authority that puts them into blocks |
 //! | [`rate_limit`], [`sync`], [`agent`] | the three roles: nouns, a trait, a built-in, and the loop that asks it |
 //! | [`rpc`], [`telemetry`] | HTTP: one table of routes, the rate limit around each; metrics |
+//! | [`snapshot`] | a chain's state with what proves it: made, loaded, downloaded |
+//! | [`maintenance`] | what keeps a node's data well: snapshots served, the state verified, backups, repair |
 //! | [`memory`] | gives back what a burst of work leaves behind |
 //! | [`bindings`] | a component in each role: WIT on one side, the trait on the other |
 //! | `tenon_runtime` | hosts components: slots, generations, loading, limits, health; knows no chain |
@@ -43,6 +45,7 @@ pub mod bindings;
 pub mod chain;
 pub mod config;
 pub mod ledger;
+pub mod maintenance;
 pub mod memory;
 pub mod mempool;
 pub mod node;
@@ -50,6 +53,7 @@ pub mod producer;
 pub mod rate_limit;
 pub mod rpc;
 pub mod sample;
+pub mod snapshot;
 pub mod storage;
 pub mod sync;
 pub mod telemetry;

@@ -17,6 +17,8 @@ use crate::bindings::{AgentHandler, RateLimit, SyncStrategy, builtin};
 use crate::chain::{Address, Genesis, SecretKey, Time};
 use crate::config::{self, Config, Monitor};
 use crate::ledger::{Ledger, LedgerOptions};
+use crate::maintenance::audit::Auditor;
+use crate::maintenance::shelf::{Shelf, ShelfConfig};
 use crate::memory;
 use crate::mempool::{Mempool, MempoolConfig, MempoolHook};
 use crate::producer::{self, ProducerConfig};
@@ -25,7 +27,7 @@ use crate::rpc::{self, NodeInfo, RpcConfig, RpcParts, admin::AdminParts};
 use crate::sync::follower::Follower;
 use crate::sync::http::HttpSource;
 use crate::sync::source::Source;
-use crate::sync::{self, SyncConfig, Tolerance};
+use crate::sync::{self, SyncConfig, SyncState, Tolerance};
 use crate::telemetry;
 use crate::wallet::{self, Wallet};
 
@@ -73,6 +75,8 @@ impl Node {
         let ledger = tokio::task::spawn_blocking(open).await?.context("opening the chain")?;
         let mempool = Mempool::open(ledger.clone(), mempool_handle, mempool_config(&config)?)?;
         let agents = Agents::open(ledger.clone(), agents_handle).await?;
+        let shelf = Shelf::open(ledger.clone(), shelf_config(&config.snapshot)?).context("opening the snapshots")?;
+        let auditor = Auditor::new(ledger.clone());
 
         // Then the sockets, and last what acts by itself.
         let listen = async |address: SocketAddr| {
@@ -94,12 +98,24 @@ impl Node {
         let chain_id = ledger.genesis().chain_id.clone();
         let forwarding = sync::forward::run(mempool.clone(), chain_id, follower.usable(), sync_config, stopped.clone());
         let sync_status = follower.status();
+        let verify_every = config.sync.verify_state_every;
+        let quiet = || {
+            let status = follower.status();
+            // Whoever catches up has better things to do.
+            move || matches!(status.borrow().state, SyncState::Live | SyncState::Authority)
+        };
+        tasks.push(("snapshots", tokio::spawn(shelf.clone().run(quiet(), stopped.clone()))));
+        let auditing = auditor.clone();
+        let (may, stop_audit) = (quiet(), stopped.clone());
+        tasks.push(("audit", tokio::spawn(async move { auditing.run(verify_every, may, stop_audit).await })));
         tasks.push(("memory", tokio::spawn(memory::run(follower.status(), stopped.clone()))));
         let parts = RpcParts {
             ledger: ledger.clone(),
             mempool: mempool.clone(),
             policy: Arc::new(policy),
             sync: sync_status,
+            shelf: shelf.clone(),
+            auditor: auditor.clone(),
             info,
             metrics,
             collect: vec![Arc::new({
@@ -114,7 +130,7 @@ impl Node {
         ));
         let token = std::fs::read_to_string(&config.admin.token_file)
             .with_context(|| format!("reading {}", config.admin.token_file.display()))?;
-        let parts = AdminParts { host: host.clone(), token: token.trim().to_owned() };
+        let parts = AdminParts { host: host.clone(), shelf, auditor, token: token.trim().to_owned() };
         tasks.push(("admin", rpc::serve_admin(admin_listener, parts, stopped.clone())));
         tasks.push(("sync", tokio::spawn(follower.run(stopped.clone()))));
         tasks.push(("forward", tokio::spawn(forwarding)));
@@ -241,6 +257,16 @@ fn rpc_config(config: &config::Rpc) -> Result<RpcConfig> {
         peers: config.peers.clone(),
         proxies: config.proxies.clone(),
         costs: config.costs.clone(),
+    })
+}
+
+fn shelf_config(config: &config::Snapshots) -> Result<ShelfConfig> {
+    Ok(ShelfConfig {
+        dir: config.dir.clone(),
+        every_blocks: config.every_blocks,
+        keep: usize::try_from(config.keep)?,
+        depth: config.depth,
+        blocks: config.blocks,
     })
 }
 

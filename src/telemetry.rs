@@ -60,6 +60,14 @@ pub const REORG_BLOCKS: &str = "tenon_reorg_blocks_total";
 pub const REORGS_REFUSED: &str = "tenon_reorgs_refused_total";
 /// Times that an authority was seen to have signed two blocks for one height.
 pub const EQUIVOCATIONS: &str = "tenon_equivocations_total";
+/// Height of the newest snapshot that is served; 0 without one.
+pub const SNAPSHOT_HEIGHT: &str = "tenon_snapshot_height";
+/// 1 while the accounts made their block's state root when that was last computed from all of them, 0 when they did not.
+pub const STATE_OK: &str = "tenon_state_ok";
+/// Height of the block whose state was last computed.
+pub const STATE_VERIFIED_HEIGHT: &str = "tenon_state_verified_height";
+/// How long that took.
+pub const STATE_VERIFY_SECONDS: &str = "tenon_state_verify_seconds";
 
 /// Calls of a generation, by slot, plugin and generation.
 pub const PLUGIN_CALLS: &str = "tenon_plugin_calls_total";
@@ -146,11 +154,19 @@ fn describe() {
         (PLUGIN_SHADOW_COMPARED, Unit::Count, "Answers of a slot's shadow that were compared"),
         (PLUGIN_SHADOW_DIVERGENT, Unit::Count, "Answers of a slot's shadow that differ"),
         (PLUGIN_SHADOW_DROPPED, Unit::Count, "Calls that a slot's shadow was not given"),
+        (SNAPSHOT_HEIGHT, Unit::Count, "Height of the newest snapshot that is served"),
+        (STATE_OK, Unit::Count, "1 while the accounts made their block's state root when they were last read in full"),
+        (STATE_VERIFIED_HEIGHT, Unit::Count, "Height of the block whose state was last computed from all accounts"),
         (DIVERGED, Unit::Count, "1 while the local head is on another branch than a source"),
     ] {
         describe_gauge!(name, unit, text);
     }
     describe_histogram!(RPC_SECONDS, Unit::Seconds, "Time from a request's head to its answer's head");
+    describe_histogram!(
+        STATE_VERIFY_SECONDS,
+        Unit::Seconds,
+        "Time that reading all accounts and computing their root took"
+    );
     describe_histogram!(LIMITER_SECONDS, Unit::Seconds, "Time that the rate-limit policy took to decide");
 }
 

@@ -63,7 +63,12 @@ const WALLS: &[(&str, &[&str])] = &[
     ("src/mempool", &["tenon_runtime", "crate::rpc", "crate::sync", "crate::agent", "crate::bindings", "rusqlite"]),
     ("src/producer.rs", &["tenon_runtime", "crate::rpc", "crate::sync", "crate::agent", "crate::bindings", "rusqlite"]),
     ("src/rpc", &["wasmtime", "crate::bindings", "rusqlite"]),
-    ("src/cli", &["wasmtime", "crate::bindings", "rusqlite", "crate::rpc", "crate::storage"]),
+    ("src/cli", &["wasmtime", "crate::bindings", "rusqlite", "crate::rpc", "crate::storage", "tenon::storage"]),
+    (
+        "src/snapshot",
+        &["tenon_runtime", "axum", "rusqlite", "crate::rpc", "crate::sync", "crate::ledger", "crate::maintenance"],
+    ),
+    ("src/maintenance", &["tenon_runtime", "axum", "reqwest", "rusqlite", "crate::rpc", "crate::bindings"]),
     ("plugins/token-bucket/src", &["tenon_runtime", "tenon::", "wasmtime"]),
 ];
 

@@ -3,6 +3,7 @@
 mod agent;
 mod chain;
 mod config;
+mod db;
 mod demo;
 mod http;
 mod init;
@@ -11,14 +12,19 @@ mod plugin;
 mod replay;
 mod run;
 mod sign;
+mod snapshot;
+mod state;
 mod sync;
 mod transact;
 mod wallet;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
+
+use tenon::chain::Genesis;
+use tenon::config::Config as Configuration;
 
 use tenon_runtime::replay::UnknownLabel;
 
@@ -66,6 +72,12 @@ enum Command {
     /// How far a node is behind its sources
     #[command(subcommand)]
     Sync(sync::Sync),
+    /// Snapshots of a chain: what a new node can begin with
+    #[command(subcommand)]
+    Snapshot(snapshot::Snapshot),
+    /// The database of a node: backups, checks, repair
+    #[command(subcommand)]
+    Db(db::Db),
     /// Components: build, check, sign, replay, list, swap
     Plugin(plugin::Plugin),
     /// The configuration file
@@ -128,6 +140,8 @@ impl Arguments {
             Command::Wallet(wallet) => wallet.run(&global, &output).await,
             Command::Agent(agent) => agent.run(&global, &output).await,
             Command::Sync(sync) => sync.run(&global.node(None)?, &output).await,
+            Command::Snapshot(snapshot) => snapshot.run(&output).await,
+            Command::Db(db) => db.run(&output).await,
             Command::Plugin(plugin) => plugin.run(&output).await,
             Command::Config(config) => config.run(&output),
         }
@@ -141,6 +155,23 @@ impl Global {
         let of_dir = || dir.and_then(|dir| Some(format!("http://{}", run::Addresses::of(dir)?.rpc)));
         let url = self.node.clone().or_else(of_dir).unwrap_or_else(|| DEFAULT.to_owned());
         Ok(Node::new(&url)?)
+    }
+}
+
+/// A node's directory, for commands that work on its files.
+struct Local {
+    config: Configuration,
+    genesis: Genesis,
+}
+
+impl Local {
+    /// Reads configuration and genesis. Errors: `dir` is no node's directory.
+    fn open(dir: &Path) -> Result<Self> {
+        let config = Configuration::load(dir)?;
+        let path = &config.chain.genesis;
+        let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+        let genesis = Genesis::parse(&text).with_context(|| path.display().to_string())?;
+        Ok(Self { config, genesis })
     }
 }
 

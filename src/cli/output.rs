@@ -102,6 +102,52 @@ impl Output {
     }
 }
 
+/// Progress of something long: a bar on a terminal, a line for every tenth elsewhere, nothing for programs.
+pub struct Steps {
+    output: Output,
+    bar: ProgressBar,
+    what: &'static str,
+    tenths: u64,
+}
+
+impl Steps {
+    /// Nothing done yet.
+    pub fn new(output: &Output, what: &'static str) -> Self {
+        Self { output: *output, bar: output.progress(0, what), what, tenths: 0 }
+    }
+
+    /// `done` of `total` are done; 0 where that is not known yet.
+    pub fn show(&mut self, done: u64, total: u64) {
+        self.bar.set_length(total.max(done));
+        self.bar.set_position(done);
+        let tenths = (done * 10).checked_div(total).unwrap_or(0);
+        if self.bar.is_hidden() && tenths > self.tenths {
+            self.output.note(format!("{}  {done} of {total}", self.what));
+        }
+        self.tenths = self.tenths.max(tenths);
+    }
+
+    /// Shows how far something is whose end is not known.
+    pub fn tell(&self, text: &str) {
+        self.bar.set_message(text.to_owned());
+    }
+
+    /// A line above the bar.
+    pub fn note(&self, line: &str) {
+        if self.bar.is_hidden() {
+            self.output.note(line);
+        } else {
+            self.bar.println(line);
+        }
+    }
+}
+
+impl Drop for Steps {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
+
 /// A value in a cell: text without quotes, nothing for null, the rest as JSON.
 fn shown(value: &Value) -> String {
     match value {

@@ -102,6 +102,23 @@ section! {
 }
 
 section! {
+    /// `[snapshot]`: which snapshots of its chain the node makes and serves.
+    pub struct Snapshots {
+        /// The folder that they lie in.
+        dir: PathBuf = "data/snapshots".into();
+        /// A snapshot of every block whose height is a multiple of this; 0: only when asked for. Nodes with the same number
+        /// make the same snapshots, so that others can download from several of them at once.
+        every_blocks: u64 = 0, 0..=1_000_000_000;
+        /// How many are kept; the oldest go.
+        keep: u64 = 2, 1..=100;
+        /// Blocks that must follow a snapshot's block before it is made, so that it does not outlive its block on the chain.
+        depth: u64 = 16, 0..=1_000;
+        /// Whole blocks in a snapshot, counted from its own downwards; below there are headers. 1000000000: all of them.
+        blocks: u64 = 1, 1..=1_000_000_000;
+    }
+}
+
+section! {
     /// `[monitor]`: when the node says of itself that it is behind.
     pub struct Monitor {
         /// Blocks that may be missing while the node still counts as live, and `/ready` answers 200.

@@ -17,7 +17,7 @@ use serde::Serialize;
 use crate::sync::SyncConfig;
 
 pub use given::{Given, Origin};
-pub use knobs::{Admin, Agent, Chain, Mempool, Monitor, PluginSlot, Plugins, Producer, Rpc, Store};
+pub use knobs::{Admin, Agent, Chain, Mempool, Monitor, PluginSlot, Plugins, Producer, Rpc, Snapshots, Store};
 pub(crate) use section::section;
 pub use section::{Key, Knob};
 pub use tenon_runtime::OnFailure;
@@ -47,6 +47,8 @@ pub struct Config {
     pub producer: Option<Producer>,
     /// `[sync]`
     pub sync: SyncConfig,
+    /// `[snapshot]`
+    pub snapshot: Snapshots,
     /// `[monitor]`
     pub monitor: Monitor,
     /// `[plugins]`
@@ -175,6 +177,7 @@ impl Config {
             Admin::keys("admin"),
             Producer::keys("producer"),
             SyncConfig::keys("sync"),
+            Snapshots::keys("snapshot"),
             Monitor::keys("monitor"),
             knobs::PluginDirectory::keys("plugins"),
             PluginSlot::keys("plugins.rate-limit"),
@@ -191,6 +194,7 @@ impl Config {
         self.rpc.resolve(dir);
         self.admin.resolve(dir);
         self.sync.resolve(dir);
+        self.snapshot.resolve(dir);
         self.monitor.resolve(dir);
         self.plugins.directory.resolve(dir);
         self.plugins.rate_limit.resolve(dir);
@@ -204,16 +208,13 @@ impl Config {
     }
 
     fn read(given: &Given, problems: &mut Vec<Problem>) -> Self {
-        const SECTIONS: [&str; 10] =
-            ["chain", "store", "mempool", "rpc", "admin", "producer", "sync", "monitor", "plugins", "agents"];
+        const SECTIONS: [&str; 11] = [
+            "chain", "store", "mempool", "rpc", "admin", "producer", "sync", "snapshot", "monitor", "plugins", "agents",
+        ];
         section::unknown(given, "", &SECTIONS, &["p2p"], problems);
         if let Some(p2p) = given.get("p2p") {
             let text = "gossip between nodes is not available yet; followers read from `sync.sources`";
             problems.push(Problem::error(&p2p.origin, "p2p", text));
-        }
-        if let Some(every) = given.get("sync").and_then(|sync| sync.get("verify_state_every")) {
-            let text = "verifying the state now and then is not available yet; it is verified at every start";
-            problems.push(Problem::error(&every.origin, "sync.verify_state_every", text));
         }
         Self {
             chain: Chain::read(given.get("chain"), "chain", &[], problems),
@@ -222,7 +223,8 @@ impl Config {
             rpc: Rpc::read(given.get("rpc"), "rpc", &[], problems),
             admin: Admin::read(given.get("admin"), "admin", &[], problems),
             producer: given.get("producer").map(|producer| Producer::read(Some(producer), "producer", &[], problems)),
-            sync: SyncConfig::read(given.get("sync"), "sync", &["verify_state_every"], problems),
+            sync: SyncConfig::read(given.get("sync"), "sync", &[], problems),
+            snapshot: Snapshots::read(given.get("snapshot"), "snapshot", &[], problems),
             monitor: Monitor::read(given.get("monitor"), "monitor", &[], problems),
             plugins: Plugins::read(given.get("plugins"), problems),
             agents: knobs::read_agents(given.get("agents"), problems),

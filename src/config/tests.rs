@@ -55,6 +55,13 @@ fn everything_that_the_design_names_is_read() {
         [sync]
         sources = ["http://10.0.0.1:8006"]
         watchdog_ms = 200
+        verify_state_every = 9
+        [snapshot]
+        dir = "elsewhere"
+        every_blocks = 5000
+        keep = 3
+        depth = 0
+        blocks = 10
         [monitor]
         lag_blocks = 3
         lag_seconds = 4
@@ -129,7 +136,9 @@ fn what_is_out_of_range_or_not_available_yet_says_so() {
         ("[plugins.sync]\nrollout = { mode = \"canary\", steps = [10, 1] }", "ascending percentages"),
         ("[plugins.sync]\nprobation = { failures = 0 }", "failures is 0, expected 1 or more"),
         ("[plugins.sync]\njournal = { sample = 1.5 }", "sample is 1.5, expected 0 to 1"),
-        ("[sync]\nverify_state_every = 9", "not available yet"),
+        ("[sync]\nverify_state_every = -1", "sync.verify_state_every"),
+        ("[snapshot]\nkeep = 0", "1 to 100"),
+        ("[snapshot]\ndepth = 1001", "0 to 1000"),
         ("[p2p]\nlisten = \"/ip4/0.0.0.0/tcp/7070\"", "not available yet"),
     ] {
         let lines = lines(text, &[]);

@@ -61,7 +61,7 @@ impl Thread {
                 break;
             }
             match queue.try_recv() {
-                Ok(alone @ (Job::Stop | Job::Switch { .. })) => *next = Some(alone),
+                Ok(alone @ (Job::Stop | Job::Switch { .. } | Job::Alone(_))) => *next = Some(alone),
                 Ok(waiting) => job = Some(waiting),
                 Err(_) => {}
             }
@@ -106,7 +106,7 @@ impl Thread {
                 group.answers.push(Answer::Write(answer));
                 write(&Writer::of(&self.connection))
             }
-            Job::Switch { .. } | Job::Stop => unreachable!("a switch and the stop are no part of a group"),
+            Job::Switch { .. } | Job::Alone(_) | Job::Stop => unreachable!("these are no part of a group"),
         }
     }
 
@@ -189,6 +189,7 @@ fn refuse(job: Job, error: &StorageError) {
         Job::Produce { answer, .. } => Answer::Produce(answer, Err(ProduceError::Stopped)).fail(error),
         Job::Write { answer, .. } => Answer::Write(answer).fail(error),
         Job::Switch { answer, .. } => _ = answer.send(Err(SwitchError::Storage(error.to_string()))),
-        Job::Stop => {}
+        // Its caller sees that nobody answers.
+        Job::Alone(_) | Job::Stop => {}
     }
 }

@@ -5,11 +5,11 @@
 //! [`thread`] is that thread, [`group`] one commit of it, [`extend`] how a block gets in, [`produce`] how one is made,
 //! [`switch`] how the chain moves to another branch, and [`fork`] what it says of that; [`rebuild`] makes the accounts anew.
 
+mod alone;
 mod extend;
 mod fork;
 mod group;
 mod produce;
-mod rebuild;
 mod switch;
 mod thread;
 
@@ -29,7 +29,6 @@ use fork::Forks;
 use thread::{Job, QUEUE_MAX, Stats, Thread};
 
 pub use fork::{Equivocation, Reach, Reorg, SwitchError};
-pub use rebuild::rebuild_accounts;
 
 /// The chain of this node. Cheap to clone.
 #[derive(Clone)]

@@ -8,7 +8,6 @@ use tokio::sync::watch;
 use super::extend::Refused;
 use super::fork::{Reach, Reorg, SwitchError};
 use super::group::Group;
-use super::rebuild;
 use super::thread::Thread;
 use super::{ImportError, Switched};
 use crate::chain::{BlockError, Change, Head, Height, State, Time, VerifiedBlock, fork_choice, rules};
@@ -176,9 +175,9 @@ impl Thread {
             self.undone(&taken, branch)?;
         }
         let writer = Writer::of(&self.connection);
-        let rebuilt = rebuild::rebuild(&writer.reader(), &self.genesis, common)?;
-        rebuilt.store(&writer)?;
-        *before = Before::State(Box::new(std::mem::replace(&mut self.state, rebuilt.state)));
+        let replayed = writer.reader().replay(&self.genesis, common, |_, _| {})?;
+        writer.put_replayed(&replayed)?;
+        *before = Before::State(Box::new(std::mem::replace(&mut self.state, replayed.state)));
         self.stand_at(common)
     }
 

@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicU64;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::alone::Alone;
 use super::fork::{Forks, Reach, Reorg, SwitchError};
 use super::{BlockHook, ImportError, Imported, LedgerOptions, ProduceError, ProduceRequest, Produced};
 use crate::chain::{Address, Genesis, Hash, Head, PublicKey, State, Time, VerifiedBlock, verify};
@@ -30,6 +31,7 @@ pub(super) type Write = Box<dyn FnOnce(&Writer<'_>) -> Result<(), StorageError> 
 pub(super) enum Job {
     Import { blocks: Vec<VerifiedBlock>, answer: oneshot::Sender<Vec<Result<Imported, ImportError>>> },
     Produce { request: Box<ProduceRequest>, answer: oneshot::Sender<Result<Produced, ProduceError>> },
+    Alone(Alone),
     Switch { branch: Vec<VerifiedBlock>, reach: Reach, answer: oneshot::Sender<Result<Reorg, SwitchError>> },
     Write { write: Write, answer: oneshot::Sender<Result<(), StorageError>> },
     Stop,
@@ -100,11 +102,13 @@ impl Thread {
     }
 
     fn load(&mut self, storage: &Storage, head: Head) -> Result<(), StorageError> {
-        storage.read(|reader| reader.each_account(|address, account| self.state.set(address, account)))?;
+        let mut accounts = Vec::new();
+        storage.read(|reader| reader.each_account(|address, account| accounts.push((address, account))))?;
+        self.state = State::from_sorted(accounts).map_err(|error| StorageError::Inconsistent(error.to_string()))?;
         let root = self.state.root();
         if root != head.state_root {
             return Err(StorageError::Inconsistent(format!(
-                "the accounts make the state root {root}, block {} says {}; restore a backup or sync afresh",
+                "the accounts make the state root {root}, block {} says {}; `tenon db repair` makes them anew from the blocks",
                 head.height, head.state_root
             )));
         }
@@ -118,6 +122,7 @@ impl Thread {
         while let Some(job) = next.take() {
             match job {
                 Job::Stop => break,
+                Job::Alone(run) => run(&mut self, head),
                 Job::Switch { branch, reach, answer } => {
                     // A caller that has gone away does not need its answer.
                     _ = answer.send(self.switch(branch, reach, head));

@@ -6,7 +6,7 @@ use arc_swap::ArcSwap;
 use axum::body::Bytes;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::Response;
 use serde::Serialize;
 
@@ -103,17 +103,44 @@ pub(super) async fn block(
             Key::Height(height) => Some(*height),
             Key::Hash(hash) => reader.block_height(hash)?,
         };
-        let mut json = None;
-        if let Some(height) = height {
-            each_as_json(reader, height, height, include_tx, |block| {
-                json = Some(block.to_vec());
-                false
-            })?;
+        let Some(height) = height else { return Ok(None) };
+        if let Err(below) = whole(reader, height, height)? {
+            return Ok(Some(Err(below)));
         }
+        let mut json = None;
+        each_as_json(reader, height, height, include_tx, |block| {
+            json = Some(Ok(block.to_vec()));
+            false
+        })?;
         Ok(json)
     };
     let json = rpc.parts.ledger.storage().read_brief(read).await?;
-    json.map(json_bytes).ok_or_else(|| ApiError::not_found(format!("no block `{}` here", shown(&text))))
+    let json = json.ok_or_else(|| ApiError::not_found(format!("no block `{}` here", shown(&text))))?;
+    Ok(json_bytes(json?))
+}
+
+/// A block that is not here, on a node that began with a snapshot.
+struct BelowBase {
+    height: Height,
+    base: Height,
+}
+
+impl From<BelowBase> for ApiError {
+    fn from(BelowBase { height, base }: BelowBase) -> Self {
+        let text =
+            format!("block {height} is not here: this node began with a snapshot, its blocks begin at height {base}");
+        Self::new(StatusCode::NOT_FOUND, "below-base", text)
+    }
+}
+
+/// The last height of `start..=end` up to which no whole block is missing for being below the node's base.
+fn whole(reader: &Reader<'_>, start: Height, end: Height) -> Result<Result<Height, BelowBase>, StorageError> {
+    let base = reader.base()?;
+    Ok(match start {
+        0 if base > 1 => Ok(0),
+        start if start > 0 && start < base => Err(BelowBase { height: start, base }),
+        _ => Ok(end),
+    })
 }
 
 pub(super) async fn range(State(rpc): State<Rpc>, headers: HeaderMap, params: Params) -> Result<Response> {
@@ -138,13 +165,13 @@ pub(super) async fn range(State(rpc): State<Rpc>, headers: HeaderMap, params: Pa
     let storage = rpc.parts.ledger.storage();
     if !binary {
         let read = move |reader: &Reader<'_>| range_json(reader, start, end, include_tx, head.height);
-        return Ok(json_bytes(storage.read_async(read).await?));
+        return Ok(json_bytes(storage.read_async(read).await??));
     }
     // Most ranges are small; the others are begun again on a thread that may block.
-    let small = storage.read_brief(move |reader| range_bytes(reader, start, end, RANGE_BYTES_BRIEF)).await?;
+    let small = storage.read_brief(move |reader| range_bytes(reader, start, end, RANGE_BYTES_BRIEF)).await??;
     let Frames { body, next, .. } = match small {
         Frames { cut: false, .. } => small,
-        _ => storage.read_async(move |reader| range_bytes(reader, start, end, RANGE_BYTES_MAX)).await?,
+        _ => storage.read_async(move |reader| range_bytes(reader, start, end, RANGE_BYTES_MAX)).await??,
     };
     let mut response = Response::new(body.into());
     let headers = response.headers_mut();
@@ -165,7 +192,16 @@ struct Frames {
 }
 
 /// The stored bytes as they are, up to `bytes_max` of them, or one block that is larger.
-fn range_bytes(reader: &Reader<'_>, start: Height, end: Height, bytes_max: usize) -> Result<Frames, StorageError> {
+fn range_bytes(
+    reader: &Reader<'_>,
+    start: Height,
+    end: Height,
+    bytes_max: usize,
+) -> Result<Result<Frames, BelowBase>, StorageError> {
+    let end = match whole(reader, start, end)? {
+        Ok(end) => end,
+        Err(below) => return Ok(Err(below)),
+    };
     let mut frames = Frames { body: Vec::new(), next: start, cut: false };
     reader.each_encoded_block(start, end, |block| {
         let (body, frame) = (&mut frames.body, block.len() + 4);
@@ -183,7 +219,7 @@ fn range_bytes(reader: &Reader<'_>, start: Height, end: Height, bytes_max: usize
         frames.next += 1;
         true
     })?;
-    Ok(frames)
+    Ok(Ok(frames))
 }
 
 /// `next` is where to go on; null once all that exists of the range has been served.
@@ -193,7 +229,11 @@ fn range_json(
     end: Height,
     include_tx: bool,
     head: Height,
-) -> Result<Vec<u8>, StorageError> {
+) -> Result<Result<Vec<u8>, BelowBase>, StorageError> {
+    let end = match whole(reader, start, end)? {
+        Ok(end) => end,
+        Err(below) => return Ok(Err(below)),
+    };
     let mut body = b"{\"success\":true,\"blocks\":[".to_vec();
     let mut count = 0;
     each_as_json(reader, start, end, include_tx, |block| {
@@ -210,7 +250,7 @@ fn range_json(
     let next = start + count;
     let next = if count > 0 && next <= end.min(head) { next.to_string() } else { "null".into() };
     body.extend_from_slice(format!("],\"count\":{count},\"next\":{next}}}").as_bytes());
-    Ok(body)
+    Ok(Ok(body))
 }
 
 /// Shows `each` the blocks `first..=last` as JSON, until it answers false.

@@ -15,6 +15,8 @@ mod messages;
 mod node;
 mod request;
 mod server;
+mod snapshots;
+mod state;
 mod transactions;
 pub mod wire;
 
@@ -35,6 +37,8 @@ use tower_http::compression::predicate::{NotForContentType, Predicate, SizeAbove
 use tower_http::compression::{CompressionLayer, CompressionLevel};
 
 use crate::ledger::Ledger;
+use crate::maintenance::audit::Auditor;
+use crate::maintenance::shelf::Shelf;
 use crate::mempool::Mempool;
 use crate::rate_limit::{Class, Policy};
 use crate::sync::SyncStatus;
@@ -219,7 +223,55 @@ pub static ROUTES: &[Route] = &[
         about: "this list",
         handler: || get(node::index),
     },
+    Route {
+        method: "GET",
+        path: "/rpc/state/root",
+        aliases: &[],
+        class: Some(Class::Read),
+        cost: CHEAP,
+        about: "the state root after the block at `height`, or the head",
+        handler: || get(state::root),
+    },
+    Route {
+        method: "GET",
+        path: "/rpc/state/node",
+        aliases: &[],
+        class: Some(Class::Read),
+        cost: Cost::fixed(2),
+        about: "what lies below `path` in the trie of the head's accounts; `height` must be the head's where it is given",
+        handler: || get(state::node),
+    },
+    Route {
+        method: "GET",
+        path: "/rpc/snapshots",
+        aliases: &[],
+        class: Some(Class::Sync),
+        cost: CHEAP,
+        about: "the snapshots that can be downloaded here",
+        handler: || get(snapshots::list),
+    },
+    Route {
+        method: "GET",
+        path: "/rpc/snapshot/{id}/manifest",
+        aliases: &[],
+        class: Some(Class::Sync),
+        cost: Cost::fixed(10),
+        about: "what a snapshot consists of; its id is the SHA-256 of this",
+        handler: || get(snapshots::manifest),
+    },
+    Route {
+        method: "GET",
+        path: "/rpc/snapshot/{id}/{chunk}",
+        aliases: &[],
+        class: Some(Class::Sync),
+        cost: Cost::fixed(10),
+        about: "one chunk of a snapshot, from 0; compressed",
+        handler: || get(snapshots::chunk),
+    },
 ];
+
+/// Looks at the state that wait for the ledger's thread at most.
+const LOOKS_MAX: usize = 4;
 
 /// The number of every path that is not in [`ROUTES`].
 const UNKNOWN_ROUTE: usize = u32::MAX as usize;
@@ -284,6 +336,10 @@ pub struct RpcParts {
     pub policy: Arc<dyn Policy>,
     /// Where sync stands.
     pub sync: watch::Receiver<SyncStatus>,
+    /// The snapshots that it serves.
+    pub shelf: Shelf,
+    /// Who verifies its state.
+    pub auditor: Auditor,
     /// Who this node is.
     pub info: NodeInfo,
     /// Renders the metrics.
@@ -302,6 +358,8 @@ struct Shared {
     import_body_max: usize,
     /// Blocks that are read and verified at a time; each takes a thread.
     imports: Semaphore,
+    /// Looks at the state at a time; the ledger's thread takes them.
+    looks: Semaphore,
 }
 
 impl std::ops::Deref for Rpc {
@@ -332,6 +390,7 @@ impl Rpc {
             head: chain::HeadBody::new(&parts.ledger),
             import_body_max: import::body_max(genesis),
             imports: Semaphore::new(2 * cores),
+            looks: Semaphore::new(LOOKS_MAX),
             parts,
         }))
     }

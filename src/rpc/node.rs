@@ -12,9 +12,12 @@ use serde::Serialize;
 
 use super::error::{ApiError, Result};
 use super::request::Params;
+use super::snapshots::SnapshotJson;
 use super::{ROUTES, Rpc, json_bytes};
 use crate::chain::{Address, Hash, Height, Time};
 use crate::ledger::{Equivocation, Reorg};
+use crate::maintenance::audit::StateCheck;
+use crate::storage::Reader;
 use crate::sync::{SyncState, SyncStatus};
 use crate::telemetry;
 
@@ -76,6 +79,12 @@ struct InfoJson<'a> {
     sync_state: SyncState,
     started: Time,
     min_fee: u64,
+    /// The lowest height from which on all blocks are here; 0: all of them are.
+    base: Height,
+    /// The newest snapshot that is served.
+    snapshot: Option<SnapshotJson>,
+    /// What came of the last time that all accounts were read.
+    state_check: Option<StateCheck>,
     genesis_params: GenesisParams,
     /// Switches to another branch since the node started, and the last of them.
     reorgs: u64,
@@ -124,7 +133,8 @@ pub(super) async fn info(State(rpc): State<Rpc>, params: Params) -> Result<Respo
     params.only(&[], rpc.chain_id())?;
     let parts = &rpc.parts;
     let (genesis, info) = (parts.ledger.genesis(), &parts.info);
-    let counts = parts.ledger.storage().read_async(|reader| reader.counts()).await?;
+    let read = |reader: &Reader<'_>| Ok((reader.counts()?, reader.base()?));
+    let (counts, base) = parts.ledger.storage().read_async(read).await?;
     let head = parts.ledger.head();
     Ok(Json(InfoJson {
         chain_id: &genesis.chain_id,
@@ -145,6 +155,9 @@ pub(super) async fn info(State(rpc): State<Rpc>, params: Params) -> Result<Respo
         sync_state: parts.sync.borrow().state,
         started: info.started,
         min_fee: genesis.min_fee,
+        base,
+        snapshot: parts.shelf.newest().map(|kept| SnapshotJson::of(&kept)),
+        state_check: parts.auditor.last(),
         genesis_params: GenesisParams {
             block_time_seconds: genesis.slot_ms as f64 / 1_000.0,
             max_block_size_bytes: genesis.block_bytes_max,
@@ -214,6 +227,8 @@ struct ReadyJson {
     height: Height,
     best_height: Height,
     lag_blocks: u64,
+    /// False once the accounts on disk were found not to make their block's state root.
+    state_ok: bool,
 }
 
 /// Whether requests should come here rather than to another node.
@@ -223,10 +238,12 @@ fn is_ready(state: SyncState) -> bool {
 
 pub(super) async fn ready(State(rpc): State<Rpc>) -> Response {
     let height = rpc.parts.ledger.head().height;
+    let state_ok = !rpc.parts.auditor.has_failed();
     let json = {
         let sync = rpc.parts.sync.borrow();
         let (sync_state, best_height, lag_blocks) = (sync.state, sync.best_height, sync.lag_blocks);
-        ReadyJson { ready: is_ready(sync_state), sync_state, height, best_height: best_height.max(height), lag_blocks }
+        let (ready, best_height) = (is_ready(sync_state) && state_ok, best_height.max(height));
+        ReadyJson { ready, sync_state, height, best_height, lag_blocks, state_ok }
     };
     let status = if json.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(json)).into_response()

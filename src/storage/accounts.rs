@@ -76,19 +76,6 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// Puts these accounts in the place of all that are there, with these keys.
-    pub fn replace_accounts(
-        &self,
-        accounts: impl Iterator<Item = (Address, Account)>,
-        keys: &BTreeMap<Address, PublicKey>,
-    ) -> Result<()> {
-        self.connection().execute("DELETE FROM account", [])?;
-        for (address, account) in accounts {
-            self.put_account(&address, &account, keys.get(&address))?;
-        }
-        Ok(())
-    }
-
     /// Forgets an account.
     pub(super) fn take_account(&self, address: &Address) -> Result<()> {
         self.connection().prepare_cached("DELETE FROM account WHERE address = ?")?.execute([&address.0[..]])?;

@@ -44,6 +44,13 @@ impl TakenBlock {
     }
 }
 
+impl BlockRows {
+    /// Collects the index row of a block, without how to undo it.
+    pub(super) fn add_block(&mut self, hash: &Hash, height: Height) {
+        self.blocks.push((hash.prefix(), to_sql(height)));
+    }
+}
+
 fn damaged(height: Height) -> impl Fn(DecodeError) -> StorageError {
     move |error| StorageError::Damaged { what: format!("block {height}"), error }
 }
@@ -68,12 +75,15 @@ impl Reader<'_> {
         body.map(|body| Block::decode(&body).map_err(damaged(height))).transpose()
     }
 
-    /// The header at `height`, without reading its transactions.
+    /// The header at `height`, without reading its transactions, which need not be here.
     pub fn header(&self, height: Height) -> Result<Option<Header>> {
         let mut statement =
             self.connection().prepare_cached("SELECT substr(body, 1, 512) FROM block WHERE height = ?")?;
         let start: Option<Vec<u8>> = statement.query_row([to_sql(height)], |row| row.get(0)).optional()?;
-        start.map(|start| Ok(Header::decode_start(&start).map_err(damaged(height))?.0)).transpose()
+        match start {
+            Some(start) => Ok(Some(Header::decode_start(&start).map_err(damaged(height))?.0)),
+            None => Ok(self.kept_header(height)?.map(|(header, _)| header)),
+        }
     }
 
     /// The hash of the block at `height`.
@@ -234,16 +244,6 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// Puts these undo records, by height, in the place of all that are there.
-    pub fn replace_undo<'c>(&self, records: impl Iterator<Item = (Height, &'c [Change])>) -> Result<()> {
-        self.connection().execute("DELETE FROM undo", [])?;
-        let mut statement = self.connection().prepare_cached("INSERT INTO undo (height, changes) VALUES (?, ?)")?;
-        for (height, changes) in records {
-            statement.execute(params![to_sql(height), encode_changes(changes)])?;
-        }
-        Ok(())
-    }
-
     /// Takes the block at `height`, which must be the head, out of the database again: block, index rows, accounts, and
     /// the keys that it brought; `known` are those that genesis names. Answers the block and what it had changed.
     /// Errors: no undo record so deep.
@@ -283,7 +283,7 @@ impl Writer<'_> {
 }
 
 /// 20 bytes address, a flag, 16 bytes before (if it was there), 16 bytes after.
-fn encode_changes(changes: &[Change]) -> Vec<u8> {
+pub(super) fn encode_changes(changes: &[Change]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(changes.len() * 53);
     let push = |bytes: &mut Vec<u8>, account: &Account| {
         bytes.extend_from_slice(&account.balance.to_be_bytes());

@@ -117,10 +117,23 @@ fn prefix(address: &Address) -> i64 {
 
 /// The index rows of a block's transactions.
 pub(super) fn collect_rows(verified: &VerifiedBlock, rows: &mut BlockRows) {
-    for (position, (transaction, hash)) in
-        (0..).zip(verified.block().transactions.iter().zip(verified.transaction_hashes()))
-    {
-        let place = Cursor { height: verified.height(), position }.place();
+    collect(verified.block(), verified.transaction_hashes(), rows);
+}
+
+/// The places that a block at `height` has, first and last.
+pub(super) fn places(height: Height) -> (i64, i64) {
+    (Cursor { height, position: 0 }.place(), Cursor::end_of(height).place())
+}
+
+/// A place as people read it.
+pub(super) fn place_name(place: i64) -> Cursor {
+    Cursor::at(place)
+}
+
+/// The index rows of the transactions of `block`, which have these hashes.
+pub(super) fn collect(block: &Block, hashes: &[Hash], rows: &mut BlockRows) {
+    for (position, (transaction, hash)) in (0..).zip(block.transactions.iter().zip(hashes)) {
+        let place = Cursor { height: block.header.height, position }.place();
         let (from, to) = (prefix(&transaction.from()), prefix(&transaction.to));
         rows.transactions.push((hash.prefix(), place));
         rows.accounts.push((from, place));

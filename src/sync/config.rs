@@ -35,6 +35,8 @@ section! {
         backoff_max_ms: u64 = 30_000, 100..=3_600_000;
         /// Milliseconds after which a pending transaction is handed to a source once more.
         forward_again_ms: u64 = 15_000, 1_000..=3_600_000;
+        /// Blocks after which all accounts are read again, and must make the head's state root; 0: only at the start.
+        verify_state_every: u64 = 10_000, 0..=1_000_000_000;
     }
 }
 

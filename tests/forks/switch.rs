@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use tenon::chain::{BlockError, Genesis, VerifiedBlock};
-use tenon::ledger::{ImportError, Imported, Ledger, LedgerOptions, Reach, SwitchError, rebuild_accounts};
+use tenon::ledger::{ImportError, Imported, Ledger, LedgerOptions, Reach, SwitchError};
+use tenon::maintenance::database::{self, MaintenanceError};
 use tenon::storage::UNDO_DEPTH;
 
 use super::heard::Heard;
@@ -216,12 +217,16 @@ async fn damaged_accounts_are_made_anew_from_the_blocks_and_a_damaged_block_is_n
     let open_damaged = || Ledger::open(options(dir.path(), &tree.genesis), Vec::new());
     let error = rows::patiently(open_damaged).err().expect("the accounts do not make the root");
     assert!(error.to_string().contains("state root"), "{error}");
-    let head = rows::patiently(|| rebuild_accounts(&options(dir.path(), &tree.genesis))).unwrap();
-    assert_eq!(head, tree.nodes[two].head);
+    let repair = || match database::repair(&dir.path().join("chain.db"), &tree.genesis, |_, _| {}) {
+        Err(MaintenanceError::Storage(error)) => Err(error),
+        repaired => Ok(repaired.unwrap()),
+    };
+    let repaired = rows::patiently(repair).unwrap();
+    assert_eq!(repaired.height, tree.nodes[two].head.height);
     rows::assert_equal(&dir.path().join("chain.db"), &tree, two).await;
     open(dir.path(), &tree).stop();
     damage("UPDATE block SET body = (SELECT body FROM block WHERE height = 4) WHERE height = 3;");
-    let error = rows::patiently(|| rebuild_accounts(&options(dir.path(), &tree.genesis))).unwrap_err();
+    let error = rows::patiently(repair).unwrap_err();
     assert!(error.to_string().contains("block 3"), "{error}");
 }
 

@@ -6,6 +6,8 @@ use serde_json::Value;
 use tenon::bindings::{RateLimit, builtin};
 use tenon::chain::{Address, Genesis, SecretKey, Time};
 use tenon::ledger::{Ledger, LedgerOptions};
+use tenon::maintenance::audit::Auditor;
+use tenon::maintenance::shelf::{Shelf, ShelfConfig};
 use tenon::mempool::{Mempool, MempoolConfig, MempoolHook};
 use tenon::rate_limit::token_bucket::Settings;
 use tenon::rpc::admin::AdminParts;
@@ -116,11 +118,16 @@ pub async fn start(genesis: &Genesis, authority: &SecretKey, limits: Settings, c
     host.open();
     let (sync, status) = watch::channel(SyncStatus { state: SyncState::Authority, ..SyncStatus::default() });
     let (stop, stopped) = watch::channel(false);
+    let shelf_config = ShelfConfig { dir: dir.path().join("snapshots"), every_blocks: 0, keep: 2, depth: 0, blocks: 1 };
+    let shelf = Shelf::open(ledger.clone(), shelf_config).expect("a folder for snapshots");
+    let auditor = Auditor::new(ledger.clone());
     let parts = RpcParts {
         ledger: ledger.clone(),
         mempool: mempool.clone(),
         policy: Arc::new(policy),
         sync: status,
+        shelf: shelf.clone(),
+        auditor: auditor.clone(),
         info: NodeInfo::new(Some(Address::of(&authority.public_key())), Time::now()),
         metrics: telemetry::install(),
         collect: Vec::new(),
@@ -130,7 +137,7 @@ pub async fn start(genesis: &Genesis, authority: &SecretKey, limits: Settings, c
     let url = format!("http://{}", listener.local_addr().expect("bound"));
     let admin = format!("http://{}", admin_listener.local_addr().expect("bound"));
     let server = rpc::serve(listener, parts, config, stopped.clone()).expect("a configuration that can be used");
-    rpc::serve_admin(admin_listener, AdminParts { host: host.clone(), token: TOKEN.into() }, stopped);
+    rpc::serve_admin(admin_listener, AdminParts { host: host.clone(), shelf, auditor, token: TOKEN.into() }, stopped);
     // The provider of cryptography; another test may have set the same one before.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let client = reqwest::Client::builder().no_proxy().build().expect("a client");
