@@ -255,11 +255,15 @@ impl Agent {
             // All of these are committed: the block at hand is the first that its transaction has.
             let page = writer.reader().messages(&self.wallet, Some(after), PAGE)?;
             for message in page.iter().take_while(|message| message.height <= last) {
-                match concerns(stored.since, &self.wallet, &message.transaction, message.timestamp) {
-                    None => {}
-                    _ if self.handled.take(writer, stored.id, &message.hash)? => {}
-                    Some(false) => stored.skipped += 1,
-                    Some(true) => writer.put_event(stored.id, &AgentEvent::Message(message.cursor()), None)?,
+                let wanted = concerns(stored.since, &self.wallet, &message.transaction, message.timestamp);
+                let Some(wanted) = wanted else { continue };
+                if self.handled.take(writer, stored.id, &message.hash)? {
+                    continue;
+                }
+                if wanted {
+                    writer.put_event(stored.id, &AgentEvent::Message(message.cursor()), None)?;
+                } else {
+                    stored.skipped += 1;
                 }
             }
             match page.last() {

@@ -35,6 +35,7 @@ pub use fork::{Equivocation, Reach, Reorg, SwitchError};
 pub struct Ledger {
     genesis: Arc<Genesis>,
     genesis_hash: Hash,
+    max_reorg_depth: u64,
     storage: Storage,
     jobs: mpsc::Sender<Job>,
     head: watch::Receiver<Head>,
@@ -213,6 +214,7 @@ impl Ledger {
     pub fn open(options: LedgerOptions, hooks: Vec<Box<dyn BlockHook>>) -> Result<Self, StorageError> {
         let (thread, storage) = Thread::open(options, hooks)?;
         let (genesis, genesis_hash) = (Arc::clone(&thread.genesis), thread.genesis_hash);
+        let max_reorg_depth = thread.max_reorg_depth;
         let (jobs, queue) = mpsc::channel(QUEUE_MAX);
         let (sender, head) = watch::channel(thread.head.clone());
         let (stats, forks) = (Arc::clone(&thread.stats), Arc::clone(&thread.forks));
@@ -221,7 +223,7 @@ impl Ledger {
             .spawn(move || thread.run(queue, &sender))
             .map_err(|error| StorageError::Io { path: "the ledger's thread".into(), error })?;
         let thread = Arc::new(Mutex::new(Some(handle)));
-        Ok(Self { genesis, genesis_hash, storage, jobs, head, stats, forks, thread })
+        Ok(Self { genesis, genesis_hash, max_reorg_depth, storage, jobs, head, stats, forks, thread })
     }
 
     /// The chain's parameters.
@@ -232,6 +234,11 @@ impl Ledger {
     /// The hash of block 0, which names the chain.
     pub fn genesis_hash(&self) -> Hash {
         self.genesis_hash
+    }
+
+    /// Blocks that a switch with [`Reach::Limited`] may take back.
+    pub fn max_reorg_depth(&self) -> u64 {
+        self.max_reorg_depth
     }
 
     /// The committed chain, for reading.

@@ -87,6 +87,7 @@ async fn they_wait_again_where_the_other_branch_has_them_not_and_so_it_is_after_
     let expected = [one_only.clone(), mail.clone()];
     let same = |got: Vec<Transaction>| got.len() == 2 && expected.iter().all(|transaction| got.contains(transaction));
     assert!(same(waiting(&mempool)), "{:?}", waiting(&mempool));
+    assert_eq!(mempool.get(&both.hash(&tree.genesis.chain_id)), None, "what both branches have was never dropped");
     ledger.stop();
     drop((ledger, mempool));
     let (ledger, mempool) = open(dir.path(), &tree);

@@ -1,6 +1,7 @@
-//! The promises of the dispatcher and the outbox, one by one; [`model`] has them all at once, [`reorgs`] those that hold
-//! across branches.
+//! The promises of the dispatcher and the outbox, one by one; [`model`] has them all at once, [`reorgs`] and [`branches`]
+//! those that hold across branches.
 
+mod branches;
 mod model;
 mod reorgs;
 
