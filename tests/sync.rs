@@ -15,7 +15,8 @@ use tenon::sync::follower::Follower;
 use tenon::sync::http::HttpSource;
 use tenon::sync::one_peer::OnePeer;
 use tenon::sync::{
-    Action, Event, HeightRange, RequestId, Strategy as SyncStrategy, SyncConfig, SyncState, SyncStatus, View, forward,
+    Action, Event, HeightRange, OnDivergence, RequestId, Strategy as SyncStrategy, SyncConfig, SyncState, SyncStatus,
+    View, forward,
 };
 use tokio::sync::watch;
 
@@ -364,8 +365,10 @@ async fn a_source_with_other_blocks_is_reported_with_the_first_one_that_differs(
         let dir = tempfile::tempdir().unwrap();
         let ledger = open(dir.path(), sample.genesis());
         import(&ledger, &our_blocks).await;
-        let mut running = Running::start(&ledger, config(&[&source]), Arc::new(OnePeer::default()));
+        let config = SyncConfig { on_divergence: OnDivergence::Halt, ..config(&[&source]) };
+        let mut running = Running::start(&ledger, config, Arc::new(OnePeer::default()));
         let status = running.until("diverged", |status| status.state == SyncState::Diverged).await;
+        assert!(status.diverged_since.is_some());
         let diverged = status.diverged.unwrap();
         assert_eq!((diverged.height, diverged.peer.as_str()), (11, source.url()), "{ours} {theirs}");
         assert_eq!((diverged.ours, diverged.theirs), (our_blocks[10].hash(), their_blocks[10].hash()));

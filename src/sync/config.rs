@@ -2,6 +2,19 @@
 
 use crate::config::section;
 
+/// What to do where a peer has another valid block than we.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnDivergence {
+    /// Say so, and import nothing more.
+    Halt,
+    /// Take the better branch, within `max_reorg_depth`.
+    #[default]
+    Reorg,
+    /// Take the better branch.
+    Resync,
+}
+
 section! {
     /// `[sync]`: whom this node reads the chain from, and how.
     pub struct SyncConfig {
@@ -37,6 +50,13 @@ section! {
         forward_again_ms: u64 = 15_000, 1_000..=3_600_000;
         /// Blocks after which all accounts are read again, and must make the head's state root; 0: only at the start.
         verify_state_every: u64 = 10_000, 0..=1_000_000_000;
+        /// What to do where a peer has another valid block than we: `"halt"` (say so and import nothing more, from anyone),
+        /// `"reorg"` (take the better branch, unless too many blocks would have to be taken back; then say so) or
+        /// `"resync"` (take the better branch, however many that are). The longer branch is the better one, of two that
+        /// are equally long the one whose head has the lower hash.
+        on_divergence: OnDivergence = OnDivergence::Reorg;
+        /// Blocks that may be taken back for a better branch.
+        max_reorg_depth: u64 = 256, 1..=1_024;
     }
 }
 
@@ -47,7 +67,8 @@ mod tests {
     #[test]
     fn the_defaults_are_in_range_and_each_knob_out_of_it_is_named() {
         assert_eq!(SyncConfig::default().check(), Ok(()));
-        let cases: [(&str, SyncConfig); 4] = [
+        let cases: [(&str, SyncConfig); 5] = [
+            ("max_reorg_depth", SyncConfig { max_reorg_depth: 1_025, ..SyncConfig::default() }),
             ("poll_ms", SyncConfig { poll_ms: 0, ..SyncConfig::default() }),
             ("watchdog_ms", SyncConfig { watchdog_ms: 60_000, ..SyncConfig::default() }),
             ("range_blocks_max", SyncConfig { range_blocks_max: 1_001, ..SyncConfig::default() }),

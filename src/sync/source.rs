@@ -111,6 +111,14 @@ impl SourceError {
             Self::Malformed(_) => 40,
         }
     }
+
+    /// How long the peer wants to be left alone, where it said so, in milliseconds.
+    pub fn retry_after_ms(&self) -> Option<u64> {
+        match self {
+            Self::Limited { retry_after_ms } => Some(*retry_after_ms),
+            _ => None,
+        }
+    }
 }
 
 /// Bytes of one encoded block at most: what a genesis may allow, and room for its header.
