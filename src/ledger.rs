@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
@@ -144,6 +144,10 @@ pub struct ImportStats {
     pub commits: u64,
     /// When the last block was added; zero before the first.
     pub last_import: Time,
+    /// Commits that failed.
+    pub failed_commits: u64,
+    /// Whether the last one did.
+    pub is_failing: bool,
 }
 
 #[derive(Default)]
@@ -152,6 +156,8 @@ struct Stats {
     transactions: AtomicU64,
     commits: AtomicU64,
     last_import: AtomicU64,
+    failed_commits: AtomicU64,
+    is_failing: AtomicBool,
 }
 
 type Write = Box<dyn FnOnce(&Writer<'_>) -> Result<(), StorageError> + Send>;
@@ -245,7 +251,14 @@ impl Ledger {
             transactions: load(&self.stats.transactions),
             commits: load(&self.stats.commits),
             last_import: Time(load(&self.stats.last_import)),
+            failed_commits: load(&self.stats.failed_commits),
+            is_failing: self.stats.is_failing.load(Ordering::Relaxed),
         }
+    }
+
+    /// How many jobs wait for the ledger's thread, and how many may before their callers wait too.
+    pub fn queue(&self) -> (usize, usize) {
+        (QUEUE_MAX - self.jobs.capacity(), QUEUE_MAX)
     }
 
     /// Adds blocks, in order; answers each, once all are durable. After one that fails the following ones still get their
@@ -623,6 +636,8 @@ impl Thread {
     fn finish(&mut self, group: Group, outcome: Result<(), StorageError>, head: &watch::Sender<Head>) {
         if let Err(error) = outcome {
             tracing::error!(%error, blocks = group.changes.len(), "a commit failed, nothing of it is stored");
+            self.stats.failed_commits.fetch_add(1, Ordering::Relaxed);
+            self.stats.is_failing.store(true, Ordering::Relaxed);
             self.connection.roll_back();
             for changes in group.changes.iter().rev() {
                 self.state.revert(changes);
@@ -633,6 +648,7 @@ impl Thread {
             return group.answers.into_iter().for_each(|answer| answer.fail(&error));
         }
         let add = |counter: &AtomicU64, more: usize| counter.fetch_add(more as u64, Ordering::Relaxed);
+        self.stats.is_failing.store(false, Ordering::Relaxed);
         add(&self.stats.commits, 1);
         add(&self.stats.transactions, group.transactions);
         self.hooks.iter_mut().for_each(|hook| hook.committed());

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BinaryHeap, HashMap, VecDeque};
 use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 
 use crate::chain::{
     Address, Hash, Height, NonceRule, PAYLOAD_MAX_BYTES, State, Submission, SubmissionError, Time, Transaction,
@@ -133,6 +133,26 @@ fn field_of(error: &TransactionError) -> &'static str {
 struct Shared {
     pool: Mutex<Pool>,
     added: watch::Sender<u64>,
+    changes: Changes,
+}
+
+/// Says which transactions came, and which were dropped, to whoever listens.
+struct Changes(broadcast::Sender<Hash>);
+
+/// Changes that a listener may lag behind before it loses the oldest.
+const CHANGES_MAX: usize = 4_096;
+
+impl Default for Changes {
+    fn default() -> Self {
+        Self(broadcast::Sender::new(CHANGES_MAX))
+    }
+}
+
+impl Changes {
+    fn tell(&self, hash: Hash) {
+        // An error only says that nobody listens.
+        let _ = self.0.send(hash);
+    }
 }
 
 #[derive(Default)]
@@ -212,6 +232,7 @@ impl BlockHook for MempoolHook {
         }
         for (hash, reason) in self.stale.drain(..) {
             pool.drop_with(&hash, reason, Time::now());
+            self.shared.changes.tell(hash);
         }
     }
 
@@ -339,6 +360,7 @@ impl Mempool {
             return Err(error.into());
         }
         self.shared.added.send_modify(|count| *count += 1);
+        self.shared.changes.tell(hash);
         Ok(hash)
     }
 
@@ -409,6 +431,7 @@ impl Mempool {
         );
         for (hash, reason) in &gone {
             pool.drop_with(hash, reason.clone(), now);
+            self.shared.changes.tell(*hash);
         }
         pool.trim_dropped(self.config.dropped_max);
         pool.insert(pending.clone());
@@ -425,6 +448,7 @@ impl Mempool {
             for (hash, reason) in &dropped {
                 tracing::info!(%hash, reason, "transaction dropped");
                 pool.drop_with(hash, reason.clone(), Time::now());
+                self.shared.changes.tell(*hash);
             }
             pool.trim_dropped(self.config.dropped_max);
         }
@@ -461,6 +485,11 @@ impl Mempool {
     /// Whether none waits.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Hashes of transactions that came or were dropped, from now on; [`Mempool::get`] says what became of each.
+    pub fn changes(&self) -> broadcast::Receiver<Hash> {
+        self.shared.changes.0.subscribe()
     }
 
     /// Changes whenever one was added.

@@ -801,6 +801,7 @@ impl Rounds {
             peers: status::peers(&self.peers, |peer| self.in_flight_of(peer)),
             in_flight: u32::try_from(self.requests.len()).unwrap_or(u32::MAX),
             waiting: merged(waiting).iter().map(HeightRange::count).sum(),
+            verifying: self.verifying.values().map(|verifying| verifying.range.count()).sum(),
             buffered_bytes: self.budget.used(),
             blocks_per_second,
             imported_blocks: self.counters.imported,

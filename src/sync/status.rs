@@ -30,6 +30,34 @@ pub enum SyncState {
     Authority,
 }
 
+impl SyncState {
+    /// Each of them.
+    pub const ALL: [Self; 8] = [
+        Self::Starting,
+        Self::Syncing,
+        Self::Live,
+        Self::Behind,
+        Self::Ahead,
+        Self::Diverged,
+        Self::NoSource,
+        Self::Authority,
+    ];
+
+    /// Its name on the wire.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Syncing => "syncing",
+            Self::Live => "live",
+            Self::Behind => "behind",
+            Self::Ahead => "ahead",
+            Self::Diverged => "diverged",
+            Self::NoSource => "no-source",
+            Self::Authority => "authority",
+        }
+    }
+}
+
 /// Two valid blocks at one height.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Diverged {
@@ -95,6 +123,8 @@ pub struct SyncStatus {
     pub in_flight: u32,
     /// Blocks that are here and not stored yet.
     pub waiting: u64,
+    /// Of those, how many are being verified.
+    pub verifying: u64,
     /// Encoded bytes taken by what is under way or waiting.
     pub buffered_bytes: u64,
     /// Blocks stored in the last seconds, a second.
@@ -222,6 +252,13 @@ mod tests {
             book.reported(id, Some((*height, Hash::ZERO)), Time(1_000_000));
         }
         book
+    }
+
+    #[test]
+    fn a_state_has_one_name() {
+        for state in SyncState::ALL {
+            assert_eq!(serde_json::to_value(state).unwrap(), state.name());
+        }
     }
 
     #[test]
