@@ -18,7 +18,7 @@
 //! | [`mempool`], [`producer`] | transactions that wait; the authority that puts them into blocks |
 //! | [`rate_limit`], [`sync`], [`agent`] | the three roles: nouns, a trait, a built-in, and the loop that asks it |
 //! | [`rpc`], [`telemetry`] | HTTP: one table of routes, the rate limit around each; metrics |
-//! | [`events`] | what happens, for those who listen |
+//! | [`events`], [`monitor`] | what happens, for those who listen; what is wrong, for the operator |
 //! | [`memory`] | gives back what a burst of work leaves behind |
 //! | [`bindings`] | a component in each role: WIT on one side, the trait on the other |
 //! | `tenon_runtime` | hosts components: slots, generations, loading, limits, health; knows no chain |
@@ -45,6 +45,7 @@ pub mod events;
 pub mod ledger;
 pub mod memory;
 pub mod mempool;
+pub mod monitor;
 pub mod node;
 pub mod producer;
 pub mod rate_limit;
