@@ -20,6 +20,7 @@
 //! | [`rpc`], [`telemetry`] | HTTP: one table of routes, the rate limit around each; metrics |
 //! | [`snapshot`] | a chain's state with what proves it: made, loaded, downloaded |
 //! | [`maintenance`] | what keeps a node's data well: snapshots served, the state verified, backups, repair |
+//! | [`events`], [`monitor`] | what happens, for those who listen; what is wrong, for the operator |
 //! | [`memory`] | gives back what a burst of work leaves behind |
 //! | [`bindings`] | a component in each role: WIT on one side, the trait on the other |
 //! | `tenon_runtime` | hosts components: slots, generations, loading, limits, health; knows no chain |
@@ -44,10 +45,12 @@ pub mod agent;
 pub mod bindings;
 pub mod chain;
 pub mod config;
+pub mod events;
 pub mod ledger;
 pub mod maintenance;
 pub mod memory;
 pub mod mempool;
+pub mod monitor;
 pub mod node;
 pub mod producer;
 pub mod rate_limit;

@@ -15,15 +15,19 @@ use tokio::task::JoinHandle;
 use crate::agent::{self, AgentConfig, AgentLimits, Agents, Dispatcher};
 use crate::bindings::{AgentHandler, RateLimit, SyncStrategy, builtin};
 use crate::chain::{Address, Genesis, SecretKey, Time};
-use crate::config::{self, Config, Monitor};
+use crate::config::{self, Config};
+use crate::events::{Hub, HubLimits, Mark};
 use crate::ledger::{Ledger, LedgerOptions};
 use crate::maintenance::audit::Auditor;
 use crate::maintenance::shelf::{Shelf, ShelfConfig};
 use crate::memory;
 use crate::mempool::{Mempool, MempoolConfig, MempoolHook};
+use crate::monitor::alert::Timing;
+use crate::monitor::webhook::{Sender, Webhook, WebhookConfig};
+use crate::monitor::{Monitor, MonitorParts, Observed, Observer, QueueProbe, Thresholds};
 use crate::producer::{self, ProducerConfig};
 use crate::rate_limit::token_bucket;
-use crate::rpc::{self, NodeInfo, RpcConfig, RpcParts, admin::AdminParts};
+use crate::rpc::{self, NodeInfo, Role, RpcConfig, RpcParts, admin::AdminParts};
 use crate::sync::follower::Follower;
 use crate::sync::http::HttpSource;
 use crate::sync::source::Source;
@@ -84,12 +88,13 @@ impl Node {
         };
         let (rpc_listener, admin_listener) = (listen(config.rpc.listen).await?, listen(config.admin.listen).await?);
         let (rpc, admin) = (rpc_listener.local_addr()?, admin_listener.local_addr()?);
-        let info = NodeInfo::new(proposer.as_ref().map(|key| Address::of(&key.public_key())), Time::now());
+        let started = Time::now();
+        let info = NodeInfo::new(proposer.as_ref().map(|key| Address::of(&key.public_key())), started);
         let (stop, stopped) = watch::channel(false);
         let mut tasks = Vec::new();
         let sync_config = config.sync.clone();
         let sources = sources(&sync_config)?;
-        let Monitor { lag_blocks, lag_seconds, .. } = config.monitor;
+        let config::Monitor { lag_blocks, lag_seconds, .. } = config.monitor;
         let tolerance = Tolerance { lag_blocks, lag_ms: lag_seconds * 1_000 };
         let follower =
             Follower::new(ledger.clone(), Arc::new(strategy), sources, info.node_id.clone(), sync_config.clone())
@@ -109,6 +114,27 @@ impl Node {
         let (may, stop_audit) = (quiet(), stopped.clone());
         tasks.push(("audit", tokio::spawn(async move { auditing.run(verify_every, may, stop_audit).await })));
         tasks.push(("memory", tokio::spawn(memory::run(follower.status(), stopped.clone()))));
+        let hub = hub(&ledger, &config.rpc, started)?;
+        let webhook = webhook(&config.monitor, &info, &ledger.genesis().chain_id, rpc)?;
+        if let Some(webhook) = &webhook {
+            tasks.push(("webhook", tokio::spawn(webhook.clone().run(stopped.clone()))));
+        }
+        let observed = Observed {
+            ledger: ledger.clone(),
+            mempool: mempool.clone(),
+            sync: sync_status.clone(),
+            auditor: auditor.clone(),
+            is_authority: info.role == Role::Authority,
+            started,
+            plugins: Arc::new({
+                let host = host.clone();
+                move || host.status()
+            }),
+            queues: queues(&config, &mempool, &agents),
+        };
+        let monitor = monitor(&config.monitor, Observer::new(observed), &hub, webhook);
+        let monitoring = monitor.clone().run(sync_status.clone(), host.events(), stopped.clone());
+        tasks.push(("monitor", tokio::spawn(monitoring)));
         let parts = RpcParts {
             ledger: ledger.clone(),
             mempool: mempool.clone(),
@@ -122,6 +148,9 @@ impl Node {
                 let host = host.clone();
                 move || telemetry::plugins(&host.status())
             })],
+            events: hub,
+            plugin_events: Some(host.events()),
+            monitor,
         };
         let rpc_config = rpc_config(&config.rpc)?;
         tasks.push((
@@ -225,6 +254,59 @@ fn sources(config: &SyncConfig) -> Result<Vec<Arc<dyn Source>>> {
         Ok(Arc::new(HttpSource::new(url, config).map_err(|reason| anyhow!("sync.sources: {reason}"))?))
     };
     config.sources.iter().map(source).collect()
+}
+
+/// Where everybody posts what happens.
+fn hub(ledger: &Ledger, config: &config::Rpc, started: Time) -> Result<Hub> {
+    let head = ledger.head();
+    let limits = HubLimits { listeners_max: usize::try_from(config.event_streams_max)?, ..HubLimits::default() };
+    Ok(Hub::new(started, Mark::new(head.height, &head.hash), limits))
+}
+
+/// The node's eye on itself.
+fn monitor(config: &config::Monitor, observer: Observer, hub: &Hub, webhook: Option<Webhook>) -> Monitor {
+    let config::Monitor { lag_blocks, lag_seconds, disk_free_min_bytes, alert_seconds, clear_seconds, .. } = *config;
+    Monitor::new(MonitorParts {
+        observer,
+        thresholds: Thresholds { lag_blocks, lag_seconds, disk_free_min_bytes },
+        timing: Timing { for_ms: alert_seconds * 1_000, clear_ms: clear_seconds * 1_000 },
+        hub: hub.clone(),
+        webhook,
+    })
+}
+
+/// Where alerts are posted to, if anywhere.
+fn webhook(config: &config::Monitor, info: &NodeInfo, chain_id: &str, rpc: SocketAddr) -> Result<Option<Webhook>> {
+    if config.webhook.is_empty() {
+        return Ok(None);
+    }
+    let webhook = WebhookConfig {
+        url: config.webhook.parse().context("monitor.webhook")?,
+        timeout: Duration::from_millis(config.webhook_timeout_ms),
+        pause_first: Duration::from_secs(1),
+        pause_max: Duration::from_secs(60),
+    };
+    let sender = Sender {
+        node_id: info.node_id.clone(),
+        chain_id: chain_id.to_owned(),
+        role: if info.role == Role::Authority { "authority" } else { "follower" },
+        rpc: rpc.to_string(),
+    };
+    Webhook::new(webhook, sender).map(Some).map_err(|reason| anyhow!("monitor.webhook: {reason}"))
+}
+
+/// What can fill up, beside what the ledger and sync say of themselves.
+fn queues(config: &Config, mempool: &Mempool, agents: &Agents) -> Vec<QueueProbe> {
+    let outbox_max = AgentLimits::default().outbox_max as u64 * config.agents.len() as u64;
+    let (mempool, outbox) = (mempool.clone(), agents.watch_outbox());
+    vec![
+        QueueProbe {
+            name: "mempool",
+            limit: Some(config.mempool.transactions_max),
+            depth: Arc::new(move || mempool.len() as u64),
+        },
+        QueueProbe { name: "outbox", limit: Some(outbox_max), depth: Arc::new(move || *outbox.borrow() as u64) },
+    ]
 }
 
 /// The agents with their slots and keys.

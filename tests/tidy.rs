@@ -62,6 +62,8 @@ const WALLS: &[(&str, &[&str])] = &[
     ("src/ledger", &["tenon_runtime", "crate::rpc", "crate::sync", "crate::agent", "crate::bindings", "rusqlite"]),
     ("src/mempool", &["tenon_runtime", "crate::rpc", "crate::sync", "crate::agent", "crate::bindings", "rusqlite"]),
     ("src/producer.rs", &["tenon_runtime", "crate::rpc", "crate::sync", "crate::agent", "crate::bindings", "rusqlite"]),
+    ("src/events", &["tenon_runtime", "wasmtime", "crate::rpc", "crate::sync", "crate::bindings", "axum", "rusqlite"]),
+    ("src/monitor", &["wasmtime", "crate::rpc", "crate::bindings", "axum", "rusqlite"]),
     ("src/rpc", &["wasmtime", "crate::bindings", "rusqlite"]),
     ("src/cli", &["wasmtime", "crate::bindings", "rusqlite", "crate::rpc", "crate::storage", "tenon::storage"]),
     (

@@ -73,7 +73,12 @@ impl Output {
     /// A line for people and programs alike.
     pub fn line(&self, line: impl AsRef<str>) {
         // A reader that has gone (`| head`) is no error of ours.
-        let _ = writeln!(io::stdout().lock(), "{}", line.as_ref());
+        let _ = self.reaches(line.as_ref());
+    }
+
+    /// The same, for who could go on for ever: whether somebody still reads.
+    pub fn reaches(&self, line: &str) -> bool {
+        writeln!(io::stdout().lock(), "{line}").is_ok()
     }
 
     /// A line that programs do not want.

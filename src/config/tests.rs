@@ -329,7 +329,7 @@ fn nothing_is_wrong_with_a_good_node() {
 #[test]
 fn each_thing_that_does_not_fit_is_found() {
     type Change = fn(&Path, &mut Config);
-    let cases: [(Severity, &str, &str, Change); 20] = [
+    let cases: [(Severity, &str, &str, Change); 21] = [
         (Severity::Error, "chain.genesis", "cannot read", |_, c| c.chain.genesis = "nowhere".into()),
         (Severity::Error, "chain.genesis", "genesis", |dir, _| std::fs::write(dir.join("genesis.json"), "{}").unwrap()),
         (Severity::Error, "rpc.costs", "`/nowhere` is no route", |_, c| _ = c.rpc.costs.insert("/nowhere".into(), 2)),
@@ -343,6 +343,7 @@ fn each_thing_that_does_not_fit_is_found() {
         (Severity::Error, "sync.sources", "admin.listen", |_, c| c.sync.sources = vec!["http://localhost:8007".into()]),
         (Severity::Error, "sync.sources", "no http", |_, c| c.sync.sources = vec!["ftp://a".into()]),
         (Severity::Warning, "sync.sources", "only grow", |_, c| c.producer = None),
+        (Severity::Error, "monitor.webhook", "no http", |_, c| c.monitor.webhook = "hooks.example/x".into()),
         (Severity::Error, "producer.key", "no authority", |_, c| {
             c.producer.as_mut().unwrap().key = c.agents.remove(0).wallet;
         }),

@@ -129,6 +129,8 @@ impl Thread {
     pub fn finish(&mut self, group: Group, outcome: Result<(), StorageError>, head: &watch::Sender<Head>) {
         if let Err(error) = outcome {
             tracing::error!(%error, blocks = group.changes.len(), "a commit failed, nothing of it is stored");
+            self.stats.failed_commits.fetch_add(1, Ordering::Relaxed);
+            self.stats.is_failing.store(true, Ordering::Relaxed);
             for changes in group.changes.iter().rev() {
                 self.state.revert(changes);
             }
@@ -136,6 +138,7 @@ impl Thread {
             return group.answers.into_iter().for_each(|answer| answer.fail(&error));
         }
         let add = |counter: &AtomicU64, more: usize| counter.fetch_add(more as u64, Ordering::Relaxed);
+        self.stats.is_failing.store(false, Ordering::Relaxed);
         add(&self.stats.commits, 1);
         add(&self.stats.transactions, group.transactions);
         self.hooks.iter_mut().for_each(|hook| hook.committed());

@@ -190,6 +190,10 @@ pub struct ImportStats {
     pub commits: u64,
     /// When the last block was added; zero before the first.
     pub last_import: Time,
+    /// Commits that failed.
+    pub failed_commits: u64,
+    /// Whether the last one did.
+    pub is_failing: bool,
     /// Switches to another branch that took blocks back.
     pub reorgs: u64,
     /// Blocks that they took back.
@@ -269,11 +273,18 @@ impl Ledger {
             transactions: load(&self.stats.transactions),
             commits: load(&self.stats.commits),
             last_import: Time(load(&self.stats.last_import)),
+            failed_commits: load(&self.stats.failed_commits),
+            is_failing: self.stats.is_failing.load(Ordering::Relaxed),
             reorgs: load(&self.stats.reorgs),
             blocks_undone: load(&self.stats.blocks_undone),
             reorgs_refused: load(&self.stats.reorgs_refused),
             equivocations: load(&self.stats.equivocations),
         }
+    }
+
+    /// How many jobs wait for the ledger's thread, and how many may before their callers wait too.
+    pub fn queue(&self) -> (usize, usize) {
+        (QUEUE_MAX - self.jobs.capacity(), QUEUE_MAX)
     }
 
     /// Adds blocks, in order; answers each, once all are durable. After one that fails the following ones still get their

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -19,6 +19,8 @@ pub(super) struct Stats {
     pub transactions: AtomicU64,
     pub commits: AtomicU64,
     pub last_import: AtomicU64,
+    pub failed_commits: AtomicU64,
+    pub is_failing: AtomicBool,
     pub reorgs: AtomicU64,
     pub blocks_undone: AtomicU64,
     pub reorgs_refused: AtomicU64,

@@ -93,7 +93,6 @@ impl Auditor {
         } else {
             tracing::debug!(height = check.height, accounts = check.accounts, ms = check.duration_ms, "state verified");
         }
-        gauge!(telemetry::STATE_OK).set(if check.ok { 1.0 } else { 0.0 });
         gauge!(telemetry::STATE_VERIFIED_HEIGHT).set(check.height as f64);
         histogram!(telemetry::STATE_VERIFY_SECONDS).record(check.duration_ms as f64 / 1_000.0);
         self.0.last.send_replace(Some(check.clone()));

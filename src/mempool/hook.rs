@@ -130,12 +130,15 @@ impl BlockHook for MempoolHook {
             }
             for (hash, reason) in self.stale.drain(..) {
                 pool.drop_with(&hash, reason, now);
+                self.shared.changes.tell(hash);
             }
             for (hash, reason) in lost {
                 tracing::info!(%hash, reason, "transaction dropped");
                 pool.note_dropped(hash, reason, now);
+                self.shared.changes.tell(hash);
             }
         }
+        returned.iter().for_each(|hash| self.shared.changes.tell(*hash));
         if !returned.is_empty() {
             self.shared.added.send_modify(|count| *count += returned.len() as u64);
         }

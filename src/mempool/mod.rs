@@ -7,7 +7,7 @@ mod pool;
 use std::cmp::Reverse;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 
 use crate::chain::{
     Address, Hash, Height, NonceRule, PAYLOAD_MAX_BYTES, Submission, SubmissionError, Time, Transaction,
@@ -137,6 +137,26 @@ fn field_of(error: &TransactionError) -> &'static str {
 struct Shared {
     pool: Mutex<Pool>,
     added: watch::Sender<u64>,
+    changes: Changes,
+}
+
+/// Says which transactions came, and which were dropped, to whoever listens.
+struct Changes(broadcast::Sender<Hash>);
+
+/// Changes that a listener may lag behind before it loses the oldest.
+const CHANGES_MAX: usize = 4_096;
+
+impl Default for Changes {
+    fn default() -> Self {
+        Self(broadcast::Sender::new(CHANGES_MAX))
+    }
+}
+
+impl Changes {
+    fn tell(&self, hash: Hash) {
+        // An error only says that nobody listens.
+        let _ = self.0.send(hash);
+    }
 }
 
 impl Default for MempoolConfig {
@@ -215,6 +235,7 @@ impl Mempool {
             return Err(error.into());
         }
         self.shared.added.send_modify(|count| *count += 1);
+        self.shared.changes.tell(hash);
         Ok(hash)
     }
 
@@ -285,6 +306,7 @@ impl Mempool {
         );
         for (hash, reason) in &gone {
             pool.drop_with(hash, reason.clone(), now);
+            self.shared.changes.tell(*hash);
         }
         pool.insert(pending.clone());
         Ok(gone.into_iter().map(|(hash, _)| hash).collect())
@@ -300,6 +322,7 @@ impl Mempool {
             for (hash, reason) in &dropped {
                 tracing::info!(%hash, reason, "transaction dropped");
                 pool.drop_with(hash, reason.clone(), Time::now());
+                self.shared.changes.tell(*hash);
             }
         }
         self.ledger.write(move |writer| dropped.iter().try_for_each(|(hash, _)| writer.forget_transaction(hash))).await
@@ -335,6 +358,11 @@ impl Mempool {
     /// Whether none waits.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Hashes of transactions that came or were dropped, from now on; [`Mempool::get`] says what became of each.
+    pub fn changes(&self) -> broadcast::Receiver<Hash> {
+        self.shared.changes.0.subscribe()
     }
 
     /// Changes whenever one was added.

@@ -9,6 +9,7 @@ pub mod admin;
 mod chain;
 mod cursor;
 pub mod error;
+mod events;
 mod import;
 pub mod limit;
 mod messages;
@@ -31,15 +32,17 @@ use axum::routing::{MethodRouter, get, post};
 use ipnet::IpNet;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, broadcast, watch};
 use tokio::task::JoinHandle;
 use tower_http::compression::predicate::{NotForContentType, Predicate, SizeAbove};
 use tower_http::compression::{CompressionLayer, CompressionLevel};
 
+use crate::events::Hub;
 use crate::ledger::Ledger;
 use crate::maintenance::audit::Auditor;
 use crate::maintenance::shelf::Shelf;
 use crate::mempool::Mempool;
+use crate::monitor::Monitor;
 use crate::rate_limit::{Class, Policy};
 use crate::sync::SyncStatus;
 use error::ApiError;
@@ -220,7 +223,7 @@ pub static ROUTES: &[Route] = &[
         aliases: &[],
         class: Some(Class::Read),
         cost: CHEAP,
-        about: "this list",
+        about: "this list; in a browser a page that shows the node live",
         handler: || get(node::index),
     },
     Route {
@@ -267,6 +270,42 @@ pub static ROUTES: &[Route] = &[
         cost: Cost::fixed(10),
         about: "one chunk of a snapshot, from 0; compressed",
         handler: || get(snapshots::chunk),
+    },
+    Route {
+        method: "GET",
+        path: "/rpc/events",
+        aliases: &[],
+        class: Some(Class::Read),
+        cost: Cost::fixed(10),
+        about: "what happens, as server-sent events; types (block,transaction,message,reorg,sync,plugin,alert), after",
+        handler: || get(events::events),
+    },
+    Route {
+        method: "GET",
+        path: "/rpc/ws/blocks",
+        aliases: &[],
+        class: Some(Class::Read),
+        cost: Cost::fixed(10),
+        about: "new blocks, a frame each, over a WebSocket",
+        handler: || get(events::blocks),
+    },
+    Route {
+        method: "GET",
+        path: "/rpc/ws/transactions",
+        aliases: &[],
+        class: Some(Class::Read),
+        cost: Cost::fixed(10),
+        about: "transactions that wait, are in a block or were dropped, a frame each, over a WebSocket",
+        handler: || get(events::transactions),
+    },
+    Route {
+        method: "GET",
+        path: "/rpc/alerts",
+        aliases: &[],
+        class: Some(Class::Read),
+        cost: CHEAP,
+        about: "what is wrong, was until an hour ago, or will be an alert if it stays",
+        handler: || get(node::alerts),
     },
 ];
 
@@ -346,6 +385,12 @@ pub struct RpcParts {
     pub metrics: PrometheusHandle,
     /// Called before metrics are rendered: for gauges that nobody else sets.
     pub collect: Vec<Arc<dyn Fn() + Send + Sync>>,
+    /// What happens.
+    pub events: Hub,
+    /// What happens to plugins; none on a node without them.
+    pub plugin_events: Option<broadcast::Receiver<tenon_runtime::Event>>,
+    /// What is wrong.
+    pub monitor: Monitor,
 }
 
 /// What the handlers share.
@@ -360,6 +405,7 @@ struct Shared {
     imports: Semaphore,
     /// Looks at the state at a time; the ledger's thread takes them.
     looks: Semaphore,
+    stop: Stop,
 }
 
 impl std::ops::Deref for Rpc {
@@ -383,7 +429,7 @@ impl FromRef<Rpc> for Mempool {
 }
 
 impl Rpc {
-    fn new(parts: RpcParts) -> Self {
+    fn new(parts: RpcParts, stop: Stop) -> Self {
         let genesis = parts.ledger.genesis();
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         Self(Arc::new(Shared {
@@ -391,6 +437,7 @@ impl Rpc {
             import_body_max: import::body_max(genesis),
             imports: Semaphore::new(2 * cores),
             looks: Semaphore::new(LOOKS_MAX),
+            stop,
             parts,
         }))
     }
@@ -405,24 +452,36 @@ impl Rpc {
 /// Errors: [`RpcConfig::check`]'s.
 pub fn serve(
     listener: TcpListener,
-    parts: RpcParts,
+    mut parts: RpcParts,
     config: RpcConfig,
     stop: watch::Receiver<bool>,
 ) -> Result<JoinHandle<()>, String> {
     config.check()?;
+    let stop = Stop::new(stop);
     let limiter = Arc::new(Limiter::new(
         Arc::clone(&parts.policy),
         Networks { peers: config.peers.clone(), proxies: config.proxies.clone() },
         parts.ledger.clone(),
     ));
     let metrics = parts.metrics.clone();
-    let router = router(Rpc::new(parts), &limiter, &config);
-    let server = server::run(listener, router, limiter, config, Stop::new(stop.clone()));
+    let feed = events::feed::Feed {
+        hub: parts.events.clone(),
+        ledger: parts.ledger.clone(),
+        mempool: parts.mempool.clone(),
+        sync: parts.sync.clone(),
+        plugins: parts.plugin_events.take(),
+    };
+    let feeding = tokio::spawn(feed.run(stop.clone()));
+    let router = router(Rpc::new(parts, stop.clone()), &limiter, &config);
+    let server = server::run(listener, router, limiter, config, stop);
     Ok(tokio::spawn(async move {
         tokio::select! {
             () = server => {}
             // Never ends before the server does; samples of histograms pile up until somebody merges them.
             () = server::upkeep(metrics) => {}
+        }
+        if let Err(error) = feeding.await {
+            tracing::error!(%error, "the feed of events did not end well");
         }
     }))
 }

@@ -1,12 +1,13 @@
-//! What the node says of itself: `/rpc/info`, `/rpc/genesis`, `/rpc/sync/status`, `/health`, `/ready`, `/metrics`, `/`.
+//! What the node says of itself: `/rpc/info`, `/rpc/genesis`, `/rpc/sync/status`, `/rpc/alerts`, `/health`, `/ready`,
+//! `/metrics`, `/`.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::{HeaderValue, StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{Html, IntoResponse, Response};
 use metrics::{counter, gauge};
 use serde::Serialize;
 
@@ -17,6 +18,7 @@ use super::{ROUTES, Rpc, json_bytes};
 use crate::chain::{Address, Hash, Height, Time};
 use crate::ledger::{Equivocation, Reorg};
 use crate::maintenance::audit::StateCheck;
+use crate::monitor::{Alerts, Readiness, readiness};
 use crate::storage::Reader;
 use crate::sync::{SyncState, SyncStatus};
 use crate::telemetry;
@@ -182,7 +184,8 @@ pub(super) async fn sync_status(State(rpc): State<Rpc>, params: Params) -> Resul
     params.only(&[], rpc.chain_id())?;
     let mut status = rpc.parts.sync.borrow().clone();
     // What sync last published may be a block or two behind.
-    status.head_height = rpc.parts.ledger.head().height;
+    let head = rpc.parts.ledger.head();
+    (status.head_height, status.head_hash) = (head.height, head.hash);
     Ok(Json(status))
 }
 
@@ -222,49 +225,44 @@ pub(super) async fn health(State(rpc): State<Rpc>) -> Response {
 
 #[derive(Serialize)]
 struct ReadyJson {
-    ready: bool,
+    #[serde(flatten)]
+    readiness: Readiness,
     sync_state: SyncState,
     height: Height,
     best_height: Height,
     lag_blocks: u64,
-    /// False once the accounts on disk were found not to make their block's state root.
-    state_ok: bool,
+    lag_seconds: u64,
 }
 
-/// Whether requests should come here rather than to another node.
-fn is_ready(state: SyncState) -> bool {
-    matches!(state, SyncState::Live | SyncState::Authority)
-}
-
+/// Whether requests should come here rather than to another node, and if not, why.
 pub(super) async fn ready(State(rpc): State<Rpc>) -> Response {
-    let height = rpc.parts.ledger.head().height;
-    let state_ok = !rpc.parts.auditor.has_failed();
-    let json = {
-        let sync = rpc.parts.sync.borrow();
-        let (sync_state, best_height, lag_blocks) = (sync.state, sync.best_height, sync.lag_blocks);
-        let (ready, best_height) = (is_ready(sync_state) && state_ok, best_height.max(height));
-        ReadyJson { ready, sync_state, height, best_height, lag_blocks, state_ok }
+    let seen = rpc.parts.monitor.observe();
+    let json = ReadyJson {
+        readiness: readiness(&seen),
+        sync_state: seen.sync.state,
+        height: seen.height,
+        best_height: seen.sync.best_height,
+        lag_blocks: seen.sync.lag_blocks,
+        lag_seconds: seen.sync.lag_seconds,
     };
-    let status = if json.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let status = if json.readiness.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(json)).into_response()
+}
+
+pub(super) async fn alerts(State(rpc): State<Rpc>, params: Params) -> Result<Json<Alerts>> {
+    params.only(&[], rpc.chain_id())?;
+    Ok(Json(rpc.parts.monitor.alerts()))
 }
 
 pub(super) async fn metrics(State(rpc): State<Rpc>) -> Response {
     let parts = &rpc.parts;
-    let (head, now) = (parts.ledger.head(), Time::now());
-    gauge!(telemetry::HEAD_HEIGHT).set(head.height as f64);
-    gauge!(telemetry::HEAD_AGE).set(now.ms_since(head.timestamp) as f64 / 1_000.0);
-    gauge!(telemetry::MEMPOOL).set(parts.mempool.len() as f64);
+    telemetry::monitor(&parts.monitor);
+    gauge!(telemetry::EVENT_LISTENERS).set(parts.events.listeners() as f64);
     {
         let sync = parts.sync.borrow();
-        gauge!(telemetry::BEST_HEIGHT).set(sync.best_height.max(head.height) as f64);
-        gauge!(telemetry::LAG_BLOCKS).set(sync.lag_blocks as f64);
-        gauge!(telemetry::LAG_SECONDS).set(sync.lag_seconds as f64);
-        gauge!(telemetry::DIVERGED).set(if sync.state == SyncState::Diverged { 1.0 } else { 0.0 });
-        let up = sync.peers.iter().filter(|peer| peer.standing == "up").count();
-        gauge!(telemetry::SYNC_SOURCES_UP).set(up as f64);
         gauge!(telemetry::SYNC_IN_FLIGHT).set(f64::from(sync.in_flight));
         gauge!(telemetry::SYNC_BUFFERED_BYTES).set(sync.buffered_bytes as f64);
+        gauge!(telemetry::SYNC_RATE).set(sync.blocks_per_second);
         counter!(telemetry::SYNC_REQUESTS).absolute(sync.requests);
         counter!(telemetry::SYNC_RESCUES).absolute(sync.rescues);
         counter!(telemetry::SYNC_FAILED).absolute(sync.failed_requests);
@@ -278,6 +276,7 @@ pub(super) async fn metrics(State(rpc): State<Rpc>) -> Response {
     counter!(telemetry::REORG_BLOCKS).absolute(stats.blocks_undone);
     counter!(telemetry::REORGS_REFUSED).absolute(stats.reorgs_refused);
     counter!(telemetry::EQUIVOCATIONS).absolute(stats.equivocations);
+    counter!(telemetry::COMMIT_FAILURES).absolute(stats.failed_commits);
     for collect in &parts.collect {
         collect();
     }
@@ -285,8 +284,16 @@ pub(super) async fn metrics(State(rpc): State<Rpc>) -> Response {
     ([(header::CONTENT_TYPE, text)], parts.metrics.render()).into_response()
 }
 
-/// A list of all routes, for people.
-pub(super) async fn index(State(rpc): State<Rpc>) -> Response {
+/// For people: in a browser a page that shows the node live, elsewhere a list of all routes.
+pub(super) async fn index(State(rpc): State<Rpc>, headers: HeaderMap) -> Response {
+    const PAGE: &str = include_str!("dashboard.html");
+    // Nothing from elsewhere, and nothing to anywhere else.
+    const POLICY: &str =
+        "default-src 'none'; connect-src 'self'; script-src 'unsafe-inline'; style-src 'unsafe-inline'";
+    let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    if accepted.into_iter().any(|value| value.contains("text/html")) {
+        return ([(header::CONTENT_SECURITY_POLICY, POLICY)], Html(PAGE)).into_response();
+    }
     let mut text = format!("tenon {}, chain {}\n\n", rpc.parts.info.version, rpc.chain_id());
     let width = ROUTES.iter().map(|route| route.path.len()).max().unwrap_or(0);
     for route in ROUTES {

@@ -8,7 +8,7 @@ use crate::config::section;
 pub enum OnDivergence {
     /// Say so, and import nothing more.
     Halt,
-    /// Take the better branch, within `max_reorg_depth`.
+    /// Take the better branch, within the chain's `max_reorg_depth`.
     #[default]
     Reorg,
     /// Take the better branch.
@@ -55,8 +55,6 @@ section! {
         /// `"resync"` (take the better branch, however many that are). The longer branch is the better one, of two that
         /// are equally long the one whose head has the lower hash.
         on_divergence: OnDivergence = OnDivergence::Reorg;
-        /// Blocks that may be taken back for a better branch.
-        max_reorg_depth: u64 = 256, 1..=1_024;
     }
 }
 
@@ -67,8 +65,7 @@ mod tests {
     #[test]
     fn the_defaults_are_in_range_and_each_knob_out_of_it_is_named() {
         assert_eq!(SyncConfig::default().check(), Ok(()));
-        let cases: [(&str, SyncConfig); 5] = [
-            ("max_reorg_depth", SyncConfig { max_reorg_depth: 1_025, ..SyncConfig::default() }),
+        let cases: [(&str, SyncConfig); 4] = [
             ("poll_ms", SyncConfig { poll_ms: 0, ..SyncConfig::default() }),
             ("watchdog_ms", SyncConfig { watchdog_ms: 60_000, ..SyncConfig::default() }),
             ("range_blocks_max", SyncConfig { range_blocks_max: 1_001, ..SyncConfig::default() }),

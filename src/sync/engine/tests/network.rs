@@ -199,6 +199,7 @@ pub struct Network {
     pub refused: u64,
     pub events: Vec<Event>,
     config: SyncConfig,
+    max_reorg_depth: u64,
     /// Requests so far, by the name of whom they asked.
     asked_of: HashMap<String, u64>,
     later: BTreeMap<(Time, u64), Later>,
@@ -222,6 +223,7 @@ impl Network {
         let ledger = vec![0];
         Self {
             engine: Engine::new(us, config.clone(), head_of(&ledger), START),
+            max_reorg_depth: 256,
             now: START,
             status: SyncStatus::default(),
             rng: StdRng::seed_from_u64(seed),
@@ -600,6 +602,12 @@ impl Network {
         self.engine.handle(self.now, Wake::Stored(JobDone { parts, imported, error }));
     }
 
+    /// Takes back at most `blocks` for a better branch.
+    pub fn limit_reorgs(&mut self, blocks: u64) {
+        self.engine.limit_reorgs(blocks);
+        self.max_reorg_depth = blocks;
+    }
+
     fn switch_branch(&mut self, switch: Switch<Vec<Stub>>) -> Result<(), SwitchError> {
         let Switch { common, blocks, deep, rooms } = switch;
         drop(rooms);
@@ -607,7 +615,7 @@ impl Network {
         if self.rng.random_ratio(self.storage_faults, 100) {
             return Err(SwitchError::Storage("a full disk".into()));
         }
-        if ours.height - common > self.config.max_reorg_depth && !deep {
+        if ours.height - common > self.max_reorg_depth && !deep {
             return Err(SwitchError::Refused("too deep".into()));
         }
         let last = blocks[blocks.len() - 1];
