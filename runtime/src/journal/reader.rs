@@ -446,7 +446,7 @@ impl<K: Kind> Reader<K> {
         chunk.left -= 1;
         chunk.n = chunk.n.saturating_add(1);
         let record = self.bytes.get(start..end);
-        let parts = match record.map_or(Err(Broken::Sum), parts::<K>) {
+        let parts = match record.map_or(Err(Broken::Sum), |record| parts::<K>(id, record)) {
             Ok(parts) => parts,
             Err(broken) => {
                 let what = match broken {
