@@ -202,6 +202,58 @@ fn what_makes_no_sense_is_usage() {
 }
 
 #[test]
+fn a_slot_that_has_recorded_nothing_says_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = dir.path().join("node");
+    let recorded = Recorded { journal: PathBuf::new(), dir };
+    let said = |command: &str, first: &str, more: &[&str]| {
+        let output = recorded.tenon(&[&["plugin", command, first, "--dir", "node"], more].concat());
+        assert_eq!(output.status.code(), Some(1));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let candidate = component("token-bucket");
+    let commands = [("replay", candidate.as_str()), ("explain", "1.0.0")];
+    for (command, first) in commands {
+        let text = said(command, first, &[]);
+        assert!(text.contains("node is not a node's directory: --dir names one"), "{text}");
+    }
+
+    fs::create_dir(&node).unwrap();
+    let agent = "[[agents]]\nname = \"bob\"\nwallet = \"bob.json\"\n";
+    fs::write(node.join("tenon.toml"), agent).unwrap();
+    for (command, first) in commands {
+        for (slot, section) in [
+            ("rate-limit", "[plugins.rate-limit]"),
+            ("sync", "[plugins.sync]"),
+            ("agent/bob", "its [[agents]] section"),
+        ] {
+            let text = said(command, first, &["--slot", slot]);
+            let expected = format!(
+                "slot {slot} has recorded nothing: its calls are recorded from the node's next start on with \
+                 `journal = {{}}` in {section} of node/tenon.toml"
+            );
+            assert!(text.contains(&expected), "{expected}:\n{text}");
+        }
+        let text = said(command, first, &["--slot", "agent/eve"]);
+        assert!(text.contains("has no slot agent/eve, known: rate-limit, sync, agent/bob"), "{text}");
+    }
+
+    // It records, and has not been asked.
+    fs::write(node.join("tenon.toml"), "[plugins.rate-limit]\njournal = {}\n").unwrap();
+    let journal =
+        Journal::open::<RateLimit>(&node.join("data/plugins/journal"), "rate-limit", JournalConfig::default());
+    let place = journal.unwrap().dir().to_owned();
+    for (command, first) in commands {
+        let text = said(command, first, &[]);
+        assert!(text.contains("slot rate-limit has recorded nothing yet: no call since"), "{text}");
+        assert!(text.contains("node/data/plugins/journal/rate-limit yet"), "the place itself: {text}");
+        // A journal that was named is not the node's.
+        let text = said(command, first, &["--journal", place.to_str().unwrap()]);
+        assert_eq!(text, format!("error: nothing has been recorded in {} yet\n", place.display()));
+    }
+}
+
+#[test]
 fn a_damaged_journal_fails_unless_that_is_allowed() {
     let recorded = recorded();
     let candidate = component("token-bucket");

@@ -14,7 +14,8 @@ use support::{Answer, Bed, Counter, Echo, Request, Text, add};
 use tenon_runtime::{
     Digest, Failure, Kind, MemoryId, PluginConfig,
     journal::{
-        Fault, GenerationInfo, Journal, JournalConfig, Outcome, Reader, RecordId, Recorded, Recorder, Source, Summary,
+        Fault, GenerationInfo, Journal, JournalConfig, NoJournal, Outcome, Reader, RecordId, Recorded, Recorder,
+        Source, Summary,
     },
 };
 
@@ -506,6 +507,49 @@ fn a_journal_of_another_kind_is_refused_by_both_names() {
     let expected =
         format!("a journal of kind counter, world {}; expected kind echo, world {}", Counter::WORLD, Echo::WORLD);
     assert_eq!(error.to_string(), expected);
+}
+
+#[test]
+fn where_nothing_was_recorded_yet_that_is_said() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let journal = Journal::open::<Counter>(dir.path(), "counter", small()).expect("a journal");
+    let said = |path: &Path| Source::open(path).expect_err("no journal").to_string();
+    let nothing = |path: &Path| format!("nothing has been recorded in {} yet", path.display());
+    assert_eq!(said(journal.dir()), nothing(journal.dir()));
+
+    // A writer that is killed while it writes its first call, at any byte of what stands before that.
+    let (bytes, _) = sample();
+    let whole = (0..bytes.len()).find(|length| open_bytes(&bytes[..*length]).is_ok()).expect("a whole segment is one");
+    let segment = journal.dir().join("00000001.journal");
+    for length in 0..whole {
+        fs::write(&segment, &bytes[..length]).expect("writing");
+        assert_eq!(said(journal.dir()), nothing(journal.dir()), "{length} bytes");
+        assert_eq!(said(&segment), nothing(&segment), "{length} bytes");
+    }
+    fs::write(&segment, &bytes[..whole]).expect("writing");
+    assert_eq!(read(journal.dir()).expect("a slot without calls").0, []);
+
+    // What is no journal is called so, also among segments that were only begun.
+    let other = journal.dir().join("00000002.journal");
+    for text in ["tenon journal 2\n", "PK", "tenon journal 1\nand a text that is long enough"] {
+        fs::write(&segment, &bytes[..whole - 1]).expect("writing");
+        fs::write(&other, text).expect("writing");
+        assert_eq!(said(&other), format!("{} is not a journal, and holds none", other.display()));
+        assert_eq!(said(journal.dir()), format!("{} is not a journal, and holds none", journal.dir().display()));
+    }
+    let file = dir.path().join("counter.txt");
+    fs::write(&file, "hello").expect("writing");
+    assert_eq!(said(&file), format!("{} is not a journal, and holds none", file.display()));
+    fs::remove_dir_all(journal.dir()).expect("removing");
+    assert_eq!(said(dir.path()), format!("{} is not a journal, and holds none", dir.path().display()));
+    assert!(said(journal.dir()).starts_with(&format!("reading {}: ", journal.dir().display())));
+}
+
+fn open_bytes(bytes: &[u8]) -> Result<Source, NoJournal> {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("x.journal");
+    fs::write(&path, bytes).expect("writing");
+    Source::open(&path)
 }
 
 #[test]
