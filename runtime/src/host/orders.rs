@@ -113,6 +113,7 @@ impl Host {
             }
             None => {
                 receiver.retire("asked to");
+                receiver.settled();
                 control.of(slot).plugin = None;
                 inner.keep(&mut control, &*receiver);
             }

@@ -148,6 +148,8 @@ pub(crate) trait Receiver: Send + Sync {
     fn configure_builtin(&self, settings: &Value) -> Result<(), String>;
     /// Notes a candidate that never came as far as an offer.
     fn reject(&self, rejection: Rejection);
+    /// What serves is what is wanted: a candidate that was not taken is no news any more.
+    fn settled(&self);
     /// What serves: the component and its settings.
     fn live(&self) -> Option<(Digest, Value)>;
     /// The candidate on trial goes live.
@@ -507,6 +509,10 @@ impl<K: Kind> Receiver for Inner<K> {
         {
             self.live.store(Arc::clone(next));
         }
+    }
+
+    fn settled(&self) {
+        self.control().rejected = None;
     }
 
     fn retire(&self, reason: &str) {
