@@ -285,7 +285,7 @@ impl Inner {
         }
         for due in due {
             let at_once = why == Why::First;
-            let how = How { at_once, forced: false };
+            let how = How { at_once, ..How::default() };
             control.of(due.receiver.name()).offered = Some(due.offer.clone());
             match Arc::clone(&due.receiver).prepare(&due.plugin, &due.offer.1, how).and_then(|taken| taken(None)) {
                 Ok(()) => {
@@ -302,7 +302,7 @@ impl Inner {
 
     /// Takes all of a set at one instant, or nothing of it.
     fn take_set(&self, control: &mut Control, members: Vec<Due>, looked: &mut Looked) {
-        let how = How { at_once: true, forced: false };
+        let how = How { at_once: true, ..How::default() };
         let prepared: Vec<_> = members
             .iter()
             .map(|due| {
@@ -348,7 +348,8 @@ impl Inner {
                 && good.plugin == *plugin.name
                 && good.digest != plugin.digest
                 && let Some(plugin) = self.kept(control, good.digest)
-                && let Ok(taken) = Arc::clone(receiver).prepare(&plugin, &offer.1, How { at_once: true, forced: false })
+                && let Ok(taken) =
+                    Arc::clone(receiver).prepare(&plugin, &offer.1, How { at_once: true, ..How::default() })
                 && taken(None).is_ok()
             {
                 receiver.reject(rejection.clone());

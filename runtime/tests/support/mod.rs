@@ -48,6 +48,9 @@ pub struct Counter;
 /// The same, of a host that has the interface in a later version.
 pub struct Later;
 
+/// The same, of a kind that never forgets.
+pub struct Keeper;
+
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Request {
     pub client: u64,
@@ -106,7 +109,7 @@ pub enum Answer {
 
 /// The kind of one version of the interface: what the host has of it is the same.
 macro_rules! counter_kind {
-    ($kind:ty, $world:ident, $version:literal, $wit:expr) => {
+    ($kind:ty, $world:ident, $version:literal, $wit:expr, $forgets:literal) => {
         impl Kind for $kind {
             const NAME: &'static str = "counter";
             const INTERFACE: &'static str = concat!("tenon-test:counter/counter@", $version);
@@ -117,6 +120,7 @@ macro_rules! counter_kind {
             type Answer = Answer;
             type Memory = (u64, u64, u64, u64);
             type Wire = (u64, u64, u64, u64);
+            const FORGETS: bool = $forgets;
             const MIGRATION: Option<&'static str> = Some(concat!("tenon-test:counter/migration@", $version));
             world!($world::CounterPlugin, $world::CounterPluginIndices);
 
@@ -200,8 +204,9 @@ macro_rules! counter_kind {
     };
 }
 
-counter_kind!(Counter, counter_world, "0.1.0", COUNTER_WIT);
-counter_kind!(Later, later_world, "0.1.5", LATER_WIT);
+counter_kind!(Counter, counter_world, "0.1.0", COUNTER_WIT, true);
+counter_kind!(Later, later_world, "0.1.5", LATER_WIT, true);
+counter_kind!(Keeper, counter_world, "0.1.0", COUNTER_WIT, false);
 
 /// The native counter: build 0.
 pub fn builtin(request: &Request, cell: &(u64, u64, u64, u64)) -> (Answer, (u64, u64, u64, u64)) {
@@ -676,6 +681,7 @@ pub fn names(events: &[Event]) -> Vec<&'static str> {
             Change::Quarantined { .. } => "quarantined",
             Change::Recovered => "recovered",
             Change::MemoryReset { .. } => "memory-reset",
+            Change::MemoryKept { .. } => "memory-kept",
             Change::Removed { .. } => "removed",
             Change::Duplicate { .. } => "duplicate",
             Change::Shadow => "shadow",
