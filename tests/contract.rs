@@ -286,3 +286,60 @@ fn the_example_plugin_builds_as_its_author_would_build_it_and_greets() {
     assert_eq!(host.status()[0].memories_lost, 0);
     host.stop();
 }
+
+#[test]
+fn an_agents_memory_that_its_handler_cannot_read_stays_until_it_can_or_is_given_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("plugins");
+    std::fs::create_dir_all(&folder).unwrap();
+    let example = |name: &str| {
+        let built = dir.path().join(name).with_extension("wasm");
+        tenon_build::build_dir(&Path::new(env!("CARGO_MANIFEST_DIR")).join("examples").join(name), &built).unwrap();
+        built
+    };
+    let put = |built: &Path| std::fs::copy(built, folder.join("greeter.wasm")).unwrap();
+    let (first, second) = (example("greeter"), example("greeter-2"));
+    // As after a restart: of the two versions there is only the one in the directory.
+    let host_with = |built: &Path| {
+        put(built);
+        let state = tempfile::tempdir_in(dir.path()).unwrap().keep();
+        let host = Host::new(HostConfig::new(&folder, state)).unwrap();
+        let config = PluginConfig { settings: json!({ "greeting": "Good day." }), ..PluginConfig::plugin("greeter") };
+        let slot: Slot<AgentHandler> = host.slot::<AgentHandler>("agent/greta", config, builtin::Park).unwrap();
+        host.open();
+        (host, slot)
+    };
+    let (context, event) = said(Payload::Text("hello".into()));
+    let text = |effects: Vec<Effect>| match effects.as_slice() {
+        [Effect::Reply(Payload::Text(text))] => text.clone(),
+        other => panic!("{other:?}"),
+    };
+    let (host, slot) = host_with(&second);
+    let (_, memory) = slot.handle(&context, &event, &[]).unwrap();
+    host.stop();
+
+    // The older version knows nothing of the newer one's memory, and the newer one is not there to turn it back.
+    let (host, slot) = host_with(&first);
+    for _ in 0..3 {
+        let reason = slot.handle(&context, &event, &memory).unwrap_err();
+        for part in ["cannot read the memory of greeter/2", "it stays as it is", "promote agent/greta --force"] {
+            assert!(reason.contains(part), "{part}: {reason}");
+        }
+    }
+    assert_eq!((host.status()[0].memories_lost, host.status()[0].failures), (0, 3));
+    // The newer one is back, and goes on where it was.
+    put(&second);
+    host.reload("agent/greta").unwrap();
+    let (effects, memory) = slot.handle(&context, &event, &memory).unwrap();
+    assert!(text(effects).contains("You are number 2."), "nothing was lost");
+    host.stop();
+
+    let (host, slot) = host_with(&first);
+    host.promote("agent/greta", true).unwrap();
+    let (effects, memory) = slot.handle(&context, &event, &memory).unwrap();
+    assert_eq!(text(effects), "Good day. You are number 1.");
+    let (effects, _) = slot.handle(&context, &event, &memory).unwrap();
+    assert_eq!(text(effects), "Good day. You are number 2.");
+    assert_eq!(host.status()[0].memories_lost, 1);
+    host.stop();
+}

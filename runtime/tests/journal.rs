@@ -14,7 +14,8 @@ use support::{Answer, Bed, Counter, Echo, Request, Text, add};
 use tenon_runtime::{
     Digest, Failure, Kind, MemoryId, PluginConfig,
     journal::{
-        Fault, GenerationInfo, Journal, JournalConfig, Outcome, Reader, RecordId, Recorded, Recorder, Source, Summary,
+        Fault, GenerationInfo, Journal, JournalConfig, NoJournal, Outcome, Reader, RecordId, Recorded, Recorder,
+        Source, Summary,
     },
 };
 
@@ -289,8 +290,8 @@ proptest! {
                 let mut head = [&[0, 100, 0, 1, 1], &[u8::try_from(records.len()).expect("few")][..], &head[..head.len() / 8]].concat();
                 head.extend(records.iter().map(|record| u8::try_from(record.len() + 4).expect("short")));
                 payload.extend(summed(&head));
-                for record in &records {
-                    payload.extend(crc(record));
+                for (n, record) in (100..).zip(&records) {
+                    payload.extend(crc_from(RecordId { segment: 1, shard: 0, n }, record));
                     payload.extend(record);
                 }
             } else {
@@ -318,9 +319,19 @@ proptest! {
     }
 }
 
+/// The CRC-32 of zlib, bit by bit: what the format says, without the library that writes it.
 fn crc(bytes: &[u8]) -> [u8; 4] {
-    // The CRC-32 of zlib, bit by bit: what the format says, without the library that writes it.
-    let sum = bytes.iter().fold(u32::MAX, |sum, byte| {
+    continued(0, bytes)
+}
+
+/// The same, begun from which call it is.
+fn crc_from(id: RecordId, bytes: &[u8]) -> [u8; 4] {
+    let numbers = [(id.segment, 0x9e37_79b1_u32), (id.shard, 0x85eb_ca6b), (id.n, 0xc2b2_ae35)];
+    continued(numbers.iter().fold(0, |seed, (number, factor)| seed ^ number.wrapping_mul(*factor)), bytes)
+}
+
+fn continued(start: u32, bytes: &[u8]) -> [u8; 4] {
+    let sum = bytes.iter().fold(!start, |sum, byte| {
         (0..8).fold(sum ^ u32::from(*byte), |sum, _| (sum >> 1) ^ (0xedb8_8320 & (sum & 1).wrapping_neg()))
     });
     (!sum).to_le_bytes()
@@ -370,6 +381,36 @@ fn every_flipped_byte_is_reported_at_its_place_and_the_rest_is_read() {
     assert_eq!(places.len(), written.len());
     for (id, places) in &places {
         assert!(places.windows(2).all(|pair| pair[0] + 1 == pair[1]), "{id}: {places:?}");
+    }
+}
+
+#[test]
+fn a_record_in_another_ones_place_is_not_taken_for_it() {
+    let segment = |calls: u64| {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut bench = Bench::new(dir.path(), small(), 1);
+        for key in 0..calls {
+            bench.call(0, key, 1, 1_000, false).expect("there is room");
+        }
+        bench.take_all();
+        (fs::read(files(bench.journal.dir()).remove(0)).expect("a segment"), bench.written)
+    };
+    let ((two, _), (bytes, written)) = (segment(2), segment(3));
+    // All records are of one length, which takes a byte in the head.
+    let record = bytes.len() - two.len() - 1;
+    let at = |number: usize| bytes.len() - (3 - number) * record..bytes.len() - (2 - number) * record;
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("x.journal");
+    for (from, to) in [(0, 1), (1, 0), (2, 1), (0, 2)] {
+        let mut broken = bytes.clone();
+        broken.copy_within(at(from), at(to).start);
+        assert_ne!(broken, bytes);
+        fs::write(&path, &broken).expect("writing");
+        let (seen, faults, _) = read(&path).expect("a journal");
+        let whole: Vec<_> = written.iter().filter(|call| call.id.n as usize != to).cloned().collect();
+        assert_eq!(seen, whole, "{from} in the place of {to}");
+        let [fault] = &faults[..] else { panic!("{from} in the place of {to}: {faults:?}") };
+        assert_eq!((fault.call, &*fault.what), (Some(written[to].id), "the checksum does not hold"));
     }
 }
 
@@ -466,6 +507,49 @@ fn a_journal_of_another_kind_is_refused_by_both_names() {
     let expected =
         format!("a journal of kind counter, world {}; expected kind echo, world {}", Counter::WORLD, Echo::WORLD);
     assert_eq!(error.to_string(), expected);
+}
+
+#[test]
+fn where_nothing_was_recorded_yet_that_is_said() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let journal = Journal::open::<Counter>(dir.path(), "counter", small()).expect("a journal");
+    let said = |path: &Path| Source::open(path).expect_err("no journal").to_string();
+    let nothing = |path: &Path| format!("nothing has been recorded in {} yet", path.display());
+    assert_eq!(said(journal.dir()), nothing(journal.dir()));
+
+    // A writer that is killed while it writes its first call, at any byte of what stands before that.
+    let (bytes, _) = sample();
+    let whole = (0..bytes.len()).find(|length| open_bytes(&bytes[..*length]).is_ok()).expect("a whole segment is one");
+    let segment = journal.dir().join("00000001.journal");
+    for length in 0..whole {
+        fs::write(&segment, &bytes[..length]).expect("writing");
+        assert_eq!(said(journal.dir()), nothing(journal.dir()), "{length} bytes");
+        assert_eq!(said(&segment), nothing(&segment), "{length} bytes");
+    }
+    fs::write(&segment, &bytes[..whole]).expect("writing");
+    assert_eq!(read(journal.dir()).expect("a slot without calls").0, []);
+
+    // What is no journal is called so, also among segments that were only begun.
+    let other = journal.dir().join("00000002.journal");
+    for text in ["tenon journal 2\n", "PK", "tenon journal 1\nand a text that is long enough"] {
+        fs::write(&segment, &bytes[..whole - 1]).expect("writing");
+        fs::write(&other, text).expect("writing");
+        assert_eq!(said(&other), format!("{} is not a journal, and holds none", other.display()));
+        assert_eq!(said(journal.dir()), format!("{} is not a journal, and holds none", journal.dir().display()));
+    }
+    let file = dir.path().join("counter.txt");
+    fs::write(&file, "hello").expect("writing");
+    assert_eq!(said(&file), format!("{} is not a journal, and holds none", file.display()));
+    fs::remove_dir_all(journal.dir()).expect("removing");
+    assert_eq!(said(dir.path()), format!("{} is not a journal, and holds none", dir.path().display()));
+    assert!(said(journal.dir()).starts_with(&format!("reading {}: ", journal.dir().display())));
+}
+
+fn open_bytes(bytes: &[u8]) -> Result<Source, NoJournal> {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("x.journal");
+    fs::write(&path, bytes).expect("writing");
+    Source::open(&path)
 }
 
 #[test]

@@ -91,7 +91,7 @@ enum Command {
     Promote {
         /// The slot: rate-limit, sync or agent/NAME
         slot: String,
-        /// Takes the plugin's component even if it is quarantined
+        /// Takes the plugin's component even if it is quarantined, or cannot read an agent's memory: it begins anew
         #[arg(long)]
         force: bool,
     },

@@ -15,6 +15,8 @@ mod process;
 mod replay;
 mod report;
 mod serve;
+#[path = "../support/traffic.rs"]
+mod traffic;
 
 use std::path::Path;
 
