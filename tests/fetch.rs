@@ -16,8 +16,9 @@ use futures_util::future::BoxFuture;
 use proptest::prelude::*;
 use tenon::chain::{Genesis, Hash, Head, Time};
 use tenon::snapshot::export::ExportOptions;
-use tenon::snapshot::fetch::{ChunkSource, Failure, FetchError, FetchEvent, FetchOptions, Offer, obtain};
+use tenon::snapshot::fetch::{FetchError, FetchEvent, FetchOptions, obtain};
 use tenon::snapshot::install::install;
+use tenon::snapshot::source::{ChunkSource, Failure, Offer};
 use tenon::snapshot::{Snapshot, SnapshotError};
 
 /// How a source behaves.

@@ -253,7 +253,9 @@ async fn an_operator_backs_up_verifies_and_repairs_by_command() {
     let (_, found) = second.admin("POST", "/admin/sync/verify", None).await;
     assert_eq!((&found["ok"], &found["wrong_accounts"]), (&false.into(), &json!([account])), "{found}");
     let ready = second.get("/ready").await;
-    assert_eq!((&ready["ready"], &ready["state_ok"]), (&false.into(), &false.into()), "{ready}");
+    let reasons = ready["reasons"].as_array().unwrap();
+    assert!(reasons.iter().any(|reason| reason["code"] == "state-wrong"), "{ready}");
+    assert_eq!(ready["ready"], false, "{ready}");
     second.stop();
     let (code, text) = refused(&["db", "check", "--dir", shown(&copy)]);
     assert!(code == 1 && text.contains("accounts: the accounts make the state root"), "{text}");

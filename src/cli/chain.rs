@@ -1,6 +1,6 @@
 //! `tenon chain`: blocks and transactions, and whether they hold.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Subcommand;
@@ -55,6 +55,9 @@ pub enum Chain {
         /// are not read
         #[arg(long, value_name = "URL")]
         against: Option<String>,
+        /// How many seconds the two nodes may take to be at the same height
+        #[arg(long, default_value_t = 30, requires = "against")]
+        timeout: u64,
     },
 }
 
@@ -76,12 +79,12 @@ impl Chain {
                 output.list(&blocks, &BLOCK_COLUMNS);
             }
             Self::Tx { hash } => output.record(&node.get(&format!("/rpc/transaction/{hash}")).await?),
-            Self::Verify { end, full, against } => {
+            Self::Verify { end, full, against, timeout } => {
                 if (full || against.is_none()) && chain(node, end, full, output).await? == Outcome::DoesNotHold {
                     return Ok(Outcome::DoesNotHold);
                 }
                 if let Some(url) = against {
-                    let compared = state::compare_nodes(node, &Node::new(&url)?).await?;
+                    let compared = state::compare_nodes(node, &Node::new(&url)?, Duration::from_secs(timeout)).await?;
                     if output.is_json() {
                         output.json(&compared.json());
                     } else {

@@ -10,8 +10,9 @@ use serde_json::{Value, json};
 use tenon::chain::{Hash, Head, Height, Time};
 use tenon::maintenance::database;
 use tenon::snapshot::export::ExportOptions;
-use tenon::snapshot::fetch::{self, ChunkSource, FetchEvent, FetchOptions};
+use tenon::snapshot::fetch::{self, FetchEvent, FetchOptions};
 use tenon::snapshot::http::HttpChunks;
+use tenon::snapshot::source::ChunkSource;
 use tenon::snapshot::{Snapshot as Files, SnapshotError, install};
 
 use super::output::{Output, Steps};

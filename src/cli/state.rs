@@ -16,8 +16,6 @@ use super::transact::POLL;
 
 /// Accounts that are named at most.
 const NAMED_MAX: usize = 1_000;
-/// How long two nodes may take to be at the same height while they are compared.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The state of a node at one height.
 #[derive(Clone)]
@@ -98,8 +96,8 @@ pub struct Compared {
     found: Differences,
 }
 
-/// Compares the accounts of two nodes, as soon as both are at the same height.
-pub async fn compare_nodes(ours: &Node, theirs: &Node) -> Result<Compared> {
+/// Compares the accounts of two nodes, as soon as both are at the same height. Errors: within `patience` they were not.
+pub async fn compare_nodes(ours: &Node, theirs: &Node, patience: Duration) -> Result<Compared> {
     let started = Instant::now();
     loop {
         let (mine, other) = (Remote::of(ours).await?, Remote::of(theirs).await?);
@@ -114,7 +112,7 @@ pub async fn compare_nodes(ours: &Node, theirs: &Node) -> Result<Compared> {
                 found => return Ok(Compared::of(&mine, other.hash, other.root, found?)),
             }
         }
-        if started.elapsed() > PATIENCE {
+        if started.elapsed() >= patience {
             bail!(
                 "{} is at block {}, {} at block {}: only states after the same height can be compared, and for {} s they \
                  were not at one; try again",
@@ -122,7 +120,7 @@ pub async fn compare_nodes(ours: &Node, theirs: &Node) -> Result<Compared> {
                 mine.height,
                 theirs.url(),
                 other.height,
-                PATIENCE.as_secs()
+                patience.as_secs()
             );
         }
         tokio::time::sleep(POLL).await;

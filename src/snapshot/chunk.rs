@@ -176,3 +176,96 @@ fn counted<T>(info: &ChunkInfo, items: Vec<T>) -> Result<Vec<T>, String> {
     }
     Ok(items)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::sample::Sample;
+
+    fn info(kind: ChunkKind, count: u64, content: &[u8], stored: &[u8]) -> ChunkInfo {
+        let (content_bytes, bytes) = (content.len() as u64, stored.len() as u64);
+        ChunkInfo { kind, first: 1, count, content_bytes, bytes, sha256: digest(stored) }
+    }
+
+    fn any_accounts() -> impl Strategy<Value = Vec<SnapshotAccount>> {
+        let account = (any::<u64>(), prop_oneof![Just(0), any::<u64>()], any::<[u8; 12]>());
+        prop::collection::btree_map(any::<[u8; 20]>(), account, 0..40).prop_map(|accounts| {
+            let account = |(address, (balance, nonce, rest)): ([u8; 20], (u64, u64, [u8; 12]))| {
+                let mut key = [0; 32];
+                key[..20].copy_from_slice(&address);
+                key[20..].copy_from_slice(&rest);
+                let public_key = (nonce > 0).then_some(PublicKey(key));
+                SnapshotAccount { address: Address(address), account: Account { balance, nonce }, public_key }
+            };
+            accounts.into_iter().map(account).collect()
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn accounts_read_back_and_their_cuts_do_not(accounts in any_accounts(), cut in any::<prop::sample::Index>()) {
+            let mut content = Vec::new();
+            accounts.iter().for_each(|account| push_account(&mut content, account));
+            let stored = pack(&content).unwrap();
+            let info = info(ChunkKind::Accounts, accounts.len() as u64, &content, &stored);
+            prop_assert_eq!(unpack(&info, &stored).unwrap(), content.clone());
+            match decode(&info, &content) {
+                Ok(Content::Accounts(read)) => prop_assert_eq!(&read, &accounts),
+                _ => prop_assert!(false, "accounts were written"),
+            }
+            if !content.is_empty() {
+                prop_assert!(decode(&info, &content[..cut.index(content.len())]).is_err());
+                prop_assert!(unpack(&info, &stored[..cut.index(stored.len())]).is_err());
+            }
+        }
+
+        #[test]
+        fn no_content_makes_a_reader_panic(content in prop::collection::vec(any::<u8>(), 0..600), count in 0_u64..9) {
+            for kind in [ChunkKind::Headers, ChunkKind::Blocks, ChunkKind::Accounts] {
+                let info = info(kind, count, &content, &content);
+                let _ = decode(&info, &content);
+                // As what is stored it is no better.
+                let _ = unpack(&ChunkInfo { content_bytes: 300, ..info }, &content);
+            }
+        }
+
+        #[test]
+        fn changed_headers_and_blocks_have_one_reading_or_none(
+            at in any::<prop::sample::Index>(), value in any::<u8>(), whole in any::<bool>(),
+        ) {
+            let blocks = Sample::new(1, 3).blocks(4, 2);
+            let mut content = Vec::new();
+            for block in &blocks {
+                push_frame(&mut content, |frame| {
+                    if whole {
+                        block.encode(frame);
+                    } else {
+                        block.header.encode(frame);
+                        frame.extend_from_slice(&block.signature.0);
+                    }
+                });
+            }
+            let kind = if whole { ChunkKind::Blocks } else { ChunkKind::Headers };
+            let at = at.index(content.len());
+            content[at] = value;
+            let mut again = Vec::new();
+            match decode(&info(kind, 4, &content, &content), &content) {
+                Ok(Content::Blocks(read)) => {
+                    read.iter().for_each(|block| push_frame(&mut again, |frame| block.encode(frame)));
+                }
+                Ok(Content::Headers(read)) => {
+                    for (header, signature) in &read {
+                        push_frame(&mut again, |frame| {
+                            header.encode(frame);
+                            frame.extend_from_slice(&signature.0);
+                        });
+                    }
+                }
+                _ => return Ok(()),
+            }
+            prop_assert_eq!(again, content);
+        }
+    }
+}

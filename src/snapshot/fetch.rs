@@ -13,57 +13,12 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::time::Instant;
 
 use super::files::{self, MANIFEST, Snapshot, chunk_name, suffixed, write_synced};
+use super::source::{ChunkSource, Failure, Offer};
 use super::{Manifest, Progress, Result, SnapshotError, chunk, io};
 use crate::chain::{Genesis, Hash, Head, Height, Time};
 
 /// How many times as often as others a failure may come that only asks for time.
 const LIMITED_MAX: u32 = 20;
-
-/// A node that snapshots are read from.
-pub trait ChunkSource: Send + Sync {
-    /// What people know it by.
-    fn name(&self) -> &str;
-
-    /// The snapshots that it has.
-    fn offers(&self) -> BoxFuture<'_, Result<Vec<Offer>, Failure>>;
-
-    /// The bytes of the manifest with this id; at most [`super::MANIFEST_BYTES_MAX`].
-    fn manifest(&self, id: Hash) -> BoxFuture<'_, Result<Vec<u8>, Failure>>;
-
-    /// A chunk as it is stored; at most `bytes`.
-    fn chunk(&self, id: Hash, index: usize, bytes: u64) -> BoxFuture<'_, Result<Vec<u8>, Failure>>;
-}
-
-/// A snapshot that a source says it has.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Deserialize)]
-pub struct Offer {
-    /// Its id.
-    pub id: Hash,
-    /// Its block's height.
-    pub height: Height,
-    /// Its block's hash.
-    pub hash: Hash,
-}
-
-/// Why a source did not answer with what it was asked for.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Failure {
-    /// No answer, or an error that may pass.
-    #[error("{0}")]
-    Unreachable(String),
-    /// It asks to be left alone for so many milliseconds.
-    #[error("asks to wait for {retry_after_ms} ms")]
-    Limited {
-        /// For how long.
-        retry_after_ms: u64,
-    },
-    /// It does not have it, or not any more.
-    #[error("does not have it: {0}")]
-    Missing(String),
-    /// What no node of good will answers.
-    #[error("{0}")]
-    Lied(String),
-}
 
 /// How to download.
 #[derive(Clone, Debug)]
@@ -388,7 +343,7 @@ impl<'a> Fetch<'a> {
                 if peer.in_flight > round || peer.rests_until.is_some_and(|moment| moment > now) {
                     continue;
                 }
-                let Some(index) = missing.pop_front() else { return None };
+                let index = missing.pop_front()?;
                 peer.in_flight += 1;
                 ask(at, index, peer.source.chunk(id, index, manifest.chunks[index].bytes));
             }

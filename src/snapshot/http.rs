@@ -8,7 +8,7 @@ use reqwest::header::RETRY_AFTER;
 use reqwest::{Client, Response, Url};
 
 use super::MANIFEST_BYTES_MAX;
-use super::fetch::{ChunkSource, Failure, Offer};
+use super::source::{ChunkSource, Failure, Offer};
 use crate::chain::Hash;
 
 /// Bytes of a list of snapshots at most.

@@ -18,6 +18,7 @@ pub mod http;
 pub mod install;
 pub mod load;
 mod manifest;
+pub mod source;
 
 use std::path::Path;
 

@@ -1,6 +1,7 @@
 //! `make bench`: every figure that Tenon promises, measured on this machine, with a floor program beside it where the
 //! hardware decides. Prints a table and writes `target/bench.json`. With words as arguments only the parts whose names
-//! hold one of them run: `policy`, `journal`, `replay`, `catch-up`, `serve`, `lifecycle`, `node`.
+//! hold one of them run: `policy`, `journal`, `replay`, `catch-up`, `serve`, `lifecycle`, `node`,
+//! `verify`.
 
 mod bare;
 mod catch_up;
@@ -17,6 +18,7 @@ mod report;
 mod serve;
 #[path = "../support/traffic.rs"]
 mod traffic;
+mod verify;
 
 use std::path::Path;
 
@@ -58,6 +60,10 @@ fn main() -> std::process::ExitCode {
     if runs("node") {
         let dir = dir();
         runtime.block_on(node::run(dir.path(), &mut report));
+    }
+    if runs("verify") {
+        let dir = dir();
+        runtime.block_on(verify::run(dir.path(), &mut report));
     }
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("the target directory");
     let met = report.finish(&target.join("bench.json"));

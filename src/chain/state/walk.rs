@@ -137,7 +137,7 @@ pub async fn differences<E>(
     let mut found = Differences::default();
     // Lowest path last, so that it is looked at first.
     let mut left = vec![(Path::default(), Side::Both)];
-    let looks_max = LOOKS_PER_ACCOUNT.saturating_mul(max as u64 + 1);
+    let looks_max = LOOKS_PER_ACCOUNT.saturating_mul((max as u64).saturating_add(1));
     while let Some((path, side)) = left.pop() {
         if found.accounts.len() >= max || found.looks >= looks_max {
             found.more = true;
