@@ -31,7 +31,8 @@ section! {
         in_flight_per_peer_max: u32 = 8, 1..=64;
         /// Blocks in one request; a node serves 1,000 at most. Large blocks make for shorter ranges.
         range_blocks_max: u32 = 1_000, 1..=1_000;
-        /// Encoded bytes of blocks that may be under way, waiting or being stored. In memory they take up to twice as much.
+        /// Encoded bytes of blocks that may be under way, waiting or being stored, and a few blocks more where nothing could
+        /// go on without. In memory they take up to twice as much.
         buffer_bytes_max: u64 = 32 << 20, 1 << 20..=4 << 30;
         /// Threads that verify signatures; 0: as many as there are cores.
         verify_threads: usize = 0, 0..=256;

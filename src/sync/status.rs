@@ -127,6 +127,8 @@ pub struct SyncStatus {
     pub verifying: u64,
     /// Encoded bytes taken by what is under way or waiting.
     pub buffered_bytes: u64,
+    /// The most that these were since the node started.
+    pub buffered_bytes_peak: u64,
     /// Blocks stored in the last seconds, a second.
     pub blocks_per_second: f64,
     /// Blocks stored since the node started, by sync.

@@ -2,7 +2,7 @@
 //! from the first block that differs to the one that makes it better, verified like everything else, and handed to the
 //! ledger as a whole, which takes it in place of ours or leaves everything as it is.
 
-use super::ranges::{POINTS_EMPTY, RANGE_BYTES, ROOM_MIN};
+use super::ranges::{POINTS_EMPTY, ROOM_MIN};
 use super::{Blocks, Command, Engine, Fetched};
 use crate::chain::{Height, fork_choice};
 use crate::sync::budget::Reservation;
@@ -133,9 +133,8 @@ impl<B: Blocks> Engine<B> {
         }
         let range = HeightRange { first, last: branch.last.min(first + (fitting - 1)) };
         let expected = block_bytes.saturating_mul(range.count()).max(ROOM_MIN);
-        // It is one request, and what it waits for may be waiting for it.
-        let beyond = || self.budget.reserve_beyond(expected.min(2 * RANGE_BYTES));
-        let room = self.budget.reserve(expected).unwrap_or_else(beyond);
+        // What fills the budget may wait for the switch.
+        let room = self.budget.reserve(expected).unwrap_or_else(|| self.budget.reserve_beyond(ROOM_MIN));
         let (id, peer) = (self.next_request, branch.peer);
         self.next_request += 1;
         branch.step = Step::Fetching(id, range);

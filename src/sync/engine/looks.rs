@@ -3,6 +3,7 @@
 use super::ranges::POINTS_INVALID;
 use super::{Blocks, Command, Engine, Look};
 use crate::chain::{Hash, Height};
+use crate::sync::budget::COMPARISONS_MAX;
 use crate::sync::compare::Comparison;
 use crate::sync::peers::{Record, Standing};
 use crate::sync::source::SourceError;
@@ -28,15 +29,18 @@ impl<B: Blocks> Engine<B> {
     /// Compares chains up to `height`; the outcome decides whether the peer is used.
     pub(super) fn compare_with(&mut self, id: PeerId, height: Height, known: Option<Diverged>) {
         let Some(peer) = self.peers.get_mut(id) else { return };
-        if std::mem::replace(&mut peer.busy, true) {
-            // A look is under way, and will come to the same conclusion.
+        // A look that is under way will come to the same conclusion, and so will the next one.
+        if peer.busy || self.comparing.len() >= COMPARISONS_MAX {
             return;
         }
+        peer.busy = true;
+        self.comparing.insert(id);
         self.commands.push(Command::Compare { peer: id, height, known });
     }
 
     /// The look at a peer is over, or the comparison. False: the peer is gone, and so is what it was asked for.
     fn look_ended(&mut self, id: PeerId) -> bool {
+        self.comparing.remove(&id);
         self.peers.get_mut(id).map(|peer| peer.busy = false).is_some()
     }
 
@@ -164,6 +168,7 @@ impl<B: Blocks> Engine<B> {
         if peer.is_up() {
             self.peer_down(id, "the peer is gone");
         }
+        self.comparing.remove(&id);
         self.left_branch(id);
         self.peers.leave(id, self.now);
     }

@@ -19,7 +19,7 @@ mod ranges;
 mod report;
 mod round;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 pub use blocks::Blocks;
@@ -226,6 +226,8 @@ pub struct Engine<B: Blocks> {
     /// When no peer was last known to have more than we.
     level_at: Time,
     peers: PeerBook,
+    /// Who is being compared.
+    comparing: BTreeSet<PeerId>,
     requests: BTreeMap<RequestId, Request>,
     next_request: RequestId,
     verifying: BTreeMap<RequestId, Verifying>,
@@ -274,6 +276,7 @@ impl<B: Blocks> Engine<B> {
             head,
             head_at: now,
             level_at: now,
+            comparing: BTreeSet::new(),
             requests: BTreeMap::new(),
             next_request: 1,
             verifying: BTreeMap::new(),

@@ -31,7 +31,7 @@ impl<B: Blocks> Engine<B> {
         let room = match self.budget.reserve(expected) {
             Some(room) => room,
             // Without it nothing that waits could go on.
-            None if range.first == self.head.height + 1 => self.budget.reserve_beyond(expected.min(2 * RANGE_BYTES)),
+            None if range.first == self.head.height + 1 => self.budget.reserve_beyond(ROOM_MIN),
             None => return None,
         };
         let id = self.next_request;

@@ -64,6 +64,7 @@ impl<B: Blocks> Engine<B> {
             waiting: merged(self.here()).iter().map(HeightRange::count).sum(),
             verifying: self.verifying.values().map(|verifying| verifying.range.count()).sum(),
             buffered_bytes: self.budget.used(),
+            buffered_bytes_peak: self.budget.peak(),
             blocks_per_second,
             imported_blocks: self.counters.imported,
             requests: self.next_request - 1,

@@ -191,8 +191,6 @@ pub struct Network {
     pub switches: u64,
     /// The lowest score that an honest peer had.
     pub honest_score_min: i32,
-    /// The most bytes that were taken at once.
-    pub buffered_max: u64,
     pub rounds: u64,
     pub happenings: u64,
     pub questions: u64,
@@ -234,7 +232,6 @@ impl Network {
             storage_faults: 0,
             switches: 0,
             honest_score_min: i32::MAX,
-            buffered_max: 0,
             rounds: 0,
             happenings: 0,
             questions: 0,
@@ -344,8 +341,6 @@ impl Network {
 
     /// What has to hold at any moment.
     fn check(&mut self) {
-        let used = self.engine.budget().used();
-        self.buffered_max = self.buffered_max.max(used);
         for peer in self.engine.peers().iter() {
             if self.peers[&peer.id].nature == Nature::Honest {
                 self.honest_score_min = self.honest_score_min.min(peer.score());
@@ -570,8 +565,14 @@ impl Network {
             }
             _ => {}
         }
-        // As a source does: what has no room is left out, but for the first block.
-        while body.len() > 1 && !room.grow(body.len() as u64 * BLOCK_BYTES) {
+        // As a source does: what has no room is left out.
+        while !body.is_empty() && !room.grow(body.len() as u64 * BLOCK_BYTES) {
+            if body.len() == 1 {
+                if !room.may_exceed() {
+                    return Err(SourceError::NoRoom { got: 1 });
+                }
+                break;
+            }
             body.pop();
         }
         room.settle(body.len() as u64 * BLOCK_BYTES);
