@@ -39,17 +39,17 @@ pub async fn run(
     config: SyncConfig,
     mut stop: watch::Receiver<bool>,
 ) {
-    let mut tasks: HashMap<String, JoinSet<()>> = HashMap::new();
+    let mut tasks: Vec<(Arc<dyn Source>, JoinSet<()>)> = Vec::new();
     loop {
         let usable = sources.borrow_and_update().clone();
-        // A dropped set ends its task.
-        tasks.retain(|name, _| usable.iter().any(|source| source.name() == name));
+        // A dropped set ends its task. A source that has come back is another one, though it has the same name.
+        tasks.retain(|(told, _)| usable.iter().any(|source| Arc::ptr_eq(source, told)));
         for source in usable {
-            tasks.entry(source.name().to_owned()).or_insert_with(|| {
+            if !tasks.iter().any(|(told, _)| Arc::ptr_eq(&source, told)) {
                 let mut task = JoinSet::new();
-                task.spawn(tell(source, mempool.clone(), chain_id.clone(), config.forward_again_ms));
-                task
-            });
+                task.spawn(tell(Arc::clone(&source), mempool.clone(), chain_id.clone(), config.forward_again_ms));
+                tasks.push((source, task));
+            }
         }
         tokio::select! {
             changed = sources.changed() => if changed.is_err() { return },

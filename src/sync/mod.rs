@@ -1,24 +1,26 @@
 //! Block sync: the nouns, and the trait that plans. The host downloads, verifies, orders and stores; a [`Strategy`] only
 //! says what to ask of whom.
 //!
-//! [`follower`] is the loop. It keeps what it knows of its sources in [`peers`], asks the strategy, lets [`plan`] check
-//! each answer, fetches through [`source`], verifies and imports through [`pipeline`], within a [`budget`] of bytes;
-//! [`compare`] finds where a source's chain leaves ours, [`status`] is what the world sees of it all, and [`forward`]
-//! hands pending transactions on.
+//! [`engine`] decides: it keeps what it knows of its peers in [`peers`], with an [`opinion`] of each, asks the strategy,
+//! lets [`plan`] check each answer, keeps within a [`budget`] of bytes, and says in a [`status`] what the world sees. It
+//! does no I/O. [`follower`] is the loop that does: it fetches through [`source`], verifies and imports through
+//! [`pipeline`], and finds where a source's chain leaves ours with [`compare`]. [`forward`] hands pending transactions on.
 
 pub mod budget;
 pub mod compare;
 mod config;
+pub mod engine;
 pub mod follower;
 pub mod forward;
 pub mod http;
 pub mod one_peer;
+pub mod opinion;
 pub mod peers;
 pub mod pipeline;
 pub mod plan;
-mod rounds;
 pub mod source;
 pub mod status;
+mod tasks;
 
 use crate::chain::{Hash, Height, Time};
 

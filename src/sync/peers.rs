@@ -1,34 +1,31 @@
-//! The score book: what is known of every source, and when it may be asked again. Pure: the time is an argument.
+//! The book of peers: what is known of each, and when it is looked at again. Pure: the time is an argument.
 
+use std::collections::{BTreeMap, VecDeque};
+
+use super::opinion::{BACKOFF_FIRST_MS, Opinion, doubled};
 use super::source::{SourceError, SourceInfo};
 use super::{Diverged, Peer, PeerId, SyncConfig};
 use crate::chain::{Hash, Height, Time};
 
-/// The best score, and the first one.
-pub const SCORE_MAX: i32 = 100;
+/// Peers at one time. Each is looked at and shown to the strategy, so there have to be bounds.
+pub const PEERS_MAX: usize = 1_024;
 
-/// What a peer starts again with after its score had fallen to nothing and it was left alone for a while.
-const SCORE_AGAIN: i32 = 25;
+/// How long the opinion of a peer outlives it, so that a bad score is not lost by coming back under the same name.
+const FORMER_MS: u64 = 600_000;
 
-/// Points that come back a second.
-const POINTS_PER_SECOND: u64 = 1;
-
-/// Points for a range that became part of the chain.
-const POINTS_IMPORTED: i32 = 5;
-
-/// The pause after a first failure; it doubles with each further one in a row.
-const BACKOFF_FIRST_MS: u64 = 200;
+/// Peers that are gone and whose opinion is kept, at most: then the one that left first is forgotten.
+const FORMER_MAX: usize = 1_024;
 
 /// The longest pause between two looks at a source that does not answer. Short: a look costs nothing, and a source that
 /// is back should be noticed within the time that the watchdog promises.
 const POLL_BACKOFF_MAX_MS: u64 = 3_000;
 
+/// How many looks are spared by a head that a peer announces by itself: it does so again when it has a new one.
+const ANNOUNCED_SPARES: u64 = 10;
+
 /// How long a peer that did not have a block below its reported head is taken to have no more than it proved. Short,
 /// since it may be the only one that has it soon.
 const DOUBT_MS: u64 = 1_000;
-
-/// How long its reported head then says nothing about how far the node is behind, if another peer can be asked.
-const DISTRUST_MS: u64 = 60_000;
 
 /// How many looks a peer on another branch is left alone for before it is compared again: that costs it a request.
 const COMPARE_EVERY: u64 = 10;
@@ -51,13 +48,24 @@ pub enum Standing {
     Diverged(Diverged),
 }
 
-/// What is known of one source.
+/// Why a peer is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// The operator named it as a source: whether the node is up to date is measured by it.
+    Configured,
+    /// It was met on the way: good for blocks, and no measure of ours.
+    Met,
+}
+
+/// What is known of one peer.
 #[derive(Clone, Debug)]
 pub struct Record {
     /// Its number.
     pub id: PeerId,
-    /// Its address.
+    /// What people know it by; no two peers have the same.
     pub name: String,
+    /// Why it is there.
+    pub origin: Origin,
     /// Whether it can be asked.
     pub standing: Standing,
     /// The head it last reported.
@@ -74,32 +82,64 @@ pub struct Record {
     pub next_poll: Time,
     /// Whether a look, or a comparison, is under way.
     pub busy: bool,
+    opinion: Opinion,
     latency_us: u64,
     throughput: u64,
-    failures: u32,
     poll_failures: u32,
-    score: i32,
-    scored_at: Time,
-    not_before: Time,
     /// The highest block that it is taken to have, and until when.
     doubt: Option<(Height, Time)>,
-    distrusted_until: Time,
 }
 
-/// All sources, by number.
+/// What is left of a peer that is gone.
+#[derive(Clone, Debug)]
+struct Former {
+    id: PeerId,
+    name: String,
+    opinion: Opinion,
+    until: Time,
+}
+
+/// All peers, by number. What is said of one that is not there is not heard.
 #[derive(Clone, Debug)]
 pub struct PeerBook {
-    records: Vec<Record>,
+    records: BTreeMap<PeerId, Record>,
+    /// In the order in which they left.
+    former: VecDeque<Former>,
+    next_id: PeerId,
     poll_ms: u64,
     backoff_max_ms: u64,
 }
 
 impl PeerBook {
-    /// Sources with these names, numbered from 0, none of them known.
-    pub fn new(names: impl IntoIterator<Item = String>, config: &SyncConfig, now: Time) -> Self {
-        let record = |(id, name)| Record {
-            id: PeerId::try_from(id).expect("fewer sources than numbers"),
+    /// Nobody is there yet.
+    pub fn new(config: &SyncConfig) -> Self {
+        Self {
+            records: BTreeMap::new(),
+            former: VecDeque::new(),
+            next_id: 0,
+            poll_ms: config.poll_ms,
+            backoff_max_ms: config.backoff_max_ms,
+        }
+    }
+
+    /// Takes in a peer, numbered in the order of arrival. One that was here lately is thought of as before. Errors: it is
+    /// here, or too many are.
+    pub fn join(&mut self, name: String, origin: Origin, now: Time) -> Result<PeerId, String> {
+        if let Some(known) = self.iter().find(|known| known.name == name) {
+            return Err(format!("`{name}` is here already, as peer {}", known.id));
+        }
+        if self.records.len() >= PEERS_MAX {
+            return Err(format!("`{name}` is one too many: {PEERS_MAX} peers are here"));
+        }
+        let id = self.next_id;
+        self.next_id = id.checked_add(1).ok_or("no number is left for another peer")?;
+        let former = self.former.iter().position(|former| former.name == name).and_then(|at| self.former.remove(at));
+        let mut opinion = former.map_or_else(|| Opinion::new(now), |former| former.opinion);
+        opinion.settle(now);
+        let record = Record {
+            id,
             name,
+            origin,
             standing: Standing::Unknown,
             head: None,
             head_at: Time(0),
@@ -108,90 +148,113 @@ impl PeerBook {
             bytes: 0,
             next_poll: now,
             busy: false,
+            opinion,
             latency_us: 0,
             throughput: 0,
-            failures: 0,
             poll_failures: 0,
-            score: SCORE_MAX,
-            scored_at: now,
-            not_before: Time(0),
             doubt: None,
-            distrusted_until: Time(0),
         };
-        let records = names.into_iter().enumerate().map(record).collect();
-        Self { records, poll_ms: config.poll_ms, backoff_max_ms: config.backoff_max_ms }
+        self.records.insert(id, record);
+        Ok(id)
     }
 
-    /// Every peer.
+    /// Forgets a peer that is gone, but for what is thought of it.
+    pub fn leave(&mut self, id: PeerId, now: Time) -> Option<Record> {
+        let record = self.records.remove(&id)?;
+        let former =
+            Former { id, name: record.name.clone(), opinion: record.opinion.clone(), until: now.plus_ms(FORMER_MS) };
+        self.former.push_back(former);
+        if self.former.len() > FORMER_MAX {
+            self.former.pop_front();
+        }
+        Some(record)
+    }
+
+    /// Whether nobody is there.
+    pub fn is_empty(&self) -> bool {
+        self.records.is_empty()
+    }
+
+    /// How many records there are, of peers that are here or were lately.
+    pub fn records(&self) -> usize {
+        self.records.len() + self.former.len()
+    }
+
+    /// Every peer, by number.
     pub fn iter(&self) -> impl Iterator<Item = &Record> {
-        self.records.iter()
+        self.records.values()
     }
 
     /// One peer.
     pub fn get(&self, id: PeerId) -> Option<&Record> {
-        self.records.get(id as usize)
+        self.records.get(&id)
     }
 
-    /// One peer that is known to be there.
-    pub fn at(&mut self, id: PeerId) -> &mut Record {
-        &mut self.records[id as usize]
+    /// One peer, to change what is known of it.
+    pub fn get_mut(&mut self, id: PeerId) -> Option<&mut Record> {
+        self.records.get_mut(&id)
     }
 
-    /// Lets time pass: points come back, doubts end, and who was left alone long enough has another chance.
+    /// What people know a peer by, also one that was here lately.
+    pub fn name(&self, id: PeerId) -> String {
+        let former = || self.former.iter().find(|former| former.id == id).map(|former| former.name.clone());
+        let known = self.get(id).map(|record| record.name.clone());
+        known.or_else(former).unwrap_or_else(|| format!("peer {id}, which is gone"))
+    }
+
+    /// What is thought of a peer, also of one that was here lately: it may have left before what it sent was found wrong.
+    fn opinion_mut(&mut self, id: PeerId) -> Option<&mut Opinion> {
+        match self.records.get_mut(&id) {
+            Some(record) => Some(&mut record.opinion),
+            None => self.former.iter_mut().find(|former| former.id == id).map(|former| &mut former.opinion),
+        }
+    }
+
+    /// Lets time pass: points come back, doubts end, who was left alone long enough has another chance, and who left long
+    /// ago is forgotten.
     pub fn settle(&mut self, now: Time) {
-        for record in &mut self.records {
-            let seconds = now.ms_since(record.scored_at) / 1_000;
-            if seconds > 0 {
-                let back = i32::try_from(seconds * POINTS_PER_SECOND).unwrap_or(SCORE_MAX);
-                if record.score > 0 {
-                    record.score = record.score.saturating_add(back).min(SCORE_MAX);
-                }
-                record.scored_at = record.scored_at.plus_ms(seconds * 1_000);
-            }
-            if record.score <= 0 && record.not_before <= now {
-                record.score = SCORE_AGAIN;
-            }
+        for record in self.records.values_mut() {
+            record.opinion.settle(now);
             if record.doubt.is_some_and(|(_, until)| until <= now) {
                 record.doubt = None;
             }
-            if record.distrusted_until <= now {
-                record.distrusted_until = Time(0);
-            }
+        }
+        while self.former.front().is_some_and(|former| former.until <= now) {
+            self.former.pop_front();
         }
     }
 
     /// What a strategy sees of the peers that can be asked for blocks.
     pub fn view(&self, in_flight: impl Fn(PeerId) -> u32) -> Vec<Peer> {
-        self.records
-            .iter()
+        self.iter()
             .filter(|record| record.standing == Standing::Up)
             .map(|record| Peer {
                 id: record.id,
                 head: record.proven_head(),
                 latency_us: record.latency_us,
                 throughput: record.throughput,
-                failures: record.failures,
-                score: record.score,
+                failures: record.opinion.failures,
+                score: record.opinion.score,
                 in_flight: in_flight(record.id),
-                not_before: record.not_before,
+                not_before: record.opinion.not_before,
                 snapshot: None,
             })
             .collect()
     }
 
-    /// The highest head that the peers which can be asked report; one that lately did not have what it reported only
-    /// counts where there is no other.
+    /// The highest head that the peers which can be asked report. One that lately did not have what it reported only
+    /// counts where there is no other, and where the operator named it.
     pub fn best(&self) -> Option<(Height, Hash)> {
-        let up = || self.records.iter().filter(|record| record.standing == Standing::Up && record.head.is_some());
-        let trusted = || up().filter(|record| record.distrusted_until == Time(0));
+        let up = || self.iter().filter(|record| record.standing == Standing::Up);
         let highest = |head: &(Height, Hash)| head.0;
-        let trusted = trusted().filter_map(|record| record.head).max_by_key(highest);
-        trusted.or_else(|| up().filter_map(|record| record.head).max_by_key(highest))
+        let trusted = up().filter(|record| record.opinion.is_trusted()).filter_map(|record| record.head);
+        let named = || up().filter(|record| record.origin == Origin::Configured).filter_map(|record| record.head);
+        trusted.max_by_key(highest).or_else(|| named().max_by_key(highest))
     }
 
     /// Takes in who a peer says it is: whether it is one to read from. `us`: our chain, genesis hash and node.
     pub fn introduced(&mut self, id: PeerId, info: &SourceInfo, us: &SourceInfo, now: Time) {
-        let record = self.at(id);
+        let Some(record) = self.get_mut(id) else { return };
         let refusal = if !us.node_id.is_empty() && info.node_id == us.node_id {
             Some("it is this node itself".to_owned())
         } else if info.chain_id != us.chain_id {
@@ -216,7 +279,7 @@ impl PeerBook {
     /// A head that a peer reported, when it was looked at or along with a range. True: it is another one than before.
     pub fn reported(&mut self, id: PeerId, head: Option<(Height, Hash)>, now: Time) -> bool {
         let poll_ms = self.poll_ms;
-        let record = self.at(id);
+        let Some(record) = self.get_mut(id) else { return false };
         record.poll_failures = 0;
         record.head_at = now;
         record.next_poll = now.plus_ms(poll_ms);
@@ -225,10 +288,29 @@ impl PeerBook {
         changed
     }
 
+    /// A head that a peer announced by itself, which spares looks at it. True: it can be asked, and the head is another
+    /// one than before. One that was away is looked at soon.
+    pub fn announced(&mut self, id: PeerId, head: (Height, Hash), now: Time) -> bool {
+        let poll_ms = self.poll_ms;
+        let Some(record) = self.get_mut(id) else { return false };
+        match record.standing {
+            Standing::Up => {
+                record.head_at = now;
+                record.next_poll = now.plus_ms(poll_ms.saturating_mul(ANNOUNCED_SPARES));
+                record.head.replace(head) != Some(head)
+            }
+            Standing::Down => {
+                record.next_poll = record.next_poll.min(now.plus_ms(poll_ms));
+                false
+            }
+            Standing::Unknown | Standing::Refused(_) | Standing::Diverged(_) => false,
+        }
+    }
+
     /// A look at a peer that failed. The second in a row without any answer makes it down. True: it was up before.
     pub fn poll_failed(&mut self, id: PeerId, error: &SourceError, now: Time) -> bool {
         let poll_ms = self.poll_ms;
-        let record = self.at(id);
+        let Some(record) = self.get_mut(id) else { return false };
         record.last_error = Some(error.to_string());
         let pause = match error {
             SourceError::Limited { retry_after_ms } => *retry_after_ms,
@@ -253,7 +335,7 @@ impl PeerBook {
 
     /// A range that came: how long until its first byte, how long in all, how much.
     pub fn answered(&mut self, id: PeerId, first_byte_us: u64, duration_us: u64, bytes: u64) {
-        let record = self.at(id);
+        let Some(record) = self.get_mut(id) else { return };
         record.bytes += bytes;
         record.latency_us = smoothed(record.latency_us, first_byte_us.max(1));
         let rate = bytes.saturating_mul(1_000_000) / duration_us.max(1);
@@ -262,60 +344,57 @@ impl PeerBook {
 
     /// Blocks of a peer became part of the chain: what it sent was good.
     pub fn imported(&mut self, id: PeerId, blocks: u64) {
-        let record = self.at(id);
+        let Some(record) = self.get_mut(id) else { return };
         record.blocks += blocks;
-        record.failures = 0;
         record.last_error = None;
-        record.distrusted_until = Time(0);
-        record.score = (record.score + POINTS_IMPORTED).min(SCORE_MAX);
+        record.opinion.imported();
     }
 
     /// A request that failed: costs points, and a pause that doubles with each failure in a row.
     pub fn failed(&mut self, id: PeerId, points: u32, reason: String, retry_after_ms: Option<u64>, now: Time) {
         let backoff_max_ms = self.backoff_max_ms;
-        let record = self.at(id);
-        record.failures = record.failures.saturating_add(1);
-        record.last_error = Some(reason);
-        let pause = doubled(BACKOFF_FIRST_MS, record.failures).min(backoff_max_ms);
-        record.not_before = record.not_before.max(now.plus_ms(retry_after_ms.unwrap_or(0).max(pause)));
-        self.penalise(id, points, now);
+        if let Some(opinion) = self.opinion_mut(id) {
+            opinion.failed(points, retry_after_ms, backoff_max_ms, now);
+        }
+        if let Some(record) = self.get_mut(id) {
+            record.last_error = Some(reason);
+        }
     }
 
     /// Takes points off. At nothing, the peer is left alone for a while.
     pub fn penalise(&mut self, id: PeerId, points: u32, now: Time) {
         let backoff_max_ms = self.backoff_max_ms;
-        let record = self.at(id);
-        record.score = record.score.saturating_sub_unsigned(points).max(-SCORE_MAX);
-        if record.score <= 0 {
-            record.not_before = record.not_before.max(now.plus_ms(backoff_max_ms));
+        if let Some(opinion) = self.opinion_mut(id) {
+            opinion.penalise(points, backoff_max_ms, now);
         }
     }
 
     /// Leaves a peer alone for a while.
     pub fn leave_alone(&mut self, id: PeerId, now: Time) {
-        let until = now.plus_ms(self.backoff_max_ms);
-        let record = self.at(id);
-        record.not_before = record.not_before.max(until);
+        let backoff_max_ms = self.backoff_max_ms;
+        if let Some(opinion) = self.opinion_mut(id) {
+            opinion.leave_alone(backoff_max_ms, now);
+        }
     }
 
     /// A peer did not have `height`, which lies below the head that it reported: for a while it has no more than below.
     pub fn doubt(&mut self, id: PeerId, height: Height, now: Time) {
-        let record = self.at(id);
+        let Some(record) = self.get_mut(id) else { return };
         record.doubt = Some((height.saturating_sub(1), now.plus_ms(DOUBT_MS)));
-        record.distrusted_until = now.plus_ms(DISTRUST_MS);
+        record.opinion.distrust(now);
     }
 
     /// A peer has another block than we. It is asked for nothing more until that has changed.
     pub fn diverged(&mut self, id: PeerId, diverged: Diverged, now: Time) {
         let pause_ms = self.poll_ms.saturating_mul(COMPARE_EVERY);
-        let record = self.at(id);
+        let Some(record) = self.get_mut(id) else { return };
         record.next_poll = now.plus_ms(pause_ms);
         record.standing = Standing::Diverged(diverged);
     }
 
     /// A peer that had another block has ours now.
     pub fn agreed(&mut self, id: PeerId) {
-        let record = self.at(id);
+        let Some(record) = self.get_mut(id) else { return };
         if matches!(record.standing, Standing::Diverged(_)) {
             record.standing = Standing::Up;
         }
@@ -332,9 +411,14 @@ impl Record {
         }
     }
 
+    /// Whether it can be asked.
+    pub fn is_up(&self) -> bool {
+        self.standing == Standing::Up
+    }
+
     /// The host's opinion.
     pub fn score(&self) -> i32 {
-        self.score
+        self.opinion.score
     }
 
     /// Smoothed time until the first byte, in microseconds.
@@ -349,13 +433,8 @@ impl Record {
 
     /// Requests in a row that failed.
     pub fn failures(&self) -> u32 {
-        self.failures
+        self.opinion.failures
     }
-}
-
-/// `first` for one failure, doubled for each further one.
-fn doubled(first: u64, failures: u32) -> u64 {
-    first.saturating_mul(1 << failures.saturating_sub(1).min(20))
 }
 
 /// A quarter of what is new, three of what was.
@@ -365,11 +444,16 @@ fn smoothed(was: u64, new: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::opinion::{SCORE_AGAIN, SCORE_MAX};
     use super::*;
     use proptest::prelude::*;
 
     fn book() -> PeerBook {
-        PeerBook::new(["a".to_owned(), "b".to_owned()], &SyncConfig::default(), Time(0))
+        let mut book = PeerBook::new(&SyncConfig::default());
+        for name in ["a", "b"] {
+            book.join(name.into(), Origin::Configured, Time(0)).unwrap();
+        }
+        book
     }
 
     fn us() -> SourceInfo {

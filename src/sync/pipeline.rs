@@ -1,9 +1,7 @@
-//! From bytes to blocks of the chain: decoding and verification off the ordered path and on every core, then the buffer
-//! that brings ranges into order, then imports, several of them queued so that the ledger never waits for us.
-//!
-//! A range holds its [`Reservation`] all the way, so what is in here is bounded in bytes.
+//! From bytes to blocks of the chain: decoding and verification off the ordered path and on every core, and imports,
+//! several of them queued so that the ledger never waits for us. Between the two the engine brings ranges into order.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,7 +10,7 @@ use std::task::Poll;
 use rayon::prelude::*;
 use tokio::sync::mpsc;
 
-use super::budget::Reservation;
+use super::engine::{Job, JobDone};
 use super::source::frames;
 use super::{HeightRange, PeerId};
 use crate::chain::{Block, BlockError, DecodeError, Genesis, Height, VerifiedBlock, verify};
@@ -20,11 +18,6 @@ use crate::ledger::{ImportError, Imported, Ledger};
 
 /// Encoded bytes that one core takes on at a time: about a batch of signatures.
 const CHUNK_BYTES: usize = 64 << 10;
-
-/// Blocks and transactions in one import at most. Less than the ledger puts into one commit, so that it has the next
-/// import at hand while the last one is stored.
-const JOB_BLOCKS_MAX: usize = 4_000;
-const JOB_TRANSACTIONS_MAX: usize = 5_000;
 
 /// Imports handed to the ledger and not answered, at most: what fills one commit, and as much again.
 pub const JOBS_MAX: usize = 4;
@@ -145,140 +138,9 @@ fn chunks(first: Height, body: &[u8]) -> Vec<(Height, Vec<&[u8]>)> {
     chunks
 }
 
-/// A range that is verified and waits for its turn.
-pub struct Segment {
-    /// Who sent it.
-    pub peer: PeerId,
-    /// Its blocks, ascending without gaps, at least one.
-    pub blocks: Vec<VerifiedBlock>,
-    /// What it takes of the budget; shared where it was taken in in parts.
-    pub room: Arc<Reservation>,
-}
-
-impl Segment {
-    /// Its heights.
-    pub fn range(&self) -> HeightRange {
-        let (first, last) = (self.blocks.first(), self.blocks.last());
-        HeightRange {
-            first: first.expect("a segment has a block").height(),
-            last: last.expect("a segment has a block").height(),
-        }
-    }
-}
-
-/// Brings verified ranges into order.
-pub struct Order {
-    next: Height,
-    segments: BTreeMap<Height, Segment>,
-}
-
-/// Blocks that follow each other, for one import.
-pub struct Job {
-    /// Who sent which of them, ascending.
-    pub parts: Vec<(PeerId, HeightRange)>,
-    blocks: Vec<VerifiedBlock>,
-    rooms: Vec<Arc<Reservation>>,
-}
-
-impl Job {
-    /// All its heights.
-    pub fn range(&self) -> HeightRange {
-        let (first, last) = (self.parts.first(), self.parts.last());
-        HeightRange { first: first.expect("a job has a part").1.first, last: last.expect("a job has a part").1.last }
-    }
-}
-
-impl Order {
-    /// Waits for block `next`.
-    pub fn new(next: Height) -> Self {
-        Self { next, segments: BTreeMap::new() }
-    }
-
-    /// The lowest height that it has not given out.
-    pub fn next(&self) -> Height {
-        self.next
-    }
-
-    /// Goes on from `next`: blocks below are on the chain by other ways, or have to come again.
-    pub fn restart(&mut self, next: Height) {
-        self.next = next;
-        let below: Vec<_> = self.segments.range(..next).map(|(&first, _)| first).collect();
-        for first in below {
-            if let Some(segment) = self.segments.remove(&first) {
-                self.insert(segment);
-            }
-        }
-    }
-
-    /// Takes in a segment; what of it is here already, or no longer needed, is left out.
-    pub fn insert(&mut self, segment: Segment) {
-        let HeightRange { first, last } = segment.range();
-        let Segment { peer, mut blocks, room } = segment;
-        // From the highest missing part down, so that each can be split off the end.
-        for gap in super::gaps(first.max(self.next), last, self.ranges().collect()).into_iter().rev() {
-            let index = |height: Height| usize::try_from(height - first).expect("as many as there are blocks");
-            blocks.truncate(index(gap.last) + 1);
-            let part = blocks.split_off(index(gap.first));
-            self.segments.insert(gap.first, Segment { peer, blocks: part, room: Arc::clone(&room) });
-        }
-    }
-
-    /// The ranges that wait, ascending.
-    pub fn ranges(&self) -> impl Iterator<Item = HeightRange> + '_ {
-        self.segments.values().map(Segment::range)
-    }
-
-    /// Whether the next block is here.
-    pub fn is_ready(&self) -> bool {
-        self.segments.contains_key(&self.next)
-    }
-
-    /// The next blocks, as many as make a good import; none where the next one is not here.
-    pub fn take(&mut self) -> Option<Job> {
-        let mut job = Job { parts: Vec::new(), blocks: Vec::new(), rooms: Vec::new() };
-        let mut transactions = 0;
-        while job.blocks.len() < JOB_BLOCKS_MAX && transactions < JOB_TRANSACTIONS_MAX {
-            let Some(mut segment) = self.segments.remove(&self.next) else { break };
-            let mut count = 0;
-            for block in &segment.blocks {
-                if job.blocks.len() + count >= JOB_BLOCKS_MAX || transactions >= JOB_TRANSACTIONS_MAX {
-                    break;
-                }
-                count += 1;
-                transactions += block.block().transactions.len();
-            }
-            let rest = segment.blocks.split_off(count);
-            let range = segment.range();
-            self.next = range.last + 1;
-            if !rest.is_empty() {
-                let room = Arc::clone(&segment.room);
-                self.segments.insert(self.next, Segment { peer: segment.peer, blocks: rest, room });
-            }
-            job.parts.push((segment.peer, range));
-            job.rooms.push(segment.room);
-            if job.blocks.is_empty() {
-                job.blocks = segment.blocks;
-            } else {
-                job.blocks.extend(segment.blocks);
-            }
-        }
-        (!job.parts.is_empty()).then_some(job)
-    }
-}
-
-/// What became of a [`Job`].
-pub struct JobDone {
-    /// Who sent which of its blocks.
-    pub parts: Vec<(PeerId, HeightRange)>,
-    /// How many of its blocks, from the first on, are on the chain.
-    pub imported: u64,
-    /// Why the next one is not.
-    pub error: Option<ImportError>,
-}
-
 /// Hands jobs to the ledger in order, several at a time, and answers each on `done` once it is stored. Ends when `jobs`
 /// is closed.
-pub async fn import(ledger: Ledger, mut jobs: mpsc::Receiver<Job>, done: impl AsyncFn(JobDone)) {
+pub async fn import(ledger: Ledger, mut jobs: mpsc::Receiver<Job<Vec<VerifiedBlock>>>, done: impl AsyncFn(JobDone)) {
     let mut waiting: VecDeque<_> = VecDeque::new();
     loop {
         tokio::select! {
@@ -320,10 +182,8 @@ fn outcome(parts: Vec<(PeerId, HeightRange)>, answers: Vec<Result<Imported, Impo
 
 #[cfg(test)]
 mod tests {
-    use super::super::budget::Budget;
     use super::*;
     use crate::sample::Sample;
-    use proptest::prelude::*;
 
     fn body(blocks: &[Block]) -> Vec<u8> {
         let mut body = Vec::new();
@@ -369,68 +229,5 @@ mod tests {
         cut[3] -= 1;
         cut.pop();
         assert!(matches!(verify_range(1, &cut, sample.genesis()), Err(RangeFault::Decode { height: 1, .. })));
-    }
-
-    fn segments(sample: &mut Sample, count: usize) -> Vec<VerifiedBlock> {
-        verify::verify_all(sample.blocks(count, 0), &Arc::clone(sample.genesis()))
-            .into_iter()
-            .map(Result::unwrap)
-            .collect()
-    }
-
-    #[test]
-    fn a_large_range_goes_out_in_imports_of_the_right_size_and_keeps_its_bytes_until_the_last() {
-        let mut sample = Sample::new(4, 20);
-        let blocks = sample.blocks(30, 400);
-        let genesis = Arc::clone(sample.genesis());
-        let blocks = verify::verify_all(blocks, &genesis).into_iter().map(Result::unwrap).collect();
-        let (budget, mut order) = (Budget::new(10), Order::new(1));
-        order.insert(Segment { peer: 0, blocks, room: Arc::new(budget.reserve(10).unwrap()) });
-        let mut heights = Vec::new();
-        while let Some(job) = order.take() {
-            let transactions: usize = job.blocks.iter().map(|block| block.block().transactions.len()).sum();
-            assert!(transactions <= JOB_TRANSACTIONS_MAX + 400, "{transactions}");
-            assert_eq!(budget.used(), 10);
-            heights.extend(job.blocks.iter().map(VerifiedBlock::height));
-        }
-        assert_eq!(heights, (1..=30).collect::<Vec<_>>());
-        assert_eq!(budget.used(), 0);
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(64))]
-
-        #[test]
-        fn whatever_order_ranges_come_in_blocks_go_out_once_and_ascending(
-            wishes in prop::collection::vec((0..40_usize, 1..15_usize), 1..25),
-            restart in 0..20_u64,
-        ) {
-            let blocks = segments(&mut Sample::new(3, 0), 60);
-            let budget = Budget::new(u64::MAX);
-            let (mut order, mut out) = (Order::new(1), Vec::new());
-            let mut come = [false; 61];
-            for (at, (first, count)) in wishes.into_iter().enumerate() {
-                let part = blocks[first..first + count].to_vec();
-                come[first + 1..=first + count].fill(true);
-                order.insert(Segment { peer: at as PeerId, blocks: part, room: budget.reserve(1).unwrap().into() });
-                let ranges: Vec<_> = order.ranges().collect();
-                prop_assert!(ranges.windows(2).all(|pair| pair[0].last < pair[1].first));
-                if at == 5 && order.next() < restart {
-                    order.restart(restart);
-                    come[..restart as usize].fill(true);
-                    out.clear();
-                }
-                while let Some(job) = order.take() {
-                    prop_assert_eq!(job.range().count() as usize, job.blocks.len());
-                    out.extend(job.blocks.iter().map(VerifiedBlock::height));
-                }
-                prop_assert!(!order.is_ready());
-            }
-            prop_assert!(out.windows(2).all(|pair| pair[0] + 1 == pair[1]));
-            let whole = (1..61).take_while(|&height| come[height]).count() as u64;
-            prop_assert_eq!(order.next(), whole + 1);
-            drop(order);
-            prop_assert_eq!(budget.used(), 0);
-        }
     }
 }

@@ -206,6 +206,7 @@ pub fn peers(book: &PeerBook, in_flight: impl Fn(PeerId) -> u32) -> Vec<PeerStat
 #[cfg(test)]
 mod tests {
     use super::super::SyncConfig;
+    use super::super::peers::Origin;
     use super::super::source::{SourceError, SourceInfo};
     use super::*;
 
@@ -214,10 +215,9 @@ mod tests {
     }
 
     fn book(heads: &[Height]) -> PeerBook {
-        let names = heads.iter().map(|height| height.to_string());
-        let mut book = PeerBook::new(names, &SyncConfig::default(), Time(0));
-        for (id, height) in heads.iter().enumerate() {
-            let id = id as PeerId;
+        let mut book = PeerBook::new(&SyncConfig::default());
+        for (at, height) in heads.iter().enumerate() {
+            let id = book.join(format!("{at}"), Origin::Configured, Time(0)).unwrap();
             book.introduced(id, &SourceInfo { node_id: "other".into(), ..us() }, &us(), Time(0));
             book.reported(id, Some((*height, Hash::ZERO)), Time(1_000_000));
         }
@@ -249,12 +249,16 @@ mod tests {
         let fork = Diverged { height: 2, ours: Hash::ZERO, theirs: Hash([1; 32]), peer: "5".into() };
         diverged.diverged(1, fork, late);
         assert_eq!(at(&diverged, 5, early), SyncState::Diverged);
-        let names = ["a".to_owned()];
-        let mut silent = PeerBook::new(names, &SyncConfig::default(), Time(0));
+        let alone = || {
+            let mut book = PeerBook::new(&SyncConfig::default());
+            book.join("a".into(), Origin::Configured, Time(0)).unwrap();
+            book
+        };
+        let mut silent = alone();
         assert_eq!(at(&silent, 5, early), SyncState::Starting);
         silent.poll_failed(0, &SourceError::Unreachable("refused".into()), late);
         assert_eq!(at(&silent, 5, early), SyncState::NoSource);
-        let mut itself = PeerBook::new(["a".to_owned()], &SyncConfig::default(), Time(0));
+        let mut itself = alone();
         itself.introduced(0, &us(), &us(), Time(0));
         assert_eq!(at(&itself, 5, early), SyncState::NoSource);
         assert!(peers(&itself, |_| 0)[0].reason.as_ref().unwrap().contains("itself"));

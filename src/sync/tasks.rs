@@ -1,0 +1,174 @@
+//! What a follower does for its engine: each [`Command`] becomes a task, and each task comes back as a [`Wake`].
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+
+use super::budget::Budget;
+use super::compare::compare;
+use super::engine::{Command, Fetched, Job, Look, Wake};
+use super::pipeline::Verifier;
+use super::source::{Source, SourceError};
+use super::{PeerId, RequestId, Strategy};
+use crate::chain::VerifiedBlock;
+use crate::ledger::Ledger;
+
+/// What the engine moves where blocks are real.
+pub type Blocks = Vec<VerifiedBlock>;
+
+/// The tasks under way. They end with it.
+pub struct Tasks {
+    ledger: Ledger,
+    strategy: Arc<dyn Strategy>,
+    verifier: Verifier,
+    budget: Budget,
+    wakes: mpsc::UnboundedSender<Wake<Blocks>>,
+    jobs: mpsc::Sender<Job<Blocks>>,
+    sources: HashMap<PeerId, Arc<dyn Source>>,
+    looks: HashMap<PeerId, AbortHandle>,
+    requests: HashMap<RequestId, AbortHandle>,
+}
+
+impl Tasks {
+    /// None yet. What happens goes to `wakes`, what is to be imported to `jobs`.
+    pub fn new(
+        ledger: Ledger,
+        strategy: Arc<dyn Strategy>,
+        verifier: Verifier,
+        budget: Budget,
+        wakes: mpsc::UnboundedSender<Wake<Blocks>>,
+        jobs: mpsc::Sender<Job<Blocks>>,
+    ) -> Self {
+        let (sources, looks, requests) = (HashMap::new(), HashMap::new(), HashMap::new());
+        Self { ledger, strategy, verifier, budget, wakes, jobs, sources, looks, requests }
+    }
+
+    /// Who answers for a peer from now on.
+    pub fn join(&mut self, peer: PeerId, source: Arc<dyn Source>) {
+        self.sources.insert(peer, source);
+    }
+
+    /// A peer is gone.
+    pub fn leave(&mut self, peer: PeerId) {
+        self.sources.remove(&peer);
+    }
+
+    /// Who answers for a peer.
+    pub fn source(&self, peer: PeerId) -> Option<&Arc<dyn Source>> {
+        self.sources.get(&peer)
+    }
+
+    /// The peer of this name.
+    pub fn peer(&self, name: &str) -> Option<PeerId> {
+        self.sources.iter().find(|(_, source)| source.name() == name).map(|(&peer, _)| peer)
+    }
+
+    /// A task has come back.
+    pub fn ended(&mut self, wake: &Wake<Blocks>) {
+        match wake {
+            Wake::Looked(peer, _) | Wake::Compared(peer, _) => _ = self.looks.remove(peer),
+            Wake::Fetched(id, _) => _ = self.requests.remove(id),
+            _ => {}
+        }
+    }
+
+    /// Starts what a command asks for. False: the ledger's end of the queue is gone, and there is no use going on.
+    pub fn carry_out(&mut self, command: Command<Blocks>) -> bool {
+        let wakes = self.wakes.clone();
+        // Whoever sends a wake does not mind that nobody listens any more.
+        match command {
+            Command::Look { peer, introduce } => {
+                let Some(source) = self.sources.get(&peer).cloned() else { return true };
+                let ledger = self.ledger.clone();
+                let task = tokio::spawn(async move {
+                    let look = look(&source, &ledger, introduce).await;
+                    let _ = wakes.send(Wake::Looked(peer, look));
+                });
+                self.looks.insert(peer, task.abort_handle());
+            }
+            Command::Compare { peer, height, known } => {
+                let Some(source) = self.sources.get(&peer).cloned() else { return true };
+                let (ledger, budget) = (self.ledger.clone(), self.budget.clone());
+                let task = tokio::spawn(async move {
+                    let comparison = compare(&source, &ledger, &budget, height, known.as_ref()).await;
+                    let _ = wakes.send(Wake::Compared(peer, comparison));
+                });
+                self.looks.insert(peer, task.abort_handle());
+            }
+            Command::EndLook(peer) => {
+                self.looks.remove(&peer).inspect(AbortHandle::abort);
+            }
+            Command::Fetch { id, peer, range, room } => {
+                let Some(source) = self.sources.get(&peer).cloned() else { return true };
+                let task = tokio::spawn(async move {
+                    let started = Instant::now();
+                    let answer = source.range(range, room).await;
+                    let fetched = answer.map(|mut answer| {
+                        answer.room.settle(answer.body.len() as u64);
+                        Fetched {
+                            body: answer.body,
+                            blocks: answer.blocks,
+                            room: answer.room,
+                            head: answer.head,
+                            first_byte_us: micros(answer.first_byte),
+                            duration_us: micros(started.elapsed()),
+                        }
+                    });
+                    let _ = wakes.send(Wake::Fetched(id, fetched));
+                });
+                self.requests.insert(id, task.abort_handle());
+            }
+            Command::Abort(id) => {
+                self.requests.remove(&id).inspect(AbortHandle::abort);
+            }
+            Command::Verify { id, first, body } => self.verifier.verify(first, body, move |verified| {
+                let _ = wakes.send(Wake::Verified(id, verified));
+            }),
+            // The queue has room for every job that may be under way.
+            Command::Import(job) => return self.jobs.try_send(job).is_ok(),
+            Command::Ask { view, events } => {
+                let strategy = Arc::clone(&self.strategy);
+                // On a thread that may block: a component may take its whole deadline.
+                let asked = tokio::task::spawn_blocking(move || strategy.next(&view, &events));
+                tokio::spawn(async move {
+                    let actions = asked.await.unwrap_or_else(|error| {
+                        tracing::error!(%error, "the strategy could not be asked");
+                        Vec::new()
+                    });
+                    let _ = wakes.send(Wake::Planned(actions));
+                });
+            }
+            Command::Refused { action, reason } => self.strategy.refused(&action, &reason),
+        }
+        true
+    }
+}
+
+impl Drop for Tasks {
+    fn drop(&mut self) {
+        self.requests.values().chain(self.looks.values()).for_each(AbortHandle::abort);
+    }
+}
+
+/// Microseconds, as many as fit.
+pub fn micros(duration: std::time::Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// Looks at a source: its head, our block at that height, and on first meeting who it is.
+async fn look(source: &Arc<dyn Source>, ledger: &Ledger, introduce: bool) -> Result<Look, SourceError> {
+    let info = if introduce { Some(source.info().await?) } else { None };
+    let head = source.head().await?;
+    let ours = match head {
+        Some((height, _)) if height <= ledger.head().height => {
+            let ours = ledger.storage().read_brief(move |reader| reader.hash_at(height)).await;
+            // A store that cannot be read shows elsewhere; here it is no opinion on the source.
+            ours.ok().flatten()
+        }
+        _ => None,
+    };
+    Ok(Look { info, head, ours })
+}
