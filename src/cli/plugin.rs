@@ -18,7 +18,16 @@ use super::run::Addresses;
 use super::sign::Signing;
 
 /// The plugins that every new node gets.
-pub const SHIPPED: [&str; 5] = ["token-bucket", "sliding-window", "allow-all", "parallel-range", "ping-pong"];
+pub const SHIPPED: [&str; 8] = [
+    "token-bucket",
+    "sliding-window",
+    "allow-all",
+    "parallel-range",
+    "sequential",
+    "snapshot-first",
+    "polite",
+    "ping-pong",
+];
 
 /// Components: build, check, sign, replay, list, swap.
 #[derive(Args)]

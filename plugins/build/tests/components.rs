@@ -8,7 +8,16 @@ use tenon_build::fixture::{self, Description};
 use wasmtime::component::{Component, Instance, Linker, Val};
 use wasmtime::{Engine, Store};
 
-const SHIPPED: [&str; 5] = ["allow-all", "parallel-range", "ping-pong", "sliding-window", "token-bucket"];
+const SHIPPED: [&str; 8] = [
+    "allow-all",
+    "parallel-range",
+    "ping-pong",
+    "polite",
+    "sequential",
+    "sliding-window",
+    "snapshot-first",
+    "token-bucket",
+];
 const FAULTS: [&str; 3] = ["faults", "faults-agent", "faults-sync"];
 
 /// Lines that a component has written: level and text.

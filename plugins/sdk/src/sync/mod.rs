@@ -1,14 +1,19 @@
 //! Strategies: which blocks to fetch from whom.
 //!
-//! A strategy is told all that the node knows ([`View`]) and what happened ([`Event`]), and says what to do ([`Action`]).
-//! The node downloads, verifies, orders and stores; it checks every action, and a wrong one only counts against the
-//! strategy.
+//! A strategy is told all that the node knows ([`View`]) and what happened ([`Event`]), and says what to do
+//! ([`Action`]). The node downloads, verifies, orders and stores; it checks every action, and a wrong one only counts
+//! against the strategy. [`Draft`] keeps an answer within the limits, [`testbed`] tries a strategy in virtual time.
+
+mod draft;
+#[cfg(not(target_arch = "wasm32"))]
+pub mod testbed;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::{Form, Plugin};
 
+pub use draft::{DOUBLE_AFTER_US, Draft, head_of, len, missing, overlap};
 pub use wit::exports::tenon::sync::strategy::{
     Action, Arrival, Event, Failure, Fetch, Fork, InFlight, Limits, Peer, PeerId, Penalty, RequestId, Snapshot, View,
 };
@@ -47,15 +52,15 @@ pub trait Strategy: Plugin {
     /// strategy left is not read: the default takes its place.
     type Memory: Default + Serialize + DeserializeOwned;
 
-    /// Decides what to do next. `events` are all since the last call, in order. After [`Event::TakenOver`] the memory may
-    /// be the default while requests are under way: `view` says all.
+    /// Decides what to do next. `events` are all since the last call, in order. After [`Event::TakenOver`] the memory
+    /// may be the default while requests are under way: `view` says all.
     fn next(&self, view: &View, events: &[Event], memory: &mut Self::Memory) -> Vec<Action>;
 }
 
 /// Takes over the memory of older versions, and gives it back.
 ///
-/// The node asks with the first call of this version, and before this version goes live: an error or a panic then keeps it
-/// out.
+/// The node asks with the first call of this version, and before this version goes live: an error or a panic then keeps
+/// it out.
 ///
 /// ```
 /// use tenon_sdk::Form;
@@ -108,8 +113,8 @@ pub trait Migrate: Strategy {
     fn downgrade(&self, to: Form<'_>, memory: Self::Memory) -> Result<Vec<u8>, String>;
 }
 
-/// Makes a [`Strategy`] the plugin of this crate; once a crate. With `migrating`, `export_strategy!(MyStrategy, migrating)`, its
-/// [`Migrate`] as well. Empty off wasm32.
+/// Makes a [`Strategy`] the plugin of this crate; once a crate. With `migrating`, `export_strategy!(MyStrategy,
+/// migrating)`, its [`Migrate`] as well. Empty off wasm32.
 #[macro_export]
 macro_rules! export_strategy {
     ($strategy:ty) => {
@@ -122,8 +127,8 @@ macro_rules! export_strategy {
     };
 }
 
-/// What both forms of [`export_strategy!`](crate::export_strategy) come to: the trait that must be there, and what is exported beyond the
-/// kind's interface.
+/// What both forms of [`export_strategy!`](crate::export_strategy) come to: the trait that must be there, and what is
+/// exported beyond the kind's interface.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __export_strategy {

@@ -1,10 +1,7 @@
 //! What the strategy has learned: sizes, failures, rests.
 
 use serde::{Deserialize, Serialize};
-use tenon_sdk::sync::{Arrival, HeightRange, PeerId, Time};
-
-use crate::Settings;
-use crate::gaps::len;
+use tenon_sdk::sync::{Arrival, HeightRange, PeerId, Time, len};
 
 /// Failures remembered at once. The oldest are forgotten first; each costs at worst one more failed request.
 const REFUSED_MAX: usize = 256;
@@ -18,8 +15,6 @@ const REST_MAX_US: u64 = 3_000_000;
 /// What is remembered from call to call. All of it may be lost: the next decisions are then less well informed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Memory {
-    /// Blocks to ask for at once; 0 before the first arrival.
-    blocks: u32,
     /// Smoothed size of a block, in bytes; 0 before the first arrival.
     block_bytes: u64,
     /// Who failed to give what.
@@ -42,27 +37,17 @@ struct Resting {
 }
 
 impl Memory {
-    /// Learns from an answer how much to ask for next: what would have brought the target's bytes in the target's time,
-    /// but at most twice and at least half of what it was, so that one odd answer does not upset it.
-    pub fn arrived(&mut self, settings: &Settings, arrival: &Arrival) {
-        let blocks = len(&arrival.range);
-        let bytes = (arrival.bytes / blocks).max(1);
+    /// Learns from an answer how large blocks are.
+    pub(crate) fn arrived(&mut self, arrival: &Arrival) {
+        let bytes = (arrival.bytes / len(&arrival.range)).max(1);
         self.block_bytes = match self.block_bytes {
             0 => bytes,
             before => (before.saturating_mul(7).saturating_add(bytes)) / 8,
         };
-        let target_us = settings.target_ms.saturating_mul(1000);
-        let by_time = blocks.saturating_mul(target_us) / arrival.duration_us.max(1);
-        let by_bytes = settings.target_bytes / self.block_bytes.max(1);
-        let now = u64::from(self.blocks(settings));
-        // A slow line is no reason to ask for single blocks: the way there and back would be all that is paid for.
-        let wanted = by_time.max(u64::from(settings.start_blocks)).min(by_bytes);
-        let next = wanted.clamp(now.div_ceil(2), now.saturating_mul(2)).max(1);
-        self.blocks = u32::try_from(next).unwrap_or(u32::MAX);
     }
 
     /// Learns from a failure: another peer is asked for `range`, and this one rests.
-    pub fn failed(&mut self, peer: PeerId, range: &HeightRange, failures: u32, now: Time) {
+    pub(crate) fn failed(&mut self, peer: PeerId, range: &HeightRange, failures: u32, now: Time) {
         if self.refused.len() == REFUSED_MAX {
             self.refused.remove(0);
         }
@@ -76,29 +61,24 @@ impl Memory {
     }
 
     /// Forgets what no longer matters: rests that are over, peers that are gone, heights that are imported.
-    pub fn tidy(&mut self, now: Time, imported: u64, known: impl Fn(PeerId) -> bool) {
+    pub(crate) fn tidy(&mut self, now: Time, imported: u64, known: impl Fn(PeerId) -> bool) {
         // A clock that was set back must not make a rest of hours.
         self.resting.retain(|resting| resting.until > now && resting.until - now <= REST_MAX_US && known(resting.peer));
         self.refused.retain(|refused| refused.last > imported && known(refused.peer));
     }
 
     /// Whether `peer` failed to give `height`.
-    pub fn has_refused(&self, peer: PeerId, height: u64) -> bool {
+    pub(crate) fn has_refused(&self, peer: PeerId, height: u64) -> bool {
         self.refused.iter().any(|refused| refused.peer == peer && (refused.first..=refused.last).contains(&height))
     }
 
     /// Until when `peer` is left alone; 0 if it is not.
-    pub fn rests_until(&self, peer: PeerId) -> Time {
+    pub(crate) fn rests_until(&self, peer: PeerId) -> Time {
         self.resting.iter().find(|resting| resting.peer == peer).map_or(0, |resting| resting.until)
     }
 
-    /// Blocks to ask for at once.
-    pub fn blocks(&self, settings: &Settings) -> u32 {
-        if self.blocks == 0 { settings.start_blocks } else { self.blocks }
-    }
-
     /// Bytes that a block has, as far as is known; at least 1.
-    pub fn block_bytes(&self) -> u64 {
+    pub(crate) fn block_bytes(&self) -> u64 {
         // Before the first arrival, a block with a transaction or two.
         const GUESS: u64 = 1024;
         if self.block_bytes == 0 { GUESS } else { self.block_bytes }
@@ -109,36 +89,22 @@ impl Memory {
 mod tests {
     use super::*;
 
-    fn arrival(blocks: u64, bytes: u64, duration_us: u64) -> Arrival {
-        Arrival { id: 1, peer: 1, range: HeightRange { first: 1, last: blocks }, bytes, duration_us }
+    fn arrival(blocks: u64, bytes: u64) -> Arrival {
+        Arrival { id: 1, peer: 1, range: HeightRange { first: 1, last: blocks }, bytes, duration_us: 5_000 }
     }
 
-    fn learned(arrivals: impl IntoIterator<Item = Arrival>) -> Memory {
+    #[test]
+    fn the_size_of_a_block_follows_what_comes() {
         let mut memory = Memory::default();
-        for arrival in arrivals {
-            memory.arrived(&Settings::default(), &arrival);
+        assert_eq!(memory.block_bytes(), 1024, "a guess");
+        memory.arrived(&arrival(10, 4_000));
+        assert_eq!(memory.block_bytes(), 400, "the first answer corrects it");
+        memory.arrived(&arrival(10, 12_000));
+        assert_eq!(memory.block_bytes(), 500);
+        for _ in 0..40 {
+            memory.arrived(&arrival(10, 12_000));
         }
-        memory
-    }
-
-    #[test]
-    fn ranges_grow_while_they_are_small_and_quick() {
-        let memory = learned((0..4).map(|_| arrival(32, 32 * 400, 5_000)));
-        assert_eq!(memory.blocks(&Settings::default()), 32 * 16);
-    }
-
-    #[test]
-    fn ranges_stay_below_the_target_of_bytes() {
-        let memory = learned((0..20).map(|_| arrival(32, 32 << 20, 5_000)));
-        assert_eq!(memory.blocks(&Settings::default()), 1, "a block is as large as the target");
-    }
-
-    #[test]
-    fn a_slow_line_gets_small_ranges_but_not_single_blocks() {
-        let quick = (0..6).map(|_| arrival(1000, 400_000, 5_000));
-        let slow = (0..20).map(|_| arrival(100, 40_000, 60_000_000));
-        let memory = learned(quick.chain(slow));
-        assert_eq!(memory.blocks(&Settings::default()), Settings::default().start_blocks);
+        assert!((1_150..=1_200).contains(&memory.block_bytes()), "{}", memory.block_bytes());
     }
 
     #[test]
@@ -184,8 +150,8 @@ mod tests {
         let mut memory = Memory::default();
         let endless = HeightRange { first: 0, last: u64::MAX };
         for (bytes, duration_us) in [(u64::MAX, 0), (0, u64::MAX), (u64::MAX, u64::MAX), (0, 0)] {
-            memory.arrived(&Settings::default(), &Arrival { id: 0, peer: 0, range: endless, bytes, duration_us });
-            assert!(memory.blocks(&Settings::default()) >= 1);
+            memory.arrived(&Arrival { id: 0, peer: 0, range: endless, bytes, duration_us });
+            assert!(memory.block_bytes() >= 1);
         }
         memory.failed(0, &endless, u32::MAX, u64::MAX);
         memory.tidy(u64::MAX, u64::MAX, |_| true);
