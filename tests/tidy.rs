@@ -57,6 +57,7 @@ const WALLS: &[(&str, &[&str])] = &[
     ),
     ("src/rate_limit", &["tenon_runtime", "wasmtime", "crate::bindings", "crate::rpc", "axum", "rusqlite"]),
     ("src/sync", &["tenon_runtime", "wasmtime", "crate::bindings", "crate::rpc", "axum", "rusqlite"]),
+    ("src/sync/engine", &["tokio", "Instant", "Time::now", "std::thread", "reqwest", "rayon", "Ledger", "SystemTime"]),
     ("src/agent", &["tenon_runtime", "wasmtime", "crate::bindings", "crate::rpc", "axum", "rusqlite"]),
     ("src/bindings", &["crate::rpc", "crate::storage", "crate::ledger", "axum", "rusqlite", "tokio"]),
     ("src/ledger", &["tenon_runtime", "crate::rpc", "crate::sync", "crate::agent", "crate::bindings", "rusqlite"]),

@@ -1,6 +1,10 @@
 //! The book of peers: what is known of each, and when it is looked at again. Pure: the time is an argument.
 
+mod record;
+
 use std::collections::{BTreeMap, VecDeque};
+
+pub use record::{Origin, Record, Standing};
 
 use super::opinion::{BACKOFF_FIRST_MS, Opinion, doubled};
 use super::source::{SourceError, SourceInfo};
@@ -32,65 +36,6 @@ const COMPARE_EVERY: u64 = 10;
 
 /// How often a refused peer is asked again who it is.
 const INTRODUCE_AGAIN_MS: u64 = 10_000;
-
-/// Whether a peer can be asked for blocks, and if not, why.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Standing {
-    /// It has not said yet who it is.
-    Unknown,
-    /// On our chain, as far as is known.
-    Up,
-    /// It does not answer.
-    Down,
-    /// It must not be used: it is this node, or another chain's.
-    Refused(String),
-    /// It has another block than we.
-    Diverged(Diverged),
-}
-
-/// Why a peer is there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Origin {
-    /// The operator named it as a source: whether the node is up to date is measured by it.
-    Configured,
-    /// It was met on the way: good for blocks, and no measure of ours.
-    Met,
-}
-
-/// What is known of one peer.
-#[derive(Clone, Debug)]
-pub struct Record {
-    /// Its number.
-    pub id: PeerId,
-    /// What people know it by; no two peers have the same.
-    pub name: String,
-    /// Why it is there.
-    pub origin: Origin,
-    /// Whether it can be asked.
-    pub standing: Standing,
-    /// The head it last reported.
-    pub head: Option<(Height, Hash)>,
-    /// When it reported it.
-    pub head_at: Time,
-    /// What its last failure was.
-    pub last_error: Option<String>,
-    /// Blocks of the chain that came from it.
-    pub blocks: u64,
-    /// Bytes that came from it.
-    pub bytes: u64,
-    /// When it is to be looked at next.
-    pub next_poll: Time,
-    /// Whether a look, or a comparison, is under way.
-    pub busy: bool,
-    /// Since when it has another block than we, while it has.
-    pub diverged_at: Option<Time>,
-    opinion: Opinion,
-    latency_us: u64,
-    throughput: u64,
-    poll_failures: u32,
-    /// The highest block that it is taken to have, and until when.
-    doubt: Option<(Height, Time)>,
-}
 
 /// What is left of a peer that is gone.
 #[derive(Clone, Debug)]
@@ -138,25 +83,7 @@ impl PeerBook {
         let former = self.former.iter().position(|former| former.name == name).and_then(|at| self.former.remove(at));
         let mut opinion = former.map_or_else(|| Opinion::new(now), |former| former.opinion);
         opinion.settle(now);
-        let record = Record {
-            id,
-            name,
-            origin,
-            standing: Standing::Unknown,
-            head: None,
-            head_at: Time(0),
-            last_error: None,
-            blocks: 0,
-            bytes: 0,
-            next_poll: now,
-            busy: false,
-            diverged_at: None,
-            opinion,
-            latency_us: 0,
-            throughput: 0,
-            poll_failures: 0,
-            doubt: None,
-        };
+        let record = Record::new(id, name, origin, opinion, now);
         self.records.insert(id, record);
         Ok(id)
     }
@@ -306,7 +233,13 @@ impl PeerBook {
                 record.next_poll = record.next_poll.min(now.plus_ms(poll_ms));
                 false
             }
-            Standing::Unknown | Standing::Refused(_) | Standing::Diverged(_) => false,
+            Standing::Diverged(_) => {
+                // Its branch may be the better one now.
+                record.head = Some(head);
+                record.next_poll = record.next_poll.min(now.plus_ms(poll_ms));
+                false
+            }
+            Standing::Unknown | Standing::Refused(_) => false,
         }
     }
 
@@ -406,52 +339,17 @@ impl PeerBook {
         diverged
     }
 
+    /// The branch of a peer could not be taken: it is not asked for again before the peer itself would be.
+    pub fn branch_failed(&mut self, id: PeerId) {
+        let Some(record) = self.get_mut(id) else { return };
+        record.branch_not_before = record.opinion.not_before;
+    }
+
     /// Looks at everybody next: what was known of them may no longer hold.
     pub fn look_at_all(&mut self, now: Time) {
         for record in self.records.values_mut().filter(|record| record.is_up() || record.diverged_at.is_some()) {
             record.next_poll = now;
         }
-    }
-}
-
-impl Record {
-    /// The reported head, as far as it is believed.
-    pub fn proven_head(&self) -> Option<(Height, Hash)> {
-        let head = self.head?;
-        match self.doubt {
-            Some((height, _)) if height < head.0 => Some((height, Hash::ZERO)),
-            _ => Some(head),
-        }
-    }
-
-    /// Whether it can be asked.
-    pub fn is_up(&self) -> bool {
-        self.standing == Standing::Up
-    }
-
-    /// No request before this moment.
-    pub fn not_before(&self) -> Time {
-        self.opinion.not_before
-    }
-
-    /// The host's opinion.
-    pub fn score(&self) -> i32 {
-        self.opinion.score
-    }
-
-    /// Smoothed time until the first byte, in microseconds.
-    pub fn latency_us(&self) -> u64 {
-        self.latency_us
-    }
-
-    /// Smoothed rate, in bytes a second.
-    pub fn throughput(&self) -> u64 {
-        self.throughput
-    }
-
-    /// Requests in a row that failed.
-    pub fn failures(&self) -> u32 {
-        self.opinion.failures
     }
 }
 

@@ -101,7 +101,7 @@ impl<B: Blocks> Engine<B> {
         let Some(record) = self.peers.get(peer) else { return };
         let (Standing::Diverged(diverged), Some(theirs)) = (&record.standing, record.head) else { return };
         let (common, ours) = (diverged.height.saturating_sub(1), (self.head.height, self.head.hash));
-        if record.not_before() > self.now || !fork_choice::prefers(ours, theirs) {
+        if record.branch_not_before > self.now || !fork_choice::prefers(ours, theirs) {
             return;
         }
         let (depth, max) = (ours.0.saturating_sub(common), self.max_reorg_depth);
@@ -165,26 +165,26 @@ impl<B: Blocks> Engine<B> {
         let Fetched { body, blocks, room, first_byte_us, duration_us, .. } = match fetched {
             Ok(fetched) => fetched,
             Err(error) => {
-                self.branch = None;
                 let points = error.points();
-                return self.failed(id, peer, range, points, error.to_string(), error.retry_after_ms());
+                self.failed(id, peer, range, points, error.to_string(), error.retry_after_ms());
+                return self.branch_failed(peer);
             }
         };
         let bytes = room.bytes();
         if blocks == 0 {
-            self.branch = None;
             let reason = format!("it has no block {}", range.first);
-            return self.failed(id, peer, range, POINTS_EMPTY, reason, None);
+            self.failed(id, peer, range, POINTS_EMPTY, reason, None);
+            return self.branch_failed(peer);
         }
         branch.rooms.push(room);
         let (taken, max) = (branch.rooms.iter().map(Reservation::bytes).sum::<u64>(), self.config.buffer_bytes_max);
         branch.step = Step::Verifying(id, HeightRange { first: range.first, last: range.first + (blocks - 1) });
         self.peers.answered(peer, first_byte_us, duration_us, bytes);
         if taken > max {
-            self.branch = None;
             let reason = format!("its branch has more than {max} bytes: see sync.buffer_bytes_max");
             self.counters.problem = Some(format!("{}: {reason}", self.peers.name(peer)));
-            return self.failed(id, peer, range, 0, reason, None);
+            self.failed(id, peer, range, 0, reason, None);
+            return self.branch_failed(peer);
         }
         self.commands.push(Command::Verify { id, first: range.first, body });
     }
@@ -205,11 +205,17 @@ impl<B: Blocks> Engine<B> {
             }
             other => {
                 let peer = branch.peer;
-                self.branch = None;
                 let reason = other.err().map_or_else(|| "an answer without blocks".into(), |fault| fault.to_string());
                 self.invalid(id, peer, range, reason);
+                self.branch_failed(peer);
             }
         }
+    }
+
+    /// The branch cannot be had now, which its peer has paid for.
+    fn branch_failed(&mut self, peer: PeerId) {
+        self.branch = None;
+        self.peers.branch_failed(peer);
     }
 
     /// Hands the branch to the ledger, once that has nothing else of ours to do.
@@ -247,14 +253,17 @@ impl<B: Blocks> Engine<B> {
             }
             Err(error) => error,
         };
-        match &error {
-            SwitchError::Invalid { .. } => return self.invalid(0, peer, range, error.to_string()),
-            SwitchError::Stopped => self.over = true,
-            SwitchError::Refused(_) | SwitchError::Storage(_) => {}
-        }
         tracing::error!(source, common, %error, "a better branch could not be taken");
-        self.counters.problem = Some(format!("{source} has a better branch, which could not be taken: {error}"));
-        self.peers.failed(peer, 0, error.to_string(), None, self.now);
+        match &error {
+            SwitchError::Invalid { .. } => self.invalid(0, peer, range, error.to_string()),
+            SwitchError::Stopped => self.over = true,
+            SwitchError::Refused(_) | SwitchError::Storage(_) => {
+                self.counters.problem =
+                    Some(format!("{source} has a better branch, which could not be taken: {error}"));
+                self.peers.failed(peer, 0, error.to_string(), None, self.now);
+            }
+        }
+        self.peers.branch_failed(peer);
     }
 
     /// The chain is another one: what was on its way belonged to the old one, and who was thought to agree may not.

@@ -182,6 +182,11 @@ fn an_announcement_counts_where_the_peer_can_be_asked_and_spares_looks() {
     assert!(!book.announced(1, head, Time(0)), "it was away");
     assert_eq!(book.get(1).unwrap().next_poll, Time(0).plus_ms(500), "and is looked at soon");
     assert!(!book.announced(7, head, Time(0)), "nobody knows it");
+    let fork = Diverged { height: 2, ours: Hash::ZERO, theirs: Hash([1; 32]), peer: "a".into() };
+    book.diverged(0, fork, Time(0));
+    assert!(!book.announced(0, head, Time(0)), "it cannot be asked for blocks");
+    let record = book.get(0).unwrap();
+    assert_eq!((record.head, record.next_poll), (Some(head), Time(0).plus_ms(500)), "but may have the better branch");
 }
 
 #[test]

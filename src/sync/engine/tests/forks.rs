@@ -51,6 +51,23 @@ fn a_longer_branch_is_taken_and_followed_to_its_head() {
 }
 
 #[test]
+fn a_race_at_the_head_is_settled_at_once() {
+    for announced in [false, true] {
+        let mut network = forked(9, on(OnDivergence::Reorg, 256), Nature::Forked, 1, if announced { -1 } else { 1 });
+        if announced {
+            network.run(10_000, |_| false);
+            network.forks[0].height = MAIN + 1;
+            let peer = network.engine.peers().iter().next().unwrap().id;
+            network.announce(peer, (MAIN + 1, hash(MAIN + 1, 1)));
+        }
+        let since = network.now;
+        assert!(ends_at(&mut network, MAIN + 1, 1), "{:#?}", network.status);
+        let ms = network.now.ms_since(since);
+        assert!(ms < 2_000, "{ms} ms");
+    }
+}
+
+#[test]
 fn of_two_branches_that_are_equally_long_the_one_with_the_lower_hash_is_taken_by_all() {
     let lower = u8::from(hash(MAIN, 1) < hash(MAIN, 0));
     let mut network = forked(2, on(OnDivergence::Reorg), Nature::Forked, 5, 0);

@@ -172,6 +172,30 @@ fn who_sends_a_refused_block_as_others_do_pays_once_another_version_is_valid() {
     assert_eq!(network.status.problem, None);
 }
 
+#[test]
+fn seven_liars_take_at_most_half_of_the_rate() {
+    let config = SyncConfig { range_blocks_max: 200, ..config() };
+    let time = |seed: u64, liars: &[Nature]| {
+        let mut network = Network::new(seed, 200_000, Plans::OnePeer, config.clone());
+        for (at, nature) in liars.iter().enumerate() {
+            network.join(0, model(format!("liar {at}"), *nature));
+        }
+        network.join(0, model("honest", Nature::Honest));
+        assert!(network.run(3_600_000, |network| network.engine.head().height == 200_000), "{:#?}", network.status);
+        assert!(network.honest_score_min > 50, "{}", network.honest_score_min);
+        network.now.ms_since(START)
+    };
+    // Who sends less than it was asked for tells no lie, and the built-in, which asks one peer only, stays with it.
+    let vices: Vec<_> = Nature::VICES.into_iter().filter(|nature| *nature != Nature::Short).collect();
+    for seed in 0..8 {
+        let alone = time(seed, &[]);
+        let liars: Vec<_> = (0..7).map(|at| vices[(seed as usize * 3 + at * 7) % vices.len()]).collect();
+        let among = time(seed, &liars);
+        println!("{alone} ms alone, {among} ms among {liars:?}");
+        assert!(among <= 2 * alone, "{alone} ms alone, {among} ms among {liars:?}");
+    }
+}
+
 fn any_nature() -> impl Strategy<Value = Nature> {
     prop_oneof![
         3 => prop::sample::select(Nature::VICES.to_vec()),

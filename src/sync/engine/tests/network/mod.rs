@@ -1,137 +1,25 @@
 //! A modelled network: peers with delays and vices, a ledger and a strategy, all in virtual time, around a real engine.
 //! Everything is drawn from one seed, so a run that fails fails again.
 
-use std::cmp::Reverse;
+mod ledger;
+mod peers;
+mod world;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use super::super::{Blocks, Command, Engine, Fetched, Job, JobDone, Look, Switch, SwitchError, Wake};
-use crate::chain::{BlockError, Hash, Head, Height, Time};
-use crate::ledger::ImportError;
-use crate::sync::budget::Reservation;
-use crate::sync::compare::Comparison;
+use super::super::{Blocks, Command, Engine, Fetched, Job, Switch, Wake};
+use crate::chain::{Hash, Height, Time};
 use crate::sync::peers::Origin;
-use crate::sync::pipeline::RangeFault;
 use crate::sync::source::{SourceError, SourceInfo};
-use crate::sync::{Action, Diverged, Event, HeightRange, PeerId, RequestId, SyncConfig, SyncStatus, View, one_peer};
-
-/// Where the clock of a run begins.
-pub const START: Time = Time(1_735_689_600_000_000);
-
-/// Bytes of a modelled block.
-pub const BLOCK_BYTES: u64 = 1_000;
+use crate::sync::{Action, Event, HeightRange, PeerId, RequestId, SyncConfig, SyncStatus, View, one_peer};
+pub use world::{BLOCK_BYTES, Branch, Fork, Model, Nature, START, hash};
+use world::{Stub, head_of, verify};
 
 /// How long a peer that says nothing is waited for.
 const TIMEOUT_MS: u64 = 2_000;
-
-/// Which of the valid chains a block is on. All are the same up to [`Fork::after`].
-pub type Branch = u8;
-
-/// A modelled block: nothing but what tells it from others.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stub {
-    height: Height,
-    branch: Branch,
-    flaw: Flaw,
-}
-
-/// What is wrong with a block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Flaw {
-    None,
-    /// Shows when it is verified.
-    Signature,
-    /// Shows when it is imported.
-    State,
-}
-
-impl Blocks for Vec<Stub> {
-    type Body = Vec<Stub>;
-
-    fn first(&self) -> Height {
-        self[0].height
-    }
-
-    fn count(&self) -> usize {
-        self.len()
-    }
-
-    fn transactions(&self, _: usize) -> usize {
-        1
-    }
-
-    fn split_off(&mut self, index: usize) -> Self {
-        self.split_off(index)
-    }
-
-    fn append(&mut self, following: Self) {
-        self.extend(following);
-    }
-}
-
-/// How a peer behaves. Whatever it does takes its time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Nature {
-    /// As it should.
-    Honest,
-    /// As it should, but every so many answers, in hundreds, fail.
-    Flaky(u32),
-    /// Never answers.
-    Silent,
-    /// Answers who it is and what it has, but no range.
-    Stalls,
-    /// Has none of the blocks that it reports.
-    Empty,
-    /// Blocks that are not signed.
-    Forged,
-    /// Blocks whose state is wrong, though they are signed.
-    Corrupt,
-    /// One block whose state is wrong, though it is signed, and always the same.
-    Mistaken(Height),
-    /// Reports a head far above its own.
-    Boasts,
-    /// Sends half of what it was asked for.
-    Short,
-    /// Wants to be left alone.
-    Limited,
-    /// Of another chain.
-    Stranger,
-    /// Announces a new head all the time.
-    Chatty,
-    /// On another valid branch.
-    Forked(Branch),
-    /// On another branch, whose blocks have a wrong state.
-    Warped(Branch),
-}
-
-impl Nature {
-    /// Every vice there is.
-    pub const VICES: [Self; 10] = [
-        Self::Silent,
-        Self::Stalls,
-        Self::Empty,
-        Self::Forged,
-        Self::Corrupt,
-        Self::Boasts,
-        Self::Short,
-        Self::Limited,
-        Self::Stranger,
-        Self::Chatty,
-    ];
-}
-
-/// A peer of the model.
-#[derive(Clone, Debug)]
-pub struct Model {
-    pub name: String,
-    pub nature: Nature,
-    /// The most that an answer takes, in milliseconds.
-    pub delay_ms: u64,
-    /// What it is behind the chain.
-    pub lag: Height,
-}
 
 /// What the strategy is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -144,15 +32,6 @@ pub enum Plans {
     Mad,
     /// Wants nothing.
     Idle,
-}
-
-/// A branch that leaves the main chain.
-#[derive(Clone, Copy, Debug)]
-pub struct Fork {
-    /// The last block that is the same.
-    pub after: Height,
-    /// Its height.
-    pub height: Height,
 }
 
 /// What happens later.
@@ -472,191 +351,6 @@ impl Network {
         if timeout { TIMEOUT_MS } else { self.rng.random_range(0..=most) }
     }
 
-    /// The branch that a peer is on, and its height there.
-    fn place(&self, model: &Model) -> (Branch, Height) {
-        match model.nature {
-            Nature::Forked(branch) | Nature::Warped(branch) => (branch, self.forks[usize::from(branch) - 1].height),
-            _ => (0, self.height.saturating_sub(model.lag)),
-        }
-    }
-
-    /// The branch of a peer's block at a height, as far as it has one.
-    fn has(&self, model: &Model, height: Height) -> Option<Branch> {
-        let (branch, last) = self.place(model);
-        (height <= last).then(|| self.branch_at(height, branch))
-    }
-
-    /// Below its first block a branch is the main one.
-    fn branch_at(&self, height: Height, branch: Branch) -> Branch {
-        if branch > 0 && height > self.forks[usize::from(branch) - 1].after { branch } else { 0 }
-    }
-
-    fn head_of_peer(&self, model: &Model) -> (Height, Hash) {
-        let (_, last) = self.place(model);
-        match model.nature {
-            Nature::Boasts => (last + 1_000_000, Hash([9; 32])),
-            _ => (last, hash(last, self.has(model, last).unwrap_or(0))),
-        }
-    }
-
-    fn fails(&mut self, model: &Model) -> bool {
-        matches!(model.nature, Nature::Flaky(often) if self.rng.random_ratio(often, 100))
-    }
-
-    fn look(&mut self, peer: PeerId, introduce: bool) -> Result<Look, SourceError> {
-        let model = self.peers.get(&peer).ok_or(SourceError::Timeout { ms: TIMEOUT_MS })?.clone();
-        if model.nature == Nature::Silent || self.fails(&model) {
-            return Err(SourceError::Timeout { ms: TIMEOUT_MS });
-        }
-        let chain_id = if model.nature == Nature::Stranger { "another" } else { "model" }.to_owned();
-        let info = SourceInfo { chain_id, genesis_hash: Hash::ZERO, node_id: model.name.clone() };
-        let head = self.head_of_peer(&model);
-        let ours = self.ledger.get(head.0 as usize).map(|&branch| hash(head.0, branch));
-        Ok(Look { info: introduce.then_some(info), head: Some(head), ours })
-    }
-
-    fn compare(&mut self, peer: PeerId, height: Height) -> Result<Comparison, SourceError> {
-        let model = self.peers.get(&peer).ok_or(SourceError::Timeout { ms: TIMEOUT_MS })?.clone();
-        if matches!(model.nature, Nature::Silent | Nature::Stalls) || self.fails(&model) {
-            return Err(SourceError::Timeout { ms: TIMEOUT_MS });
-        }
-        let last = height.min(self.ledger.len() as Height - 1);
-        for height in 1..=last {
-            let ours = self.ledger[height as usize];
-            let Some(theirs) = self.has(&model, height) else {
-                return Ok(Comparison::Invalid(format!("it does not have block {height}")));
-            };
-            if ours != theirs {
-                let (ours, theirs) = (hash(height, ours), hash(height, theirs));
-                return Ok(Comparison::Diverged(Diverged { height, ours, theirs, peer: model.name }));
-            }
-        }
-        Ok(Comparison::Same)
-    }
-
-    fn range(&mut self, peer: PeerId, range: HeightRange, mut room: Reservation) -> Answer {
-        let model = self.peers.get(&peer).ok_or(SourceError::Timeout { ms: TIMEOUT_MS })?.clone();
-        let timeout = matches!(model.nature, Nature::Silent | Nature::Stalls);
-        if timeout || self.fails(&model) {
-            return Err(SourceError::Timeout { ms: TIMEOUT_MS });
-        }
-        if model.nature == Nature::Limited {
-            return Err(SourceError::Limited { retry_after_ms: 3_000 });
-        }
-        let has = (range.first..=range.last)
-            .map_while(|height| self.has(&model, height).map(|branch| Stub { height, branch, flaw: Flaw::None }));
-        let mut body: Vec<Stub> = has.collect();
-        match model.nature {
-            Nature::Empty => body.clear(),
-            Nature::Short => body.truncate(body.len().div_ceil(2)),
-            Nature::Forged if !body.is_empty() => {
-                let at = self.rng.random_range(0..body.len());
-                body[at].flaw = Flaw::Signature;
-            }
-            Nature::Corrupt if !body.is_empty() => {
-                let at = self.rng.random_range(0..body.len());
-                body[at].flaw = Flaw::State;
-            }
-            Nature::Mistaken(at) => {
-                body.iter_mut().filter(|block| block.height == at).for_each(|block| block.flaw = Flaw::State);
-            }
-            Nature::Warped(_) => {
-                body.iter_mut().filter(|block| block.branch > 0).for_each(|block| block.flaw = Flaw::State);
-            }
-            _ => {}
-        }
-        // As a source does: what has no room is left out.
-        while !body.is_empty() && !room.grow(body.len() as u64 * BLOCK_BYTES) {
-            if body.len() == 1 {
-                if !room.may_exceed() {
-                    return Err(SourceError::NoRoom { got: 1 });
-                }
-                break;
-            }
-            body.pop();
-        }
-        room.settle(body.len() as u64 * BLOCK_BYTES);
-        let head = Some(self.head_of_peer(&model));
-        let blocks = body.len() as u64;
-        Ok(Fetched { body, blocks, room, head, first_byte_us: 500, duration_us: 1_000 + blocks * 10 })
-    }
-
-    /// The oldest import is done.
-    fn store(&mut self) {
-        let Job { parts, blocks, rooms } = self.imports.pop_front().expect("as many as are stored");
-        for block in &blocks {
-            self.importing.remove(&block.height);
-        }
-        drop(rooms);
-        let fails = self.rng.random_ratio(self.storage_faults, 100);
-        let (mut imported, mut error) = (0, fails.then(|| ImportError::Storage("a full disk".into())));
-        for block in blocks {
-            if error.is_some() {
-                break;
-            }
-            match self.extend(block) {
-                Ok(()) => imported += 1,
-                Err(reason) => error = Some(reason),
-            }
-        }
-        self.engine.handle(self.now, Wake::Head(head_of(&self.ledger)));
-        self.engine.handle(self.now, Wake::Stored(JobDone { parts, imported, error }));
-    }
-
-    /// Takes back at most `blocks` for a better branch.
-    pub fn limit_reorgs(&mut self, blocks: u64) {
-        self.engine.limit_reorgs(blocks);
-        self.max_reorg_depth = blocks;
-    }
-
-    fn switch_branch(&mut self, switch: Switch<Vec<Stub>>) -> Result<(), SwitchError> {
-        let Switch { common, blocks, deep, rooms } = switch;
-        drop(rooms);
-        let ours = head_of(&self.ledger);
-        if self.rng.random_ratio(self.storage_faults, 100) {
-            return Err(SwitchError::Storage("a full disk".into()));
-        }
-        if ours.height - common > self.max_reorg_depth && !deep {
-            return Err(SwitchError::Refused("too deep".into()));
-        }
-        let last = blocks[blocks.len() - 1];
-        let theirs = (last.height, hash(last.height, last.branch));
-        if (theirs.0, Reverse(theirs.1)) <= (ours.height, Reverse(ours.hash)) {
-            return Err(SwitchError::Refused("no better".into()));
-        }
-        let before = self.ledger.clone();
-        self.ledger.truncate(common as usize + 1);
-        for block in blocks {
-            if let Err(error) = self.extend(block) {
-                self.ledger = before;
-                return Err(SwitchError::Invalid { height: block.height, reason: error.to_string() });
-            }
-        }
-        Ok(())
-    }
-
-    fn extend(&mut self, Stub { height, branch, flaw }: Stub) -> Result<(), ImportError> {
-        let next = self.ledger.len() as Height;
-        if height > next {
-            return Err(ImportError::Gap { head: next - 1, got: height });
-        }
-        if height < next {
-            let (ours, theirs) = (hash(height, self.ledger[height as usize]), hash(height, branch));
-            return if ours == theirs { Ok(()) } else { Err(ImportError::Conflict { height, ours, theirs }) };
-        }
-        let (expected, got) = (self.ledger[next as usize - 1], self.branch_at(height - 1, branch));
-        if expected != got {
-            let (expected, got) = (hash(height - 1, expected), hash(height - 1, got));
-            return Err(BlockError::Parent { height, expected, got }.into());
-        }
-        if flaw == Flaw::State {
-            return Err(BlockError::StateRoot { expected: Hash::ZERO, got: Hash([1; 32]) }.into());
-        }
-        assert_eq!(flaw, Flaw::None, "what is not verified is not imported");
-        self.ledger.push(branch);
-        Ok(())
-    }
-
     fn plan(&mut self, view: &View, events: &[Event]) -> Vec<Action> {
         match self.plans {
             Plans::Idle => Vec::new(),
@@ -684,27 +378,4 @@ impl Network {
             }
         }
     }
-}
-
-/// The hash of a valid block.
-pub fn hash(height: Height, branch: Branch) -> Hash {
-    Hash::of(&[b"model", &height.to_be_bytes(), &[branch]])
-}
-
-fn head_of(ledger: &[Branch]) -> Head {
-    let height = ledger.len() as Height - 1;
-    let hash = hash(height, ledger[ledger.len() - 1]);
-    Head { height, hash, parent_hash: Hash::ZERO, timestamp: START, tx_count: 0, state_root: Hash::ZERO }
-}
-
-fn verify(first: Height, body: Vec<Stub>) -> Result<Vec<Stub>, RangeFault> {
-    for (expected, block) in (first..).zip(&body) {
-        if block.height != expected {
-            return Err(RangeFault::Height { expected, got: block.height });
-        }
-        if block.flaw == Flaw::Signature {
-            return Err(RangeFault::Invalid { height: expected, error: BlockError::Signature });
-        }
-    }
-    Ok(body)
 }
