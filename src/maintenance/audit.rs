@@ -9,7 +9,7 @@ use metrics::{gauge, histogram};
 use serde::Serialize;
 use tokio::sync::{Mutex, oneshot, watch};
 
-use super::lower_priority;
+use super::{later, lower_priority};
 use crate::chain::state::SortedRoot;
 use crate::chain::{Account, Address, Hash, Head, Height, State, Time};
 use crate::ledger::Ledger;
@@ -108,13 +108,17 @@ impl Auditor {
         let mut head = self.0.ledger.watch();
         // Opening the ledger has verified what was there.
         let mut last = head.borrow_and_update().height;
+        let mut waits = false;
         loop {
             tokio::select! {
                 changed = head.changed() => if changed.is_err() { return },
+                () = later(waits) => {}
                 _ = stop.wait_for(|stop| *stop) => return,
             }
             let height = head.borrow_and_update().height;
-            if height.saturating_sub(last) < every || !may() {
+            let due = height.saturating_sub(last) >= every;
+            waits = due && !may();
+            if !due || waits {
                 continue;
             }
             last = height;

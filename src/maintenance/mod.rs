@@ -6,6 +6,18 @@ pub mod audit;
 pub mod database;
 pub mod shelf;
 
+/// How soon to look again whether there is time for what is due.
+const LATER: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// Waits for [`LATER`], or for ever where nothing is due.
+async fn later(due: bool) {
+    if due {
+        tokio::time::sleep(LATER).await;
+    } else {
+        std::future::pending().await
+    }
+}
+
 /// Lets everything else on the machine go first, as far as the system knows such a thing: for threads that are in no hurry.
 fn lower_priority() {
     #[cfg(target_os = "linux")]

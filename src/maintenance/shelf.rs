@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use metrics::gauge;
 use tokio::sync::{Mutex as AsyncMutex, oneshot, watch};
 
-use super::lower_priority;
+use super::{later, lower_priority};
 use crate::chain::{Hash, Height};
 use crate::ledger::Ledger;
 use crate::snapshot::export::{ExportOptions, STAGE, export};
@@ -127,7 +127,9 @@ impl Shelf {
         loop {
             let height = head.borrow_and_update().height;
             let newest = self.newest().map_or(0, |kept| kept.manifest.height).max(tried);
-            if let Some(due) = due(height, newest, &self.0.config).filter(|_| may()) {
+            let due = due(height, newest, &self.0.config);
+            let waits = due.is_some() && !may();
+            if let Some(due) = due.filter(|_| !waits) {
                 tried = due;
                 let making = self.make(Some(due));
                 tokio::pin!(making);
@@ -154,6 +156,7 @@ impl Shelf {
             }
             tokio::select! {
                 changed = head.changed() => if changed.is_err() { return },
+                () = later(waits) => {}
                 _ = stop.wait_for(|stop| *stop) => {
                     self.0.stopping.store(true, Ordering::Relaxed);
                     return;
