@@ -53,7 +53,7 @@ fn a_longer_branch_is_taken_and_followed_to_its_head() {
 #[test]
 fn a_race_at_the_head_is_settled_at_once() {
     for announced in [false, true] {
-        let mut network = forked(9, on(OnDivergence::Reorg, 256), Nature::Forked, 1, if announced { -1 } else { 1 });
+        let mut network = forked(9, on(OnDivergence::Reorg), Nature::Forked, 1, if announced { -1 } else { 1 });
         if announced {
             network.run(10_000, |_| false);
             network.forks[0].height = MAIN + 1;
