@@ -121,8 +121,8 @@ pub(super) struct Forks {
 #[derive(Default)]
 struct Told {
     last: Option<Reorg>,
-    /// The branch that was last refused as too deep: sync offers it again and again.
-    too_deep: Option<Hash>,
+    /// Where the branch leaves ours that was last refused as too deep: it is offered again and again, and grows.
+    too_deep: Option<Height>,
     equivocations: VecDeque<Equivocation>,
     seen: BTreeSet<(Height, Address)>,
 }
@@ -156,9 +156,9 @@ impl Forks {
     }
 
     /// Raises a branch that was refused, the first time.
-    pub fn too_deep(&self, theirs: Hash, error: &SwitchError) {
-        if self.told().too_deep.replace(theirs) != Some(theirs) {
-            tracing::error!(branch = %theirs, %error, "a better branch is refused: the chains have diverged for good");
+    pub fn too_deep(&self, common: Height, error: &SwitchError) {
+        if self.told().too_deep.replace(common) != Some(common) {
+            tracing::error!(%error, "a better branch is refused: the chains have diverged, and a person has to decide");
         }
     }
 

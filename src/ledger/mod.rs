@@ -308,6 +308,7 @@ impl Ledger {
             return answer;
         }
         match self.switch_branch(vec![rival], Reach::Limited).await {
+            Ok(reorg) if reorg.undone == 0 => Ok(Imported::Extended),
             Ok(_) => Ok(Imported::Reorged),
             Err(SwitchError::Invalid { error, .. }) => Err(ImportError::Invalid(error)),
             Err(SwitchError::Storage(error)) => Err(ImportError::Storage(error)),

@@ -43,11 +43,10 @@ impl Thread {
         reach: Reach,
         head: &watch::Sender<Head>,
     ) -> Result<Reorg, SwitchError> {
-        let theirs = branch.last().map(VerifiedBlock::hash);
         let branch = self.examine(branch, reach).inspect_err(|error| {
-            if let (SwitchError::TooDeep { .. }, Some(theirs)) = (error, theirs) {
+            if let SwitchError::TooDeep { common, .. } = error {
                 self.stats.reorgs_refused.fetch_add(1, Ordering::Relaxed);
-                self.forks.too_deep(theirs, error);
+                self.forks.too_deep(*common, error);
             }
         })?;
         let (common, applied) = (branch.common, branch.blocks.len() as u64);
