@@ -75,9 +75,12 @@ impl Reader<'_> {
 
 impl Replayed {
     fn add(&mut self, block: &Block, genesis: &Genesis, last: Height) -> Result<()> {
-        let header = &block.header;
-        let wrong = |what: String| StorageError::Inconsistent(format!("block {}: {what}", header.height));
-        if header.parent_hash != self.head.hash || header.height != self.head.height + 1 {
+        let (header, height) = (&block.header, self.head.height + 1);
+        let wrong = |what: String| StorageError::Inconsistent(format!("block {height}: {what}"));
+        if header.height != height {
+            return Err(wrong(format!("block {} has its place", header.height)));
+        }
+        if header.parent_hash != self.head.hash {
             return Err(wrong(format!("builds on {}, the block below is {}", header.parent_hash, self.head.hash)));
         }
         let changes = execute::execute(&self.state, genesis, &block.transactions)
