@@ -6,7 +6,7 @@ use rusqlite::params;
 
 use super::blocks::{BlockRows, UNDO_DEPTH, encode_changes};
 use super::{Reader, Result, StorageError, Writer, to_sql, transactions};
-use crate::chain::{Account, Address, Genesis, Head, Height, PublicKey, State, execute};
+use crate::chain::{Account, Address, Block, Genesis, Hash, Head, Height, PublicKey, State, execute, verify_headers};
 
 /// What a rebuild of the accounts found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,12 +60,16 @@ impl Reader<'_> {
         }
         while replayed.head.height < head.height {
             let first = replayed.head.height + 1;
+            let mut signed = Vec::new();
             for height in first..=head.height.min(first + PAGE_BLOCKS - 1) {
                 let block = self
                     .block(height)?
                     .ok_or_else(|| StorageError::Inconsistent(format!("block {height} is missing")))?;
                 replayed.add(&block, genesis, head.height)?;
+                signed.push((block.header, block.signature));
             }
+            verify_headers(signed, genesis)
+                .map_err(|(at, error)| StorageError::Inconsistent(format!("block {}: {error}", first + at as u64)))?;
             progress(replayed.head.height, head.height);
         }
         Ok(replayed)
@@ -73,12 +77,13 @@ impl Reader<'_> {
 }
 
 impl Replayed {
-    fn add(&mut self, block: &crate::chain::Block, genesis: &Genesis, head: Height) -> Result<()> {
+    fn add(&mut self, block: &Block, genesis: &Genesis, head: Height) -> Result<()> {
         let header = &block.header;
         let wrong = |what: String| StorageError::Inconsistent(format!("block {}: {what}", header.height));
         if header.parent_hash != self.head.hash || header.height != self.head.height + 1 {
             return Err(wrong(format!("builds on {}, the block below is {}", header.parent_hash, self.head.hash)));
         }
+        check_root(block)?;
         let changes = execute::execute(&self.state, genesis, &block.transactions)
             .map_err(|(index, error)| wrong(format!("transaction {index}: {error}")))?;
         self.state.apply(&changes);
@@ -95,6 +100,17 @@ impl Replayed {
         self.head = Head::from(header);
         Ok(())
     }
+}
+
+/// The hashes of a block's transactions. Errors: they are not those that its header commits to.
+fn check_root(block: &Block) -> Result<Vec<Hash>> {
+    let (hashes, root) = block.transaction_root();
+    if root == block.header.tx_root {
+        return Ok(hashes);
+    }
+    let text =
+        format!("block {}: its transactions make {root}, its tx_root is {}", block.header.height, block.header.tx_root);
+    Err(StorageError::Inconsistent(text))
 }
 
 impl Writer<'_> {
@@ -139,7 +155,7 @@ impl Writer<'_> {
             let missing = || StorageError::Inconsistent(format!("block {height} is missing"));
             let hash = if height == 0 || height >= base {
                 let block = reader.block(height)?.ok_or_else(missing)?;
-                let hashes: Vec<_> = block.transactions.iter().map(|tx| tx.hash(&block.header.chain_id)).collect();
+                let hashes = check_root(&block)?;
                 transactions::collect(&block, &hashes, &mut rows);
                 waiting += 1 + hashes.len();
                 block.hash()
