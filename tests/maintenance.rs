@@ -148,6 +148,17 @@ async fn a_backup_is_restored_only_where_everything_about_it_is_right() {
     assert!(check(&path, &genesis).ok);
 }
 
+/// SQL that flips a bit of a block's body: of the byte that `at` picks, given where header and body end.
+fn flip(path: &Path, height: u64, at: impl Fn(usize, usize) -> usize) -> String {
+    let block = Storage::read_only(path).unwrap().read(|reader| reader.block(height)).unwrap().unwrap();
+    let (mut header, mut body) = (Vec::new(), Vec::new());
+    block.header.encode(&mut header);
+    block.encode(&mut body);
+    let at = at(header.len(), body.len());
+    body[at] ^= 1;
+    format!("UPDATE block SET body = x'{}' WHERE height = {height}", const_hex::encode(body))
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_is_wrong_with_a_database_is_named_and_what_can_be_is_repaired() {
     let chain = Chain::new(4, 30, 40, 4).await;
@@ -160,7 +171,7 @@ async fn whatever_is_wrong_with_a_database_is_named_and_what_can_be_is_repaired(
     assert_eq!((found.height, found.blocks, found.transactions, found.accounts), (40, 41, 160, 30));
 
     let first = const_hex::encode(right[0].0.0);
-    let cases: [(&str, String, bool, &[&str]); 12] = [
+    let cases: [(&str, String, bool, &[&str]); 14] = [
         (
             "balance",
             format!("UPDATE account SET balance = balance + 1 WHERE address = x'{first}'"),
@@ -209,6 +220,9 @@ async fn whatever_is_wrong_with_a_database_is_named_and_what_can_be_is_repaired(
             &["undo record of block 33"],
         ),
         ("gap", "DELETE FROM block WHERE height = 17".into(), false, &["block 17 is missing"]),
+        // The amount in a transaction, and the signature of the head, which nothing but signatures commit to.
+        ("changed transaction", flip(&whole, 21, |_, body| body - 3), false, &["block 21: its transactions make"]),
+        ("changed head", flip(&whole, 40, |header, _| header + 40), false, &["block 40: field `signature`"]),
         (
             "other block",
             "UPDATE block SET body = (SELECT body FROM block WHERE height = 3) WHERE height = 4".into(),

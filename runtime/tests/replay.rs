@@ -154,12 +154,7 @@ fn a_second_component_is_the_measure_when_it_is_given() {
 
 #[test]
 fn failures_are_counted_by_cause_and_a_call_without_end_ends() {
-    let modes = [
-        (Mode::Trap, "trap"),
-        (Mode::Spin, "fuel"),
-        (Mode::Hoard, "memory-limit"),
-        (Mode::Recurse, "stack"),
-    ];
+    let modes = [(Mode::Trap, "trap"), (Mode::Spin, "fuel"), (Mode::Hoard, "memory-limit"), (Mode::Recurse, "stack")];
     let requests = modes.into_iter().map(|(mode, _)| Request { client: 1, mode, ..Request::default() });
     let recording = record_requests(&Text::new("tally", 1), json!({}), requests);
     let options = Options { fuel_max: 1_000_000, ..Options::default() };

@@ -2,7 +2,6 @@
 //! background every so many blocks, of a block that enough others follow.
 
 use std::fs;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -69,9 +68,6 @@ pub enum MakeError {
 
 /// How far below the head a snapshot's block may lie: a little less than blocks can be undone.
 const REACH_MAX: u64 = 1_000;
-
-/// Bytes of a chunk that are read at once.
-const READ_BYTES: usize = 64 << 10;
 
 impl Shelf {
     /// The snapshots in the folder of `config`; what is not whole there is removed. Errors: the folder cannot be used.
@@ -223,17 +219,9 @@ impl Kept {
         self.manifest.to_bytes()
     }
 
-    /// A chunk as it is stored, piece by piece: `each` is shown some bytes at a time, and ends it by answering false.
-    /// Errors: it cannot be read, as when the snapshot was removed meanwhile.
-    pub fn read_chunk(&self, index: usize, mut each: impl FnMut(Vec<u8>) -> bool) -> std::io::Result<()> {
-        let mut file = fs::File::open(self.folder.join(chunk_name(index)))?;
-        loop {
-            let mut bytes = Vec::with_capacity(READ_BYTES);
-            (&mut file).take(READ_BYTES as u64).read_to_end(&mut bytes)?;
-            if bytes.is_empty() || !each(bytes) {
-                return Ok(());
-            }
-        }
+    /// The file of a chunk as it is stored. Errors: it cannot be opened, as when the snapshot was removed meanwhile.
+    pub fn open_chunk(&self, index: usize) -> std::io::Result<fs::File> {
+        fs::File::open(self.folder.join(chunk_name(index)))
     }
 }
 

@@ -1,5 +1,6 @@
 //! `/rpc/snapshots`, `/rpc/snapshot/{id}/manifest`, `/rpc/snapshot/{id}/{chunk}`: the snapshots that the node has.
 
+use std::io::Read;
 use std::sync::Arc;
 
 use axum::Json;
@@ -10,7 +11,6 @@ use axum::http::{HeaderValue, header};
 use axum::response::Response;
 use futures_util::stream;
 use serde::Serialize;
-use tokio::sync::mpsc;
 
 use super::error::{ApiError, Result};
 use super::request::{Params, shown, whole_number};
@@ -18,8 +18,8 @@ use super::{Rpc, json_bytes};
 use crate::chain::{Hash, Height};
 use crate::maintenance::shelf::Kept;
 
-/// Pieces of a chunk that are read ahead of the caller, of 64 KiB each.
-const PIECES_AHEAD: usize = 2;
+/// Bytes of a chunk that are read at once.
+const PIECE_BYTES: usize = 128 << 10;
 
 /// A snapshot in a list.
 #[derive(Serialize)]
@@ -89,16 +89,23 @@ pub(super) async fn chunk(
         let text = format!("no chunk {number}, the snapshot has {}", chunks.len());
         return Err(ApiError::not_found(text));
     };
-    let (sender, receiver) = mpsc::channel::<std::io::Result<Bytes>>(PIECES_AHEAD);
-    tokio::task::spawn_blocking(move || {
-        let read = kept.read_chunk(index, |piece| sender.blocking_send(Ok(piece.into())).is_ok());
-        if let Err(error) = read {
-            tracing::warn!(%error, index, id = %kept.id, "a chunk could not be read");
-            // The caller sees the answer end too early; it may be gone as well.
-            let _ = sender.blocking_send(Err(error));
+    let opened = tokio::task::spawn_blocking(move || kept.open_chunk(index)).await.map_err(ApiError::internal)?;
+    let file = opened.map_err(|error| ApiError::not_found(format!("chunk {index} is not here any more: {error}")))?;
+    // A thread is taken for each piece, and not for as long as a slow caller takes.
+    let pieces = stream::unfold(Some(file), async |file| {
+        let mut file = file?;
+        let read = tokio::task::spawn_blocking(move || {
+            let mut piece = Vec::with_capacity(PIECE_BYTES);
+            let read = (&mut file).take(PIECE_BYTES as u64).read_to_end(&mut piece);
+            read.map(|_| (Bytes::from(piece), file))
+        });
+        match read.await.unwrap_or_else(|stopped| Err(std::io::Error::other(stopped))) {
+            Ok((piece, _)) if piece.is_empty() => None,
+            Ok((piece, file)) => Some((Ok(piece), Some(file))),
+            // The caller sees the answer end too early.
+            Err(error) => Some((Err(error), None)),
         }
     });
-    let pieces = stream::unfold(receiver, async |mut receiver| Some((receiver.recv().await?, receiver)));
     let mut response = Response::new(Body::from_stream(pieces));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));

@@ -247,7 +247,16 @@ impl<'a> Fetch<'a> {
                     fs::create_dir_all(&folder).map_err(io(&folder))?;
                     keep(&path, &bytes)?;
                 }
-                Ok(Some(manifest))
+                // Whoever lists it as what it is not wants it to be chosen for that.
+                let lies = |peer: &Peer<'_>| {
+                    let is = |offer: &Offer| offer.height == manifest.height && offer.hash == manifest.block_hash;
+                    peer.offers.iter().any(|offer| offer.id == id && !is(offer))
+                };
+                let lying: Vec<usize> = self.having(id).filter(|&at| lies(&self.peers[at])).collect();
+                for &at in &lying {
+                    self.leave(at, format!("lists snapshot {id} as another block's"), report);
+                }
+                Ok(lying.is_empty().then_some(manifest))
             }
             Err(error) => {
                 report(FetchEvent::Refused { id, reason: error.to_string() });

@@ -36,8 +36,8 @@ pub struct Snapshot {
 #[derive(Debug)]
 enum Place {
     Folder(PathBuf),
-    /// With the place where the first chunk begins.
-    File(PathBuf, u64),
+    /// With the places where the chunks begin.
+    File(PathBuf, Vec<u64>),
 }
 
 impl Snapshot {
@@ -80,7 +80,12 @@ impl Snapshot {
         if length > end {
             return Err(wrong("bytes left over after the last chunk"));
         }
-        let this = Self { manifest, id, place: Place::File(path.to_owned(), start) };
+        let starts = manifest.chunks.iter().scan(start, |at, info| {
+            *at += info.bytes;
+            Some(*at - info.bytes)
+        });
+        let starts = starts.collect();
+        let this = Self { manifest, id, place: Place::File(path.to_owned(), starts) };
         let mut at = start;
         for (index, info) in this.manifest.chunks.iter().enumerate() {
             at += info.bytes;
@@ -109,11 +114,10 @@ impl Snapshot {
                 self.measured(index)?;
                 read_bounded(&folder.join(chunk_name(index)), info.bytes)
             }
-            Place::File(path, start) => {
-                let at = start + self.manifest.chunks[..index].iter().map(|info| info.bytes).sum::<u64>();
+            Place::File(path, starts) => {
                 let read = || {
                     let mut file = File::open(path)?;
-                    file.seek(SeekFrom::Start(at))?;
+                    file.seek(SeekFrom::Start(starts[index]))?;
                     let mut bytes = Vec::new();
                     file.take(info.bytes).read_to_end(&mut bytes)?;
                     Ok(bytes)

@@ -1,11 +1,11 @@
-//! Whether the tables fit together: blocks that follow each other, and the index rows that they must have, no more and no
+//! Whether the tables fit together: blocks that follow each other, as they were signed, and the index rows that they must have, no more and no
 //! less. Each index is read through once and compared as a whole; only where it differs are rows looked for one by one.
 
 use std::collections::BTreeSet;
 
 use super::blocks::BlockRows;
 use super::{Reader, Result, StorageError, from_sql, to_sql, transactions};
-use crate::chain::{Block, Hash, Height};
+use crate::chain::{Block, Genesis, Hash, Header, Height, Signature, verify_headers};
 
 /// What the blocks of a database say about it.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
@@ -48,7 +48,9 @@ impl Reader<'_> {
     /// Reads every block and header of the chain and every row of the indexes. `progress` is told each height and the
     /// head. Errors: the
     /// database cannot be read; that something is wrong is in the answer.
-    pub fn check_blocks(&self, genesis: &Hash, mut progress: impl FnMut(Height, Height)) -> Result<BlocksChecked> {
+    pub fn check_blocks(&self, genesis: &Genesis, mut progress: impl FnMut(Height, Height)) -> Result<BlocksChecked> {
+        let genesis_hash = genesis.block().hash();
+        let mut signed = Signed { genesis, headers: Vec::new() };
         let mut found = BlocksChecked::default();
         let Some(head) = self.raw_head()? else {
             found.problems.push("there is no block".into());
@@ -59,17 +61,20 @@ impl Reader<'_> {
         let mut parent: Option<Hash> = None;
         for height in 0..=head {
             match self.check_block(height, height == 0 || height >= base, parent.as_ref()) {
-                Ok(Found { hash, block, problem }) => {
+                Ok(Found { header, signature, block, problem }) => {
                     found.note(problem);
-                    if height == 0 && hash != *genesis {
-                        found.note(Some(format!("block 0 is {hash}, the genesis is {genesis}")));
+                    let hash = header.hash();
+                    if height > 0 {
+                        signed.add(header, signature, &mut found);
+                    } else if hash != genesis_hash {
+                        found.note(Some(format!("block 0 is {hash}, the genesis is {genesis_hash}")));
                     }
                     parent = Some(hash);
                     expected[0].add((hash.prefix(), to_sql(height)));
-                    if let Some(block) = block {
+                    if let Some((block, hashes)) = block {
                         found.blocks += 1;
                         found.transactions += block.transactions.len() as u64;
-                        for (digest, rows) in expected[1..].iter_mut().zip(rows_of(&block)) {
+                        for (digest, rows) in expected[1..].iter_mut().zip(rows_of(&block, &hashes)) {
                             rows.into_iter().for_each(|row| digest.add(row));
                         }
                     }
@@ -81,6 +86,7 @@ impl Reader<'_> {
             }
             progress(height, head);
         }
+        signed.verify(&mut found);
         for ((table, column), expected) in INDEXES.into_iter().zip(expected) {
             let actual = self.digest(table, column)?;
             if actual != expected {
@@ -102,16 +108,16 @@ impl Reader<'_> {
     /// One block, or a header where only that must be here.
     fn check_block(&self, height: Height, whole: bool, parent: Option<&Hash>) -> Result<Found, String> {
         let damaged = |error: StorageError| format!("block {height}: {error}");
-        let block = if whole { self.block(height).map_err(damaged)? } else { None };
-        let header = match &block {
-            Some(block) => block.header.clone(),
-            None if whole => return Err(format!("block {height} is missing")),
-            None => self
-                .header(height)
-                .map_err(damaged)?
-                .ok_or_else(|| format!("the header of block {height} is missing"))?,
+        let missing = || match whole {
+            true => format!("block {height} is missing"),
+            false => format!("the header of block {height} is missing"),
         };
-        let problem = if header.height != height {
+        let block = if whole { Some(self.block(height).map_err(damaged)?.ok_or_else(missing)?) } else { None };
+        let (header, signature) = match &block {
+            Some(block) => (block.header.clone(), block.signature),
+            None => self.kept_header(height).map_err(damaged)?.ok_or_else(missing)?,
+        };
+        let mut problem = if header.height != height {
             Some(format!("block {height}: says that it is block {}", header.height))
         } else {
             let other = parent.filter(|parent| **parent != header.parent_hash);
@@ -119,7 +125,15 @@ impl Reader<'_> {
                 format!("block {height}: builds on {}, block {} is {parent}", header.parent_hash, height - 1)
             })
         };
-        Ok(Found { hash: header.hash(), block, problem })
+        let block = block.map(|block| {
+            let (hashes, root) = block.transaction_root();
+            if root != header.tx_root && problem.is_none() {
+                problem =
+                    Some(format!("block {height}: its transactions make {root}, its tx_root is {}", header.tx_root));
+            }
+            (block, hashes)
+        });
+        Ok(Found { header, signature, block, problem })
     }
 
     fn digest(&self, table: &str, column: &str) -> Result<Digest> {
@@ -158,7 +172,10 @@ impl Reader<'_> {
                     .collect(),
                 Some(height) if height > 0 && height < base => BTreeSet::new(),
                 Some(height) => match self.block(height) {
-                    Ok(Some(block)) => rows_of(&block)[at - 1].iter().copied().collect(),
+                    Ok(Some(block)) => {
+                        let (hashes, _) = block.transaction_root();
+                        rows_of(&block, &hashes)[at - 1].iter().copied().collect()
+                    }
                     // It is named already; what its rows should be is not known.
                     _ => continue,
                 },
@@ -210,9 +227,40 @@ impl Reader<'_> {
 
 /// What was read of one height.
 struct Found {
-    hash: Hash,
-    block: Option<Block>,
+    header: Header,
+    signature: Signature,
+    /// With the hashes of its transactions, where it is here whole.
+    block: Option<(Block, Vec<Hash>)>,
     problem: Option<String>,
+}
+
+/// Headers whose signatures wait to be checked together.
+struct Signed<'a> {
+    genesis: &'a Genesis,
+    headers: Vec<(Header, Signature)>,
+}
+
+impl Signed<'_> {
+    /// Signatures in one batch.
+    const BATCH: usize = 500;
+
+    fn add(&mut self, header: Header, signature: Signature, found: &mut BlocksChecked) {
+        self.headers.push((header, signature));
+        if self.headers.len() >= Self::BATCH {
+            self.verify(found);
+        }
+    }
+
+    fn verify(&mut self, found: &mut BlocksChecked) {
+        let mut left = std::mem::take(&mut self.headers);
+        while !left.is_empty() {
+            let heights: Vec<Height> = left.iter().map(|(header, _)| header.height).collect();
+            let rest = left.clone();
+            let Err((at, error)) = verify_headers(left, self.genesis) else { return };
+            found.note(Some(format!("block {}: {error}", heights[at])));
+            left = rest[at + 1..].to_vec();
+        }
+    }
 }
 
 impl BlocksChecked {
@@ -224,9 +272,8 @@ impl BlocksChecked {
 }
 
 /// The rows of a block's transactions in the three indexes, each once.
-fn rows_of(block: &Block) -> [BTreeSet<(i64, i64)>; 3] {
-    let hashes: Vec<Hash> = block.transactions.iter().map(|tx| tx.hash(&block.header.chain_id)).collect();
+fn rows_of(block: &Block, hashes: &[Hash]) -> [BTreeSet<(i64, i64)>; 3] {
     let mut rows = BlockRows::default();
-    transactions::collect(block, &hashes, &mut rows);
+    transactions::collect(block, hashes, &mut rows);
     [rows.transactions, rows.accounts, rows.messages].map(|rows| rows.into_iter().collect())
 }

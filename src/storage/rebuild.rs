@@ -6,7 +6,7 @@ use rusqlite::params;
 
 use super::blocks::{BlockRows, UNDO_DEPTH, encode_changes};
 use super::{Reader, Result, StorageError, Writer, to_sql, transactions};
-use crate::chain::{Account, Address, Block, Genesis, Head, Height, PublicKey, State, execute};
+use crate::chain::{Account, Address, Block, Genesis, Hash, Head, Height, PublicKey, State, execute, verify_headers};
 
 /// What a rebuild of the accounts found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,8 +40,8 @@ pub struct Replayed {
 }
 
 impl Reader<'_> {
-    /// Executes the stored blocks again, from genesis up to `last`; every block must make its own state root. Signatures
-    /// are not checked again: the blocks were verified when they came in. `progress` is told how far it is, and `last`.
+    /// Executes the stored blocks again, from genesis up to `last`; every block must make its own state root and be
+    /// signed by its proposer. `progress` is told how far it is, and `last`.
     ///
     /// Errors: the lowest block that is not here, is damaged, or does not make what it says.
     pub fn replay(
@@ -61,12 +61,16 @@ impl Reader<'_> {
         let mut replayed = Replayed { state: genesis.state(), keys, undo: Vec::new(), head: start };
         while replayed.head.height < last {
             let first = replayed.head.height + 1;
+            let mut signed = Vec::new();
             for height in first..=last.min(first + PAGE_BLOCKS - 1) {
                 let block = self
                     .block(height)?
                     .ok_or_else(|| StorageError::Inconsistent(format!("block {height} is missing")))?;
                 replayed.add(&block, genesis, last)?;
+                signed.push((block.header, block.signature));
             }
+            verify_headers(signed, genesis)
+                .map_err(|(at, error)| StorageError::Inconsistent(format!("block {}: {error}", first + at as u64)))?;
             progress(replayed.head.height, last);
         }
         Ok(replayed)
@@ -83,6 +87,7 @@ impl Replayed {
         if header.parent_hash != self.head.hash {
             return Err(wrong(format!("builds on {}, the block below is {}", header.parent_hash, self.head.hash)));
         }
+        check_root(block)?;
         let changes = execute::execute(&self.state, genesis, &block.transactions)
             .map_err(|(index, error)| wrong(format!("transaction {index}: {error}")))?;
         self.state.apply(&changes);
@@ -99,6 +104,17 @@ impl Replayed {
         self.head = Head::from(header);
         Ok(())
     }
+}
+
+/// The hashes of a block's transactions. Errors: they are not those that its header commits to.
+fn check_root(block: &Block) -> Result<Vec<Hash>> {
+    let (hashes, root) = block.transaction_root();
+    if root == block.header.tx_root {
+        return Ok(hashes);
+    }
+    let text =
+        format!("block {}: its transactions make {root}, its tx_root is {}", block.header.height, block.header.tx_root);
+    Err(StorageError::Inconsistent(text))
 }
 
 impl Writer<'_> {
@@ -151,7 +167,7 @@ impl Writer<'_> {
             let missing = || StorageError::Inconsistent(format!("block {height} is missing"));
             let hash = if height == 0 || height >= base {
                 let block = reader.block(height)?.ok_or_else(missing)?;
-                let hashes: Vec<_> = block.transactions.iter().map(|tx| tx.hash(&block.header.chain_id)).collect();
+                let hashes = check_root(&block)?;
                 transactions::collect(&block, &hashes, &mut rows);
                 waiting += 1 + hashes.len();
                 block.hash()
