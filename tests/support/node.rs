@@ -148,6 +148,8 @@ pub async fn start_in(
     host.open();
     let (sync, status) = watch::channel(SyncStatus { state: SyncState::Authority, ..SyncStatus::default() });
     let (stop, stopped) = watch::channel(false);
+    // Before any part sets a figure, or nobody would have it.
+    let metrics = telemetry::install();
     let shelf_config = ShelfConfig { dir: dir.path().join("snapshots"), every_blocks: 0, keep: 2, depth: 0, blocks: 1 };
     let shelf = Shelf::open(ledger.clone(), shelf_config).expect("a folder for snapshots");
     let auditor = Auditor::new(ledger.clone());
@@ -178,7 +180,7 @@ pub async fn start_in(
         shelf: shelf.clone(),
         auditor: auditor.clone(),
         info: NodeInfo::new(Some(Address::of(&authority.public_key())), started),
-        metrics: telemetry::install(),
+        metrics,
         collect: Vec::new(),
         events: events.clone(),
         plugin_events: Some(host.events()),
