@@ -19,6 +19,7 @@
 //! | [`rate_limit`], [`sync`], [`agent`] | the three roles: nouns, a trait, a built-in, and the loop that asks it |
 //! | [`rpc`], [`telemetry`] | HTTP: one table of routes, the rate limit around each; metrics |
 //! | [`memory`] | gives back what a burst of work leaves behind |
+//! | [`simulate`] | strategies in virtual time: the follower's engine among modelled peers |
 //! | [`bindings`] | a component in each role: WIT on one side, the trait on the other |
 //! | `tenon_runtime` | hosts components: slots, generations, loading, limits, health; knows no chain |
 //!
@@ -48,6 +49,7 @@ pub mod producer;
 pub mod rate_limit;
 pub mod rpc;
 pub mod sample;
+pub mod simulate;
 pub mod storage;
 pub mod sync;
 pub mod telemetry;

@@ -11,6 +11,7 @@ mod plugin;
 mod replay;
 mod run;
 mod sign;
+mod simulate;
 mod sync;
 mod transact;
 mod wallet;
@@ -66,7 +67,7 @@ enum Command {
     /// How far a node is behind its sources
     #[command(subcommand)]
     Sync(sync::Sync),
-    /// Components: build, check, sign, replay, list, swap
+    /// Components: build, check, sign, replay, simulate, list, swap
     Plugin(plugin::Plugin),
     /// The configuration file
     #[command(subcommand)]
