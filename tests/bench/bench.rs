@@ -1,6 +1,6 @@
 //! `make bench`: every figure that Tenon promises, measured on this machine, with a floor program beside it where the
 //! hardware decides. Prints a table and writes `target/bench.json`. With words as arguments only the parts whose names
-//! hold one of them run: `policy`, `journal`, `replay`, `catch-up`, `serve`, `lifecycle`, `node`.
+//! hold one of them run: `policy`, `journal`, `replay`, `simulate`, `catch-up`, `serve`, `lifecycle`, `node`.
 
 mod bare;
 mod catch_up;
@@ -15,6 +15,7 @@ mod process;
 mod replay;
 mod report;
 mod serve;
+mod simulate;
 
 use std::path::Path;
 
@@ -40,6 +41,9 @@ fn main() -> std::process::ExitCode {
     if runs("replay") {
         let dir = dir();
         runtime.block_on(replay::run(dir.path(), &mut report));
+    }
+    if runs("simulate") {
+        simulate::run(&mut report);
     }
     if runs("catch-up") {
         let dir = dir();
