@@ -75,6 +75,7 @@ const WALLS: &[(&str, &[&str])] = &[
             "HashMap",
         ],
     ),
+    ("src/sync/engine", &["tokio", "Instant", "Time::now", "std::thread", "reqwest", "rayon", "Ledger", "SystemTime"]),
     ("src/agent", &["tenon_runtime", "wasmtime", "crate::bindings", "crate::rpc", "axum", "rusqlite"]),
     ("src/bindings", &["crate::rpc", "crate::storage", "crate::ledger", "axum", "rusqlite", "tokio"]),
     ("src/ledger.rs", &["tenon_runtime", "crate::rpc", "crate::sync", "crate::agent", "crate::bindings", "rusqlite"]),

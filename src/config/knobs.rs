@@ -10,6 +10,7 @@ use super::given::Content;
 use super::section::{Knob, section};
 use super::{Given, Problem};
 use crate::producer::EmptyBlocks;
+use crate::sync::OnDivergence;
 use tenon_runtime::journal::JournalConfig;
 use tenon_runtime::{Limits, OnFailure, PluginConfig, Probation, Rollout, TrustedKey};
 
@@ -210,6 +211,12 @@ impl Agent {
 impl Knob for EmptyBlocks {
     fn expected() -> String {
         "\"heartbeat\", \"always\" or \"never\"".into()
+    }
+}
+
+impl Knob for OnDivergence {
+    fn expected() -> String {
+        "\"halt\", \"reorg\" or \"resync\"".into()
     }
 }
 

@@ -171,7 +171,12 @@ impl Simulation {
             && !room.grow(answer.bytes)
         {
             let block_bytes = self.scenario.chain.block_bytes;
-            cut(body, (room.bytes() / block_bytes).max(1));
+            let fitting = room.bytes() / block_bytes;
+            if fitting == 0 && !room.may_exceed() {
+                let got = usize::try_from(room.bytes()).unwrap_or(usize::MAX);
+                return self.failed(id, SourceError::NoRoom { got });
+            }
+            body.run.count = body.run.count.min(fitting.max(1));
             answer.bytes = body.run.count * block_bytes;
         }
         let message = self.network.send(self.now, self.peers[&exchange.peer].node, self.us, answer.bytes);
@@ -281,9 +286,4 @@ impl Simulation {
         let again = deadline.min(self.now.plus_ms(timeout_ms.div_ceil(4)));
         self.agenda.note(again, Happening::Patience(id));
     }
-}
-
-/// Leaves the first `count` blocks.
-fn cut(body: &mut Body, count: u64) {
-    body.run.count = body.run.count.min(count);
 }

@@ -1,11 +1,13 @@
 //! What verifying and importing cost a node, and what becomes of an import.
 
-use super::chain::Stretch;
+use std::cmp::Reverse;
+
+use super::chain::{Run, Stretch};
 use super::scenario::Node;
 use super::simulation::Simulation;
-use crate::chain::{BlockError, Time};
+use crate::chain::{BlockError, Height, Time};
 use crate::ledger::ImportError;
-use crate::sync::engine::{Job, JobDone, Wake};
+use crate::sync::engine::{Job, JobDone, Switch, SwitchError, Wake};
 
 /// The node's hands: one range is verified and one import stored at a time, at fixed rates.
 pub(super) struct Machine {
@@ -78,5 +80,41 @@ impl Simulation {
         }
         drop(rooms);
         self.wake(Wake::Stored(JobDone { parts, imported, error }));
+    }
+
+    /// Another branch takes the place of ours, if it is better and may, as the ledger would have it.
+    pub(super) fn switched(&mut self, switch: Switch<Stretch>) {
+        let Switch { common, blocks, deep, rooms } = switch;
+        let (branch, head) = self.local;
+        let last = blocks.runs.last().expect("a switch has blocks");
+        let ours = (head, Reverse(self.chains.hash(branch, head)));
+        let theirs = (last.last(), Reverse(self.chains.hash(last.branch, last.last())));
+        let outcome = if theirs <= ours {
+            Err(SwitchError::Refused("it is no better".into()))
+        } else if head - common > self.scenario.sync.max_reorg_depth && !deep {
+            Err(SwitchError::Refused("too many blocks would be taken back".into()))
+        } else if !self.follows(common, &blocks.runs) {
+            Err(SwitchError::Invalid { height: common + 1, reason: "it does not build on our chain".into() })
+        } else {
+            Ok(())
+        };
+        if outcome.is_ok() {
+            self.local = (last.branch, last.last());
+            self.tally.reorganised += 1;
+            self.tally.grew(self.now, last.last());
+            let head = self.chains.head(self.local.0, self.local.1, self.now);
+            self.wake(Wake::Head(head));
+        }
+        drop(rooms);
+        self.wake(Wake::Switched(outcome));
+    }
+
+    /// Whether runs follow each other, and the first of them our block at `common`.
+    fn follows(&self, common: Height, runs: &[Run]) -> bool {
+        let mut below = (self.local.0, common);
+        runs.iter().all(|run| {
+            let (branch, height) = std::mem::replace(&mut below, (run.branch, run.last()));
+            run.first == height + 1 && self.chains.hash(branch, height) == self.chains.hash(run.branch, height)
+        })
     }
 }

@@ -73,6 +73,8 @@ pub struct Outcome {
     pub events: u64,
     /// Blocks that were handed to import though they were there: never any.
     pub imported_twice: u64,
+    /// How often another branch took the place of ours.
+    pub reorganised: u64,
     /// What kept sync from going on, in the node's words.
     pub problem: Option<String>,
     /// For the picture.

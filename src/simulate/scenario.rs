@@ -102,6 +102,8 @@ section! {
     pub struct Node {
         /// The highest block that it has at the beginning.
         start_blocks: u64 = 0, 0..=1_000_000_000;
+        /// The lowest height at which it has another, valid block than the chain; none: it is on the chain.
+        branch_from: Option<u64> = None, 1..=1_000_000_000;
         /// Bytes a second that it receives.
         down: u64 = 100_000_000, 1_000..=100_000_000_000;
         /// Bytes a second that it sends.

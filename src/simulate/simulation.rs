@@ -18,7 +18,7 @@ use super::scenario::{Group, Scenario};
 use super::sources::Source;
 use super::tally::Tally;
 use crate::chain::{Height, Time};
-use crate::sync::engine::{Command, Engine, Job, Turn, Wake};
+use crate::sync::engine::{Blocks, Command, Engine, Job, Switch, Turn, Wake};
 use crate::sync::peers::Origin;
 use crate::sync::pipeline::RangeFault;
 use crate::sync::source::{SourceError, SourceInfo};
@@ -45,6 +45,8 @@ pub(super) enum Happening {
     Verified(RequestId, Result<Stretch, RangeFault>),
     /// Blocks are stored.
     Stored(Job<Stretch>),
+    /// Whether another branch is taken in place of ours is decided.
+    Switched(Switch<Stretch>),
     /// The strategy has answered.
     Planned(Vec<Action>),
     /// A peer goes, or comes back.
@@ -110,7 +112,8 @@ impl Simulation {
             loss_percent: 0,
         });
         scenario.sync.check()?;
-        let local = (0, scenario.node.start_blocks);
+        let own = scenario.node.branch_from.filter(|from| *from <= scenario.node.start_blocks);
+        let local = (own.map_or(0, |from| chains.branch(from)), scenario.node.start_blocks);
         let genesis_hash = chains.hash(0, 0);
         let info = SourceInfo { chain_id: CHAIN_ID.into(), genesis_hash, node_id: "node".into() };
         let mut engine = Engine::new(info, scenario.sync.clone(), chains.head(local.0, local.1, START), START);
@@ -207,6 +210,7 @@ impl Simulation {
                 Happening::Patience(id) => self.patience(id),
                 Happening::Verified(id, verified) => self.inbox.push(Wake::Verified(id, verified)),
                 Happening::Stored(job) => self.stored(job),
+                Happening::Switched(switch) => self.switched(switch),
                 Happening::Planned(actions) => self.inbox.push(Wake::Planned(actions)),
                 Happening::Away(peer, is_away) => self.away(peer, is_away),
                 Happening::Cut(peers, is_cut) => {
@@ -261,6 +265,10 @@ impl Simulation {
             Command::Import(job) => {
                 let at = self.machine.imports(self.now, job.range().count());
                 self.agenda.note(at, Happening::Stored(job));
+            }
+            Command::Switch(switch) => {
+                let at = self.machine.imports(self.now, switch.blocks.count() as u64);
+                self.agenda.note(at, Happening::Switched(switch));
             }
             Command::Ask { view, events } => {
                 let plan = self.planner.next(&view, &events);
@@ -323,11 +331,11 @@ impl Simulation {
         honest.map(|peer| peer.source.has(&self.chains, self.now)).max().unwrap_or(self.scenario.node.start_blocks)
     }
 
-    /// Whether the node has all blocks of the chain that it can have; while the chain grows, but for the newest ones,
-    /// by the measure of a node that is live.
+    /// Whether the node has as many blocks as it can have; while the chain grows, but for the newest ones, by the measure
+    /// of a node that is live. That they are the right ones shows in its state.
     pub(super) fn has_all(&self) -> bool {
         let newest = if self.scenario.chain.block_ms == 0 { 0 } else { Tolerance::default().lag_blocks };
-        self.local.0 == 0 && self.local.1.saturating_add(newest) >= self.goal()
+        self.local.1.saturating_add(newest) >= self.goal()
     }
 
     fn is_over(&self) -> bool {

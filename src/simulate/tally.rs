@@ -58,6 +58,7 @@ pub(super) struct Tally {
     pub(super) swaps: Vec<Time>,
     pub(super) synced_at: Option<Time>,
     pub(super) imported_twice: u64,
+    pub(super) reorganised: u64,
     calls: u64,
     fuel: u64,
     fuel_most: u64,
@@ -80,6 +81,7 @@ impl Tally {
             swaps: Vec::new(),
             synced_at: None,
             imported_twice: 0,
+            reorganised: 0,
             calls: 0,
             fuel: 0,
             fuel_most: 0,
@@ -159,7 +161,7 @@ impl Tally {
         let ends = |end: End| self.bars.iter().filter(|bar| bar.end == end).count() as u64;
         let honest = simulation.peers.iter().filter(|(_, peer)| peer.source.is_honest()).map(|(id, _)| id);
         let elapsed_ms = self.synced_at.unwrap_or(now).ms_since(START);
-        let blocks = simulation.local.1 - self.start;
+        let blocks = simulation.local.1.saturating_sub(self.start);
         let mut bars = self.bars.clone();
         for &open in self.open.values() {
             bars[open].to = now;
@@ -200,6 +202,7 @@ impl Tally {
             fuel_most: self.fuel_most,
             events: simulation.events(),
             imported_twice: self.imported_twice,
+            reorganised: self.reorganised,
             problem: status.problem.clone(),
             timeline: Timeline {
                 ends_at: now,

@@ -1,8 +1,15 @@
 //! The bytes that sync may hold: taken before a range is asked for, corrected while it arrives, given back when its
 //! blocks are stored. What bounds the memory of a catch-up, from the first byte received to the commit.
+//!
+//! A bound alone could stop everything: what fills it may wait for a block that has no room. So a few requests may go
+//! beyond it, each by one block and what is read at a time: those for the lowest missing block, of which there are two at
+//! most, the one for a branch, and the comparisons of chains, of which there are [`COMPARISONS_MAX`].
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Comparisons of chains at one time.
+pub const COMPARISONS_MAX: usize = 4;
 
 /// A bound on bytes, shared by everything that holds blocks.
 #[derive(Clone, Debug)]
@@ -12,6 +19,7 @@ pub struct Budget(Arc<Shared>);
 struct Shared {
     bytes_max: u64,
     used: AtomicU64,
+    peak: AtomicU64,
 }
 
 /// Bytes taken from a [`Budget`]; dropping it gives them back.
@@ -19,17 +27,23 @@ struct Shared {
 pub struct Reservation {
     budget: Budget,
     bytes: u64,
+    beyond: bool,
 }
 
 impl Budget {
     /// Nothing taken yet.
     pub fn new(bytes_max: u64) -> Self {
-        Self(Arc::new(Shared { bytes_max, used: AtomicU64::new(0) }))
+        Self(Arc::new(Shared { bytes_max, used: AtomicU64::new(0), peak: AtomicU64::new(0) }))
     }
 
     /// Bytes taken.
     pub fn used(&self) -> u64 {
         self.0.used.load(Ordering::Relaxed)
+    }
+
+    /// The most bytes that were taken at once.
+    pub fn peak(&self) -> u64 {
+        self.0.peak.load(Ordering::Relaxed)
     }
 
     /// Bytes that can still be taken.
@@ -39,19 +53,25 @@ impl Budget {
 
     /// Takes `bytes`; none where there are not as many.
     pub fn reserve(&self, bytes: u64) -> Option<Reservation> {
-        self.take(bytes).then(|| Reservation { budget: self.clone(), bytes })
+        self.take(bytes).then(|| Reservation { budget: self.clone(), bytes, beyond: false })
     }
 
-    /// Takes `bytes` even where there are not as many: for the lowest missing block, without which nothing that waits
-    /// could ever be given back.
+    /// Takes `bytes` even where there are not as many, and what the first block takes: for what has to come so that
+    /// anything is given back.
     pub fn reserve_beyond(&self, bytes: u64) -> Reservation {
-        self.0.used.fetch_add(bytes, Ordering::Relaxed);
-        Reservation { budget: self.clone(), bytes }
+        self.add(bytes);
+        Reservation { budget: self.clone(), bytes, beyond: true }
+    }
+
+    fn add(&self, bytes: u64) {
+        let used = self.0.used.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        self.0.peak.fetch_max(used, Ordering::Relaxed);
     }
 
     fn take(&self, bytes: u64) -> bool {
         let taken = |used: u64| used.checked_add(bytes).filter(|&sum| sum <= self.0.bytes_max);
-        self.0.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, taken).is_ok()
+        let before = self.0.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, taken);
+        before.inspect(|before| _ = self.0.peak.fetch_max(before + bytes, Ordering::Relaxed)).is_ok()
     }
 }
 
@@ -59,6 +79,11 @@ impl Reservation {
     /// Bytes held.
     pub fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// Whether the first block is to be read even where there is no room for it.
+    pub fn may_exceed(&self) -> bool {
+        self.beyond
     }
 
     /// Takes more until it holds `bytes`. False, and nothing taken, where there are not as many.
@@ -74,7 +99,7 @@ impl Reservation {
     /// Holds just `bytes` from now on, whether there are as many or not: what is here already has to be counted.
     pub fn settle(&mut self, bytes: u64) {
         if bytes >= self.bytes {
-            self.budget.0.used.fetch_add(bytes - self.bytes, Ordering::Relaxed);
+            self.budget.add(bytes - self.bytes);
         } else {
             self.budget.0.used.fetch_sub(self.bytes - bytes, Ordering::Relaxed);
         }
@@ -106,7 +131,8 @@ mod tests {
         assert_eq!(budget.used(), 10);
         let beyond = budget.reserve_beyond(500);
         assert_eq!((budget.used(), budget.free()), (510, 0));
+        assert!(beyond.may_exceed() && !first.may_exceed());
         drop((first, beyond));
-        assert_eq!(budget.used(), 0);
+        assert_eq!((budget.used(), budget.peak()), (0, 510));
     }
 }

@@ -2,6 +2,19 @@
 
 use crate::config::section;
 
+/// What to do where a peer has another valid block than we.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnDivergence {
+    /// Say so, and import nothing more.
+    Halt,
+    /// Take the better branch, within `max_reorg_depth`.
+    #[default]
+    Reorg,
+    /// Take the better branch.
+    Resync,
+}
+
 section! {
     /// `[sync]`: whom this node reads the chain from, and how.
     pub struct SyncConfig {
@@ -18,7 +31,8 @@ section! {
         in_flight_per_peer_max: u32 = 8, 1..=64;
         /// Blocks in one request; a node serves 1,000 at most. Large blocks make for shorter ranges.
         range_blocks_max: u32 = 1_000, 1..=1_000;
-        /// Encoded bytes of blocks that may be under way, waiting or being stored. In memory they take up to twice as much.
+        /// Encoded bytes of blocks that may be under way, waiting or being stored, and a few blocks more where nothing could
+        /// go on without. In memory they take up to twice as much.
         buffer_bytes_max: u64 = 32 << 20, 1 << 20..=4 << 30;
         /// Threads that verify signatures; 0: as many as there are cores.
         verify_threads: usize = 0, 0..=256;
@@ -35,6 +49,13 @@ section! {
         backoff_max_ms: u64 = 30_000, 100..=3_600_000;
         /// Milliseconds after which a pending transaction is handed to a source once more.
         forward_again_ms: u64 = 15_000, 1_000..=3_600_000;
+        /// What to do where a peer has another valid block than we: `"halt"` (say so and import nothing more, from anyone),
+        /// `"reorg"` (take the better branch, unless too many blocks would have to be taken back; then say so) or
+        /// `"resync"` (take the better branch, however many that are). The longer branch is the better one, of two that
+        /// are equally long the one whose head has the lower hash.
+        on_divergence: OnDivergence = OnDivergence::Reorg;
+        /// Blocks that may be taken back for a better branch.
+        max_reorg_depth: u64 = 256, 1..=1_024;
     }
 }
 
@@ -45,7 +66,8 @@ mod tests {
     #[test]
     fn the_defaults_are_in_range_and_each_knob_out_of_it_is_named() {
         assert_eq!(SyncConfig::default().check(), Ok(()));
-        let cases: [(&str, SyncConfig); 4] = [
+        let cases: [(&str, SyncConfig); 5] = [
+            ("max_reorg_depth", SyncConfig { max_reorg_depth: 1_025, ..SyncConfig::default() }),
             ("poll_ms", SyncConfig { poll_ms: 0, ..SyncConfig::default() }),
             ("watchdog_ms", SyncConfig { watchdog_ms: 60_000, ..SyncConfig::default() }),
             ("range_blocks_max", SyncConfig { range_blocks_max: 1_001, ..SyncConfig::default() }),

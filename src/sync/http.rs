@@ -21,6 +21,9 @@ pub const HEAD_HEADER: &str = "x-tenon-head";
 /// Bytes of an answer in JSON at most: those we ask for have a few hundred.
 const JSON_BYTES_MAX: usize = 64 << 10;
 
+/// Bytes of a range that are taken in at a time: by so many, at most, more is taken than there is room for.
+const READ_BYTES: usize = 16 << 10;
+
 /// How long a source may ask to be left alone at most.
 const RETRY_AFTER_MAX_MS: u64 = 60_000;
 
@@ -142,7 +145,7 @@ impl HttpSource {
         let mut scan = FrameScan::new(range.count());
         let announced = answer.content_length().unwrap_or(0).min(room.bytes());
         body.reserve_exact(usize::try_from(announced).unwrap_or(0));
-        loop {
+        'read: loop {
             let chunk = tokio::time::timeout(self.timeout, answer.chunk()).await.map_err(|_| self.timed_out())?;
             let chunk = match chunk {
                 Ok(Some(chunk)) => chunk,
@@ -151,12 +154,21 @@ impl HttpSource {
                 // The connection closed before the announced length.
                 Err(_) => return Err(SourceError::Truncated { got: body.len() }),
             };
-            body.extend_from_slice(&chunk);
-            scan.advance(&body)?;
-            if !room.grow(body.len() as u64) && scan.whole() > 0 {
+            for part in chunk.chunks(READ_BYTES) {
+                body.extend_from_slice(part);
+                scan.advance(&body)?;
+                if room.grow(body.len() as u64) {
+                    continue;
+                }
                 // No room for more: what is whole is a shorter answer, the rest is asked for later.
-                body.truncate(scan.whole());
-                break;
+                if scan.whole() > 0 {
+                    body.truncate(scan.whole());
+                    break 'read;
+                }
+                if !room.may_exceed() {
+                    return Err(SourceError::NoRoom { got: body.len() });
+                }
+                room.settle(body.len() as u64);
             }
             self.check_rate(body.len(), started.elapsed())?;
         }

@@ -24,7 +24,7 @@ mod tasks;
 
 use crate::chain::{Hash, Height, Time};
 
-pub use config::SyncConfig;
+pub use config::{OnDivergence, SyncConfig};
 pub use status::{Diverged, PeerStatus, SyncState, SyncStatus, Tolerance};
 
 /// A peer, numbered for as long as it is known.

@@ -1,6 +1,10 @@
 //! The book of peers: what is known of each, and when it is looked at again. Pure: the time is an argument.
 
+mod record;
+
 use std::collections::{BTreeMap, VecDeque};
+
+pub use record::{Origin, Record, Standing};
 
 use super::opinion::{BACKOFF_FIRST_MS, Opinion, doubled};
 use super::source::{SourceError, SourceInfo};
@@ -32,63 +36,6 @@ const COMPARE_EVERY: u64 = 10;
 
 /// How often a refused peer is asked again who it is.
 const INTRODUCE_AGAIN_MS: u64 = 10_000;
-
-/// Whether a peer can be asked for blocks, and if not, why.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Standing {
-    /// It has not said yet who it is.
-    Unknown,
-    /// On our chain, as far as is known.
-    Up,
-    /// It does not answer.
-    Down,
-    /// It must not be used: it is this node, or another chain's.
-    Refused(String),
-    /// It has another block than we.
-    Diverged(Diverged),
-}
-
-/// Why a peer is there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Origin {
-    /// The operator named it as a source: whether the node is up to date is measured by it.
-    Configured,
-    /// It was met on the way: good for blocks, and no measure of ours.
-    Met,
-}
-
-/// What is known of one peer.
-#[derive(Clone, Debug)]
-pub struct Record {
-    /// Its number.
-    pub id: PeerId,
-    /// What people know it by; no two peers have the same.
-    pub name: String,
-    /// Why it is there.
-    pub origin: Origin,
-    /// Whether it can be asked.
-    pub standing: Standing,
-    /// The head it last reported.
-    pub head: Option<(Height, Hash)>,
-    /// When it reported it.
-    pub head_at: Time,
-    /// What its last failure was.
-    pub last_error: Option<String>,
-    /// Blocks of the chain that came from it.
-    pub blocks: u64,
-    /// Bytes that came from it.
-    pub bytes: u64,
-    /// When it is to be looked at next.
-    pub next_poll: Time,
-    /// Whether a look, or a comparison, is under way.
-    pub busy: bool,
-    opinion: Opinion,
-    latency_us: u64,
-    throughput: u64,
-    poll_failures: u32,
-    /// The highest block that it is taken to have, and until when.
-    doubt: Option<(Height, Time)>,
-}
 
 /// What is left of a peer that is gone.
 #[derive(Clone, Debug)]
@@ -136,24 +83,7 @@ impl PeerBook {
         let former = self.former.iter().position(|former| former.name == name).and_then(|at| self.former.remove(at));
         let mut opinion = former.map_or_else(|| Opinion::new(now), |former| former.opinion);
         opinion.settle(now);
-        let record = Record {
-            id,
-            name,
-            origin,
-            standing: Standing::Unknown,
-            head: None,
-            head_at: Time(0),
-            last_error: None,
-            blocks: 0,
-            bytes: 0,
-            next_poll: now,
-            busy: false,
-            opinion,
-            latency_us: 0,
-            throughput: 0,
-            poll_failures: 0,
-            doubt: None,
-        };
+        let record = Record::new(id, name, origin, opinion, now);
         self.records.insert(id, record);
         Ok(id)
     }
@@ -282,7 +212,7 @@ impl PeerBook {
         let Some(record) = self.get_mut(id) else { return false };
         record.poll_failures = 0;
         record.head_at = now;
-        record.next_poll = now.plus_ms(poll_ms);
+        record.next_poll = record.next_poll.max(now.plus_ms(poll_ms));
         let changed = record.head != head;
         record.head = head;
         changed
@@ -303,7 +233,13 @@ impl PeerBook {
                 record.next_poll = record.next_poll.min(now.plus_ms(poll_ms));
                 false
             }
-            Standing::Unknown | Standing::Refused(_) | Standing::Diverged(_) => false,
+            Standing::Diverged(_) => {
+                // Its branch may be the better one now.
+                record.head = Some(head);
+                record.next_poll = record.next_poll.min(now.plus_ms(poll_ms));
+                false
+            }
+            Standing::Unknown | Standing::Refused(_) => false,
         }
     }
 
@@ -390,50 +326,30 @@ impl PeerBook {
         let Some(record) = self.get_mut(id) else { return };
         record.next_poll = now.plus_ms(pause_ms);
         record.standing = Standing::Diverged(diverged);
+        record.diverged_at.get_or_insert(now);
     }
 
-    /// A peer that had another block has ours now.
-    pub fn agreed(&mut self, id: PeerId) {
+    /// A peer has the same blocks as we. True: it had another one before.
+    pub fn agreed(&mut self, id: PeerId) -> bool {
+        let Some(record) = self.get_mut(id) else { return false };
+        let diverged = matches!(record.standing, Standing::Diverged(_));
+        if diverged {
+            (record.standing, record.diverged_at) = (Standing::Up, None);
+        }
+        diverged
+    }
+
+    /// The branch of a peer could not be taken: it is not asked for again before the peer itself would be.
+    pub fn branch_failed(&mut self, id: PeerId) {
         let Some(record) = self.get_mut(id) else { return };
-        if matches!(record.standing, Standing::Diverged(_)) {
-            record.standing = Standing::Up;
+        record.branch_not_before = record.opinion.not_before;
+    }
+
+    /// Looks at everybody next: what was known of them may no longer hold.
+    pub fn look_at_all(&mut self, now: Time) {
+        for record in self.records.values_mut().filter(|record| record.is_up() || record.diverged_at.is_some()) {
+            record.next_poll = now;
         }
-    }
-}
-
-impl Record {
-    /// The reported head, as far as it is believed.
-    pub fn proven_head(&self) -> Option<(Height, Hash)> {
-        let head = self.head?;
-        match self.doubt {
-            Some((height, _)) if height < head.0 => Some((height, Hash::ZERO)),
-            _ => Some(head),
-        }
-    }
-
-    /// Whether it can be asked.
-    pub fn is_up(&self) -> bool {
-        self.standing == Standing::Up
-    }
-
-    /// The host's opinion.
-    pub fn score(&self) -> i32 {
-        self.opinion.score
-    }
-
-    /// Smoothed time until the first byte, in microseconds.
-    pub fn latency_us(&self) -> u64 {
-        self.latency_us
-    }
-
-    /// Smoothed rate, in bytes a second.
-    pub fn throughput(&self) -> u64 {
-        self.throughput
-    }
-
-    /// Requests in a row that failed.
-    pub fn failures(&self) -> u32 {
-        self.opinion.failures
     }
 }
 
@@ -443,180 +359,4 @@ fn smoothed(was: u64, new: u64) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::opinion::{SCORE_AGAIN, SCORE_MAX};
-    use super::*;
-    use proptest::prelude::*;
-
-    fn book() -> PeerBook {
-        let mut book = PeerBook::new(&SyncConfig::default());
-        for name in ["a", "b"] {
-            book.join(name.into(), Origin::Configured, Time(0)).unwrap();
-        }
-        book
-    }
-
-    fn us() -> SourceInfo {
-        SourceInfo { chain_id: "c".into(), genesis_hash: Hash([1; 32]), node_id: "me".into() }
-    }
-
-    fn up() -> PeerBook {
-        let mut book = book();
-        for id in [0, 1] {
-            book.introduced(id, &SourceInfo { node_id: "other".into(), ..us() }, &us(), Time(0));
-            book.reported(id, Some((10, Hash([2; 32]))), Time(0));
-        }
-        book
-    }
-
-    #[test]
-    fn who_must_not_be_used_is_refused_by_name() {
-        let cases = [
-            (us(), "itself"),
-            (SourceInfo { chain_id: "d".into(), node_id: "x".into(), ..us() }, "`d`"),
-            (SourceInfo { genesis_hash: Hash::ZERO, node_id: "x".into(), ..us() }, "genesis"),
-        ];
-        for (info, word) in cases {
-            let mut book = book();
-            book.introduced(0, &info, &us(), Time(0));
-            assert!(matches!(&book.get(0).unwrap().standing, Standing::Refused(reason) if reason.contains(word)));
-            assert!(book.view(|_| 0).is_empty() && book.best().is_none());
-        }
-        assert_eq!(up().view(|_| 3).len(), 2);
-    }
-
-    #[test]
-    fn failures_make_longer_pauses_and_an_import_ends_them() {
-        let mut book = up();
-        let mut pauses = Vec::new();
-        for _ in 0..12 {
-            book.failed(0, 1, "refused".into(), None, Time(0));
-            pauses.push(book.view(|_| 0)[0].not_before.0 / 1_000);
-        }
-        assert_eq!(pauses[..4], [200, 400, 800, 1_600]);
-        assert_eq!(pauses[11], 30_000, "bounded");
-        book.imported(0, 5);
-        let peer = &book.view(|_| 0)[0];
-        assert_eq!((peer.failures, book.get(0).unwrap().blocks), (0, 5));
-    }
-
-    #[test]
-    fn a_peer_without_points_is_left_alone_and_then_has_another_chance() {
-        let mut book = up();
-        book.penalise(0, 60, Time(0));
-        book.penalise(0, 60, Time(0));
-        assert_eq!(book.get(0).unwrap().score(), -20);
-        let until = book.view(|_| 0)[0].not_before;
-        book.settle(Time(until.0 - 1));
-        assert!(book.get(0).unwrap().score() <= 0);
-        book.settle(until);
-        assert_eq!(book.get(0).unwrap().score(), SCORE_AGAIN);
-        book.settle(until.plus_ms(200_000));
-        assert_eq!(book.get(0).unwrap().score(), SCORE_MAX);
-    }
-
-    #[test]
-    fn a_peer_that_asks_to_be_left_alone_is_and_keeps_its_points() {
-        let mut book = up();
-        let limited = SourceError::Limited { retry_after_ms: 20_000 };
-        book.failed(0, limited.points(), limited.to_string(), Some(20_000), Time(0));
-        let peer = &book.view(|_| 0)[0];
-        assert_eq!((peer.not_before, peer.score), (Time(20_000_000), SCORE_MAX));
-        assert!(!book.poll_failed(0, &limited, Time(0)));
-        assert!(book.get(0).unwrap().next_poll <= Time(0).plus_ms(POLL_BACKOFF_MAX_MS));
-    }
-
-    #[test]
-    fn a_head_that_is_not_there_is_doubted_for_a_while() {
-        let mut book = up();
-        book.reported(0, Some((1_000_000, Hash([9; 32]))), Time(0));
-        assert_eq!(book.best().unwrap().0, 1_000_000);
-        book.doubt(0, 11, Time(0));
-        assert_eq!(book.view(|_| 0)[0].head.unwrap().0, 10);
-        assert_eq!(book.best().unwrap().0, 10, "the other one's");
-        book.settle(Time(0).plus_ms(DOUBT_MS));
-        assert_eq!(book.view(|_| 0)[0].head.unwrap().0, 1_000_000, "it is asked again");
-        assert_eq!(book.best().unwrap().0, 10, "but does not count yet");
-        book.poll_failed(1, &SourceError::Unreachable(String::new()), Time(0));
-        book.poll_failed(1, &SourceError::Unreachable(String::new()), Time(0));
-        assert_eq!(book.best().unwrap().0, 1_000_000, "there is no other one");
-    }
-
-    #[test]
-    fn two_looks_in_a_row_without_an_answer_make_a_peer_down() {
-        let mut book = up();
-        let error = SourceError::Unreachable("connection refused".into());
-        assert!(!book.poll_failed(0, &error, Time(0)));
-        assert!(book.poll_failed(0, &error, Time(0)));
-        assert_eq!(book.get(0).unwrap().standing, Standing::Down);
-        assert!(!book.poll_failed(0, &error, Time(0)));
-        assert_eq!(book.view(|_| 0).len(), 1);
-    }
-
-    #[test]
-    fn a_peer_that_refuses_stays_up_and_a_stranger_that_does_is_not_there() {
-        let (mut known, mut unknown) = (up(), book());
-        for _ in 0..5 {
-            for error in [
-                SourceError::Limited { retry_after_ms: 60_000 },
-                SourceError::Status { status: 403, detail: String::new() },
-            ] {
-                assert!(!known.poll_failed(0, &error, Time(0)));
-                assert!(!unknown.poll_failed(0, &error, Time(0)));
-            }
-        }
-        assert_eq!(known.view(|_| 0)[0].head.unwrap().0, 10);
-        assert_eq!(unknown.get(0).unwrap().standing, Standing::Down);
-        assert!(unknown.get(0).unwrap().next_poll <= Time(0).plus_ms(POLL_BACKOFF_MAX_MS));
-    }
-
-    #[derive(Clone, Debug)]
-    enum Step {
-        Failed(u32),
-        Imported(u64),
-        Penalised(u32),
-        Answered(u64, u64, u64),
-        Left,
-        Passed(u64),
-    }
-
-    fn any_step() -> impl Strategy<Value = Step> {
-        prop_oneof![
-            (0..1_000_u32).prop_map(Step::Failed),
-            (0..1_000_u64).prop_map(Step::Imported),
-            any::<u32>().prop_map(Step::Penalised),
-            (any::<u64>(), any::<u64>(), 0..u64::from(u32::MAX)).prop_map(|(a, b, c)| Step::Answered(a, b, c)),
-            Just(Step::Left),
-            (0..100_000_u64).prop_map(Step::Passed),
-        ]
-    }
-
-    proptest! {
-        #[test]
-        fn whatever_happens_scores_are_bounded_and_nobody_is_left_alone_for_ever(
-            steps in prop::collection::vec(any_step(), 0..80),
-        ) {
-            let (mut book, mut now) = (up(), Time(0));
-            for step in steps {
-                match step {
-                    Step::Failed(points) => book.failed(0, points, String::new(), None, now),
-                    Step::Imported(blocks) => book.imported(0, blocks),
-                    Step::Penalised(points) => book.penalise(0, points, now),
-                    Step::Answered(first, all, bytes) => book.answered(0, first, all, bytes),
-                    Step::Left => book.leave_alone(0, now),
-                    Step::Passed(ms) => {
-                        now = now.plus_ms(ms);
-                        book.settle(now);
-                    }
-                }
-                let peer = &book.view(|_| 0)[0];
-                prop_assert!((-SCORE_MAX..=SCORE_MAX).contains(&peer.score));
-                prop_assert!(peer.not_before <= now.plus_ms(30_000));
-            }
-            now = now.plus_ms(30_000);
-            book.settle(now);
-            let peer = &book.view(|_| 0)[0];
-            prop_assert!(peer.score > 0 && peer.not_before <= now);
-        }
-    }
-}
+mod tests;

@@ -21,7 +21,7 @@ pub trait Source: Send + Sync {
     fn head(&self) -> BoxFuture<'_, Result<Option<(Height, Hash)>, SourceError>>;
 
     /// Blocks from `range.first` on, at most to `range.last`. Reads as long as `room` can grow, then ends after the last
-    /// block that is whole; the first one is read in any case.
+    /// block that is whole. Where none is, [`Reservation::may_exceed`] says whether the first one is read all the same.
     fn range(&self, range: HeightRange, room: Reservation) -> BoxFuture<'_, Result<RangeAnswer, SourceError>>;
 
     /// Hands a transaction on.
@@ -95,6 +95,12 @@ pub enum SourceError {
         /// How much came.
         got: usize,
     },
+    /// What came before a block was whole is more than there is room for. Nobody's fault.
+    #[error("no room for a first block of more than {got} bytes")]
+    NoRoom {
+        /// How much came.
+        got: usize,
+    },
     /// The answer is not what it should be.
     #[error("{0}")]
     Malformed(String),
@@ -104,11 +110,19 @@ impl SourceError {
     /// What it costs a peer's score.
     pub fn points(&self) -> u32 {
         match self {
-            Self::Limited { .. } => 0,
+            Self::Limited { .. } | Self::NoRoom { .. } => 0,
             Self::Unreachable(_) | Self::Status { .. } => 10,
             Self::Timeout { .. } | Self::Slow { .. } => 15,
             Self::Truncated { .. } => 20,
             Self::Malformed(_) => 40,
+        }
+    }
+
+    /// How long the peer wants to be left alone, where it said so, in milliseconds.
+    pub fn retry_after_ms(&self) -> Option<u64> {
+        match self {
+            Self::Limited { retry_after_ms } => Some(*retry_after_ms),
+            _ => None,
         }
     }
 }

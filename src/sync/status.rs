@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::peers::{PeerBook, Standing};
+use super::peers::{Origin, PeerBook, Record, Standing};
 use super::{PeerId, RequestId};
 use crate::chain::{Hash, Height, Time};
 
@@ -26,7 +26,7 @@ pub enum SyncState {
     Diverged,
     /// No source answers, or none may be used.
     NoSource,
-    /// The node has no sources: it follows nobody.
+    /// The node has no sources and no peer to compare with: it follows nobody.
     Authority,
 }
 
@@ -97,6 +97,8 @@ pub struct SyncStatus {
     pub waiting: u64,
     /// Encoded bytes taken by what is under way or waiting.
     pub buffered_bytes: u64,
+    /// The most that these were since the node started.
+    pub buffered_bytes_peak: u64,
     /// Blocks stored in the last seconds, a second.
     pub blocks_per_second: f64,
     /// Blocks stored since the node started, by sync.
@@ -113,6 +115,8 @@ pub struct SyncStatus {
     pub report: Option<String>,
     /// Two valid blocks at one height, if a source has another one.
     pub diverged: Option<Diverged>,
+    /// Since when it is known to have.
+    pub diverged_since: Option<Time>,
     /// What keeps sync from going on, if something does: a block that no source has in a valid form, a full disk.
     pub problem: Option<String>,
 }
@@ -147,30 +151,46 @@ pub struct Moments {
 /// Where the node stands, given its head and what is known of the sources. Pure.
 pub fn state(peers: &PeerBook, head: Height, moments: Moments, tolerance: Tolerance) -> SyncState {
     let Moments { now, head_at, level_at } = moments;
-    let standings = || peers.iter().map(|peer| &peer.standing);
-    if peers.iter().next().is_none() {
-        return SyncState::Authority;
-    }
-    if standings().any(|standing| matches!(standing, Standing::Diverged(_))) {
+    let configured = || peers.iter().filter(|peer| peer.origin == Origin::Configured);
+    let up = || peers.iter().filter(|peer| peer.is_up());
+    let is_diverged = |peer: &Record| matches!(peer.standing, Standing::Diverged(_));
+    let has_sources = configured().next().is_some();
+    // A stranger on another branch is worth a word where nobody else agrees with us, a source always.
+    if configured().any(is_diverged) || (up().next().is_none() && peers.iter().any(is_diverged)) {
         return SyncState::Diverged;
     }
-    if !standings().any(|standing| *standing == Standing::Up) {
-        let unknown = standings().any(|standing| *standing == Standing::Unknown);
-        return if unknown { SyncState::Starting } else { SyncState::NoSource };
+    if up().next().is_none() {
+        let unknown = configured().any(|peer| peer.standing == Standing::Unknown);
+        return match has_sources {
+            true if unknown => SyncState::Starting,
+            true => SyncState::NoSource,
+            // Whoever is there is of no use, and nobody has to be.
+            false => SyncState::Authority,
+        };
     }
-    let up = || peers.iter().filter(|peer| peer.standing == Standing::Up);
     let best = peers.best().map_or(0, |head| head.0);
     if up().all(|peer| peer.head_at == Time(0)) {
         return SyncState::Starting;
     }
     match best.saturating_sub(head) {
         // Only what a source said after our head last moved can show that it lacks our blocks.
-        0 if best < head && up().all(|peer| peer.head_at > head_at) => SyncState::Ahead,
+        // And only a source has to have them.
+        0 if best < head && has_sources && up().all(|peer| peer.head_at > head_at) => SyncState::Ahead,
         0 => SyncState::Live,
         _ if now.ms_since(head_at.max(level_at)) > tolerance.lag_ms => SyncState::Behind,
         lag if lag <= tolerance.lag_blocks => SyncState::Live,
         _ => SyncState::Syncing,
     }
+}
+
+/// Where a peer has another block than we, and since when: a source before anybody else.
+pub fn diverged(book: &PeerBook) -> Option<(&Diverged, Time)> {
+    let diverged = book.iter().filter_map(|peer| match (&peer.standing, peer.diverged_at) {
+        (Standing::Diverged(diverged), Some(since)) => Some((peer.origin, diverged, since)),
+        _ => None,
+    });
+    let first = diverged.min_by_key(|(origin, _, since)| (*origin != Origin::Configured, *since));
+    first.map(|(_, diverged, since)| (diverged, since))
 }
 
 /// What there is to say of each source.
@@ -222,6 +242,50 @@ mod tests {
             book.reported(id, Some((*height, Hash::ZERO)), Time(1_000_000));
         }
         book
+    }
+
+    #[test]
+    fn those_who_were_met_help_and_are_no_measure() {
+        let late = Time(2_000_000);
+        let at = |book: &PeerBook, head| {
+            let moments = Moments { now: late, head_at: Time(0), level_at: Time(0) };
+            state(book, head, moments, Tolerance::default())
+        };
+        let meet = |book: &mut PeerBook, name: &str, height| {
+            let id = book.join(name.into(), Origin::Met, Time(0)).unwrap();
+            if let Some(height) = height {
+                book.introduced(id, &SourceInfo { node_id: "other".into(), ..us() }, &us(), Time(0));
+                book.reported(id, Some((height, Hash::ZERO)), Time(1_000_000));
+            }
+            id
+        };
+        let fork = || Diverged { height: 2, ours: Hash::ZERO, theirs: Hash([1; 32]), peer: "x".into() };
+        let mut book = book(&[]);
+        let silent = meet(&mut book, "silent", None);
+        assert_eq!(at(&book, 5), SyncState::Authority, "nobody has to be there");
+        meet(&mut book, "behind", Some(3));
+        assert_eq!(at(&book, 5), SyncState::Live, "nobody has to have our blocks");
+        let best = meet(&mut book, "best", Some(500));
+        assert_eq!(at(&book, 5), SyncState::Syncing);
+        book.diverged(best, fork(), late);
+        assert_eq!((at(&book, 5), diverged(&book).unwrap().1), (SyncState::Live, late), "the other one agrees");
+        book.leave(1, late);
+        assert_eq!(at(&book, 5), SyncState::Diverged, "nobody agrees");
+        book.leave(best, late);
+        book.leave(silent, late);
+        assert_eq!((at(&book, 5), diverged(&book)), (SyncState::Authority, None));
+        let mut with_source = self::book(&[5]);
+        meet(&mut with_source, "met", Some(5));
+        with_source.diverged(0, fork(), late);
+        assert_eq!(at(&with_source, 5), SyncState::Diverged, "a source always counts");
+        for _ in 0..2 {
+            with_source.poll_failed(1, &SourceError::Unreachable(String::new()), late);
+        }
+        with_source.agreed(0);
+        for _ in 0..2 {
+            with_source.poll_failed(0, &SourceError::Unreachable(String::new()), late);
+        }
+        assert_eq!(at(&with_source, 5), SyncState::NoSource);
     }
 
     #[test]

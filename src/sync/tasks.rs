@@ -9,7 +9,7 @@ use tokio::task::AbortHandle;
 
 use super::budget::Budget;
 use super::compare::compare;
-use super::engine::{Command, Fetched, Job, Look, Wake};
+use super::engine::{Command, Fetched, Job, Look, Switch, SwitchError, Wake};
 use super::pipeline::Verifier;
 use super::source::{Source, SourceError};
 use super::{PeerId, RequestId, Strategy};
@@ -129,6 +129,15 @@ impl Tasks {
             }),
             // The queue has room for every job that may be under way.
             Command::Import(job) => return self.jobs.try_send(job).is_ok(),
+            Command::Switch(switch) => {
+                let ledger = self.ledger.clone();
+                tokio::spawn(async move {
+                    let Switch { blocks, deep, rooms, .. } = switch;
+                    let switched = switch_branch(&ledger, blocks, deep).await;
+                    drop(rooms);
+                    let _ = wakes.send(Wake::Switched(switched));
+                });
+            }
             Command::Ask { view, events } => {
                 let strategy = Arc::clone(&self.strategy);
                 // On a thread that may block: a component may take its whole deadline.
@@ -171,4 +180,9 @@ async fn look(source: &Arc<dyn Source>, ledger: &Ledger, introduce: bool) -> Res
         _ => None,
     };
     Ok(Look { info, head, ours })
+}
+
+/// Takes `branch` in place of our blocks, in one commit. `deep`: however many of ours that takes back.
+async fn switch_branch(_ledger: &Ledger, _branch: Blocks, _deep: bool) -> Result<(), SwitchError> {
+    Err(SwitchError::Refused("this ledger cannot take blocks back yet".into()))
 }

@@ -1,6 +1,7 @@
 //! From verified ranges to the chain: imports in order, and what becomes of each.
 
-use super::{Blocks, Command, Engine, JobDone};
+use super::ranges::POINTS_INVALID;
+use super::{Blocks, Command, Engine, JobDone, Refusal};
 use crate::chain::{BlockError, Head, Height};
 use crate::ledger::ImportError;
 use crate::sync::pipeline::JOBS_MAX;
@@ -32,6 +33,9 @@ impl<B: Blocks> Engine<B> {
             self.failed_import = false;
             self.order.restart(self.head.height + 1);
         }
+        if self.is_switching() || self.is_halted() {
+            return;
+        }
         while !self.failed_import && self.importing.len() < JOBS_MAX {
             let Some(job) = self.order.take() else { break };
             self.importing.push_back(job.range());
@@ -55,6 +59,7 @@ impl<B: Blocks> Engine<B> {
             self.events.push(Event::Imported(HeightRange { first, last: first + (imported - 1) }));
         }
         self.follow_head();
+        self.settle_refusals();
         if let Some(error) = error {
             self.failed_import = true;
             let height = first + imported;
@@ -84,8 +89,41 @@ impl<B: Blocks> Engine<B> {
                 self.counters.problem = Some(error.to_string());
                 self.peers.failed(peer, 0, error.to_string(), Some(STORAGE_PAUSE_MS), self.now);
             }
-            ImportError::Invalid(error) => {
-                self.invalid(0, peer, range, format!("block {height} is not valid: {error}"));
+            ImportError::Invalid(error) => self.refused(peer, range, height, error),
+        }
+    }
+
+    /// The ledger refuses a block. The first who sent it that way pays at once, and nothing else of what it sent is used.
+    /// Others who send the same may be right, and the fault ours: they pay once another version proves to be valid.
+    fn refused(&mut self, peer: PeerId, range: HeightRange, height: Height, error: BlockError) {
+        self.drop_of(peer);
+        let mut reason = format!("block {height} is not valid: {error}");
+        let known = self.refusals.iter_mut().find(|known| known.height == height && known.error == error);
+        let Some(known) = known else {
+            self.refusals.push(Refusal { height, error, peers: vec![peer] });
+            return self.invalid(0, peer, range, reason);
+        };
+        if !known.peers.contains(&peer) {
+            known.peers.push(peer);
+        }
+        reason = format!("{reason}; {} peers send the same", known.peers.len());
+        self.charge(0, peer, range, 0, reason);
+    }
+
+    /// Lets go of all that a peer sent and that is not on its way to the chain yet.
+    pub(super) fn drop_of(&mut self, peer: PeerId) {
+        self.order.drop_of(peer);
+        self.verifying.retain(|_, verifying| verifying.peer != peer);
+    }
+
+    /// The chain has passed a block that some sent in another version.
+    fn settle_refusals(&mut self) {
+        let head = self.head.height;
+        let settled: Vec<_> = self.refusals.extract_if(.., |refusal| refusal.height <= head).collect();
+        for Refusal { height, error, peers } in settled {
+            for peer in peers.into_iter().skip(1) {
+                let reason = format!("its block {height} was not valid: {error}");
+                self.peers.failed(peer, POINTS_INVALID, reason, None, self.now);
             }
         }
     }

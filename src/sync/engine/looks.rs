@@ -3,10 +3,11 @@
 use super::ranges::POINTS_INVALID;
 use super::{Blocks, Command, Engine, Look};
 use crate::chain::{Hash, Height};
+use crate::sync::budget::COMPARISONS_MAX;
 use crate::sync::compare::Comparison;
 use crate::sync::peers::{Record, Standing};
 use crate::sync::source::SourceError;
-use crate::sync::{Diverged, Event, PeerId};
+use crate::sync::{Diverged, Event, PeerId, plan};
 
 impl<B: Blocks> Engine<B> {
     /// Looks at everybody whose turn it is.
@@ -20,14 +21,7 @@ impl<B: Blocks> Engine<B> {
 
     fn look_at(&mut self, id: PeerId) {
         let Some(peer) = self.peers.get_mut(id) else { return };
-        let introduce = match &peer.standing {
-            Standing::Diverged(known) => {
-                let known = known.clone();
-                return self.compare_with(id, known.height, Some(known));
-            }
-            Standing::Up => false,
-            Standing::Unknown | Standing::Down | Standing::Refused(_) => true,
-        };
+        let introduce = matches!(peer.standing, Standing::Unknown | Standing::Down | Standing::Refused(_));
         peer.busy = true;
         self.commands.push(Command::Look { peer: id, introduce });
     }
@@ -35,15 +29,18 @@ impl<B: Blocks> Engine<B> {
     /// Compares chains up to `height`; the outcome decides whether the peer is used.
     pub(super) fn compare_with(&mut self, id: PeerId, height: Height, known: Option<Diverged>) {
         let Some(peer) = self.peers.get_mut(id) else { return };
-        if std::mem::replace(&mut peer.busy, true) {
-            // A look is under way, and will come to the same conclusion.
+        // A look that is under way will come to the same conclusion, and so will the next one.
+        if peer.busy || self.comparing.len() >= COMPARISONS_MAX {
             return;
         }
+        peer.busy = true;
+        self.comparing.insert(id);
         self.commands.push(Command::Compare { peer: id, height, known });
     }
 
     /// The look at a peer is over, or the comparison. False: the peer is gone, and so is what it was asked for.
     fn look_ended(&mut self, id: PeerId) -> bool {
+        self.comparing.remove(&id);
         self.peers.get_mut(id).map(|peer| peer.busy = false).is_some()
     }
 
@@ -67,8 +64,12 @@ impl<B: Blocks> Engine<B> {
             tracing::info!(source, "source is up");
             self.events.push(Event::PeerUp(id));
         }
-        if self.peers.reported(id, look.head, self.now) {
+        if self.peers.reported(id, look.head, self.now) && self.is_up(id) {
             self.head_announced(id);
+        }
+        if let Some(Standing::Diverged(known)) = self.peers.get(id).map(|peer| &peer.standing) {
+            let known = known.clone();
+            return self.compare_with(id, known.height, Some(known));
         }
         if let (Some((height, theirs)), Some(ours)) = (look.head, look.ours)
             && theirs != ours
@@ -88,12 +89,14 @@ impl<B: Blocks> Engine<B> {
         }
     }
 
-    /// Tells the strategy of a head, once however often it changes until then.
+    /// Tells the strategy of a head, once however often it changes until then. Soon, but a peer that announces heads all
+    /// the time is no reason to ask all the time.
     pub(super) fn head_announced(&mut self, id: PeerId) {
         let event = Event::HeadAnnounced(id);
         if !self.events.contains(&event) {
             self.events.push(event);
         }
+        self.next_call = self.next_call.min(self.asked_at.plus_ms(plan::WAIT_MIN_MS));
     }
 
     fn look_failed(&mut self, id: PeerId, error: &SourceError) {
@@ -113,9 +116,8 @@ impl<B: Blocks> Engine<B> {
         let known = self.peers.get(id).map(|peer| peer.standing.clone());
         match comparison {
             Ok(Comparison::Same) => {
-                if matches!(known, Some(Standing::Diverged(_))) {
+                if self.peers.agreed(id) {
                     tracing::info!(source, "source has our chain again");
-                    self.peers.agreed(id);
                     self.events.push(Event::PeerUp(id));
                 }
                 self.look_again(id, 0);
@@ -127,7 +129,9 @@ impl<B: Blocks> Engine<B> {
                     self.events.push(Event::ForkFound { peer: id, height: *height });
                     self.peer_down(id, "the peer is on another branch");
                 }
+                self.drop_of(id);
                 self.peers.diverged(id, diverged, self.now);
+                self.consider_branch(id);
             }
             Ok(Comparison::Invalid(reason)) => {
                 tracing::warn!(source, reason, "source reports what it cannot show");
@@ -151,10 +155,7 @@ impl<B: Blocks> Engine<B> {
 
     /// A peer can no longer be asked.
     fn peer_down(&mut self, id: PeerId, reason: &str) {
-        let gone: Vec<_> = self.requests.iter().filter(|(_, request)| request.peer == id).map(|(&id, _)| id).collect();
-        for request in gone {
-            self.give_up(request, reason);
-        }
+        self.give_up_all(id, reason);
         self.events.push(Event::PeerDown(id));
     }
 
@@ -167,6 +168,8 @@ impl<B: Blocks> Engine<B> {
         if peer.is_up() {
             self.peer_down(id, "the peer is gone");
         }
+        self.comparing.remove(&id);
+        self.left_branch(id);
         self.peers.leave(id, self.now);
     }
 }

@@ -8,9 +8,10 @@
 //! it was ended.
 //!
 //! `looks` keeps up with peers as they come and go, `round` asks the strategy, `ranges` asks for what it wants, `imports`
-//! brings that onto the chain, `report` says what the world sees.
+//! brings that onto the chain, `branch` replaces it by a better one, `report` says what the world sees.
 
 mod blocks;
+mod branch;
 mod imports;
 mod looks;
 mod order;
@@ -18,11 +19,14 @@ mod ranges;
 mod report;
 mod round;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 pub use blocks::Blocks;
+pub use branch::{Switch, SwitchError};
 pub use order::{Job, JobDone, Order, Segment};
+
+use branch::Branch;
 
 use super::budget::{Budget, Reservation};
 use super::compare::Comparison;
@@ -33,7 +37,7 @@ use super::source::{SourceError, SourceInfo};
 use super::{
     Action, Diverged, Event, HeightRange, PeerId, RequestId, SyncConfig, SyncState, SyncStatus, Tolerance, View,
 };
-use crate::chain::{Hash, Head, Height, Time};
+use crate::chain::{BlockError, Hash, Head, Height, Time};
 
 /// Something that happened.
 pub enum Wake<B: Blocks> {
@@ -53,6 +57,8 @@ pub enum Wake<B: Blocks> {
     Verified(RequestId, Result<B, RangeFault>),
     /// What became of an import.
     Stored(JobDone),
+    /// Whether a branch was taken in place of ours.
+    Switched(Result<(), SwitchError>),
     /// What the strategy wants.
     Planned(Vec<Action>),
 }
@@ -101,6 +107,9 @@ pub enum Command<B: Blocks> {
     },
     /// Put blocks on the chain, after those of the jobs before. Answered by [`Wake::Stored`], in the same order.
     Import(Job<B>),
+    /// Take another branch in place of ours, where it is better. Answered by [`Wake::Switched`]; until then nothing is
+    /// imported.
+    Switch(Switch<B>),
     /// Ask the strategy. Answered by [`Wake::Planned`]; not asked again before.
     Ask {
         /// All that is known.
@@ -172,9 +181,16 @@ struct Verifying {
     room: Reservation,
 }
 
+/// Peers whose version of a block was refused for the same reason.
+struct Refusal {
+    height: Height,
+    error: BlockError,
+    /// The first one has paid for it.
+    peers: Vec<PeerId>,
+}
+
 /// A question that the strategy has not answered yet.
 struct Asked {
-    since: Time,
     view: Arc<View>,
     /// Nothing else has happened since: what it saw is how things are.
     current: bool,
@@ -206,6 +222,8 @@ pub struct Engine<B: Blocks> {
     /// When no peer was last known to have more than we.
     level_at: Time,
     peers: PeerBook,
+    /// Who is being compared.
+    comparing: BTreeSet<PeerId>,
     requests: BTreeMap<RequestId, Request>,
     next_request: RequestId,
     verifying: BTreeMap<RequestId, Verifying>,
@@ -214,6 +232,9 @@ pub struct Engine<B: Blocks> {
     /// An import failed: those that follow it have to come back before the next one starts.
     failed_import: bool,
     imports_paused_until: Time,
+    /// Versions of the lowest missing block that the ledger refused.
+    refusals: Vec<Refusal>,
+    branch: Option<Branch<B>>,
     /// Bytes of a block, as they lately came; none before any did.
     block_bytes: Option<u64>,
     watchdog: Watchdog,
@@ -223,6 +244,8 @@ pub struct Engine<B: Blocks> {
     asked: Option<Asked>,
     /// The strategy's generation, once there is one.
     generation: Option<u64>,
+    /// When it was last asked, and when it is asked again at the latest.
+    asked_at: Time,
     next_call: Time,
 
     state: SyncState,
@@ -248,17 +271,21 @@ impl<B: Blocks> Engine<B> {
             head,
             head_at: now,
             level_at: now,
+            comparing: BTreeSet::new(),
             requests: BTreeMap::new(),
             next_request: 1,
             verifying: BTreeMap::new(),
             importing: VecDeque::new(),
             failed_import: false,
             imports_paused_until: Time(0),
+            refusals: Vec::new(),
+            branch: None,
             block_bytes: None,
             over: false,
             events: Vec::new(),
             asked: None,
             generation: None,
+            asked_at: Time(0),
             next_call: now,
             state: SyncState::Starting,
             published_at: Time(0),
@@ -320,6 +347,7 @@ impl<B: Blocks> Engine<B> {
             Wake::Fetched(id, fetched) => self.fetched(id, fetched),
             Wake::Verified(id, verified) => self.verified(id, verified),
             Wake::Stored(done) => self.stored(done),
+            Wake::Switched(switched) => self.switched(switched),
             Wake::Planned(_) => unreachable!("taken above"),
         }
     }
@@ -328,6 +356,7 @@ impl<B: Blocks> Engine<B> {
     pub fn turn(&mut self, now: Time) -> Turn<B> {
         self.now = self.now.max(now);
         self.peers.settle(self.now);
+        self.start_switch();
         self.start_imports();
         self.start_looks();
         self.ask();
@@ -343,3 +372,6 @@ impl<B: Blocks> Engine<B> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

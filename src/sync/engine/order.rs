@@ -93,6 +93,16 @@ impl<B: Blocks> Order<B> {
         }
     }
 
+    /// Goes on from `next`, with nothing here.
+    pub fn clear(&mut self, next: Height) {
+        (self.next, self.segments) = (next, BTreeMap::new());
+    }
+
+    /// Lets go of what waits and came from `peer`.
+    pub fn drop_of(&mut self, peer: PeerId) {
+        self.segments.retain(|_, segment| segment.peer != peer);
+    }
+
     /// Takes in a segment; what of it is here already, or no longer needed, is left out.
     pub fn insert(&mut self, segment: Segment<B>) {
         let HeightRange { first, last } = segment.range();

@@ -21,7 +21,7 @@ pub(super) const ROOM_MIN: u64 = 4 << 10;
 pub(super) const POINTS_INVALID: u32 = 50;
 
 /// Points for a head that is reported and whose blocks are not there.
-const POINTS_EMPTY: u32 = 5;
+pub(super) const POINTS_EMPTY: u32 = 5;
 
 impl<B: Blocks> Engine<B> {
     /// Sends a request; none where there is no room for its answer, or nobody to ask.
@@ -31,7 +31,7 @@ impl<B: Blocks> Engine<B> {
         let room = match self.budget.reserve(expected) {
             Some(room) => room,
             // Without it nothing that waits could go on.
-            None if range.first == self.head.height + 1 => self.budget.reserve_beyond(expected.min(2 * RANGE_BYTES)),
+            None if range.first == self.head.height + 1 => self.budget.reserve_beyond(ROOM_MIN),
             None => return None,
         };
         let id = self.next_request;
@@ -57,16 +57,15 @@ impl<B: Blocks> Engine<B> {
 
     pub(super) fn fetched(&mut self, id: RequestId, fetched: Result<Fetched<B::Body>, SourceError>) {
         // One that was given up may have been answered already.
-        let Some(Request { peer, range, .. }) = self.requests.remove(&id) else { return };
+        let Some(Request { peer, range, .. }) = self.requests.remove(&id) else {
+            return self.branch_fetched(id, fetched);
+        };
         self.watchdog.ended(range, self.now);
         let Fetched { body, blocks, room, head, first_byte_us, duration_us } = match fetched {
             Ok(fetched) => fetched,
             Err(error) => {
-                let retry_after = match error {
-                    SourceError::Limited { retry_after_ms } => Some(retry_after_ms),
-                    _ => None,
-                };
-                return self.failed(id, peer, range, error.points(), error.to_string(), retry_after);
+                let points = error.points();
+                return self.failed(id, peer, range, points, error.to_string(), error.retry_after_ms());
             }
         };
         let bytes = room.bytes();
@@ -91,7 +90,7 @@ impl<B: Blocks> Engine<B> {
     }
 
     /// A request that was not answered as it should: costs the peer points.
-    fn failed(
+    pub(super) fn failed(
         &mut self,
         id: RequestId,
         peer: PeerId,
@@ -108,7 +107,9 @@ impl<B: Blocks> Engine<B> {
     }
 
     pub(super) fn verified(&mut self, id: RequestId, verified: Result<B, RangeFault>) {
-        let Some(Verifying { peer, asked, range, room }) = self.verifying.remove(&id) else { return };
+        let Some(Verifying { peer, asked, range, room }) = self.verifying.remove(&id) else {
+            return self.branch_verified(id, verified);
+        };
         match verified {
             Ok(blocks) if blocks.count() > 0 => {
                 self.order.insert(Segment { peer, blocks, room: Arc::new(room) });
@@ -140,14 +141,28 @@ impl<B: Blocks> Engine<B> {
         }
     }
 
-    /// Blocks that are not valid: costs the peer who sent them.
+    /// Blocks that are not valid: costs the peer who sent them. What else it was asked for is asked of others.
     pub(super) fn invalid(&mut self, id: RequestId, peer: PeerId, range: HeightRange, reason: String) {
+        self.charge(id, peer, range, POINTS_INVALID, reason);
+        self.give_up_all(peer, "the peer sent blocks that are not valid");
+    }
+
+    /// Blocks that are not valid, and what that costs who sent them.
+    pub(super) fn charge(&mut self, id: RequestId, peer: PeerId, range: HeightRange, points: u32, reason: String) {
         let source = self.peers.name(peer);
         tracing::warn!(source, reason, "invalid blocks");
         self.counters.failed += 1;
         self.counters.problem = Some(format!("{source}: {reason}"));
-        self.peers.failed(peer, POINTS_INVALID, reason.clone(), None, self.now);
+        self.peers.failed(peer, points, reason.clone(), None, self.now);
         self.events.push(Event::RangeInvalid(RangeFailure { id, peer, range, reason }));
+    }
+
+    /// Ends all requests to a peer. Costs it nothing.
+    pub(super) fn give_up_all(&mut self, peer: PeerId, reason: &str) {
+        let asked = self.requests.iter().filter(|(_, request)| request.peer == peer);
+        for id in asked.map(|(&id, _)| id).collect::<Vec<_>>() {
+            self.give_up(id, reason);
+        }
     }
 
     pub(super) fn block_bytes(&self) -> u64 {

@@ -2,9 +2,8 @@
 
 use super::{Blocks, Engine};
 use crate::chain::Time;
-use crate::sync::peers::Standing;
 use crate::sync::status::{self, Moments};
-use crate::sync::{HeightRange, SyncStatus, plan};
+use crate::sync::{HeightRange, SyncState, SyncStatus, plan};
 
 /// The least time between two published statuses without a change of state.
 const PUBLISH_MS: u64 = 100;
@@ -22,7 +21,10 @@ impl<B: Blocks> Engine<B> {
             self.level_at = self.now;
         }
         let moments = Moments { now: self.now, head_at: self.head_at, level_at: self.level_at };
-        let state = status::state(&self.peers, self.head.height, moments, self.tolerance);
+        let mut state = status::state(&self.peers, self.head.height, moments, self.tolerance);
+        if self.is_halted() {
+            state = SyncState::Diverged;
+        }
         let before = std::mem::replace(&mut self.state, state);
         if state == before && self.now < self.published_at.plus_ms(PUBLISH_MS) {
             return None;
@@ -49,10 +51,7 @@ impl<B: Blocks> Engine<B> {
         let head = self.head.height;
         let best_height = self.peers.best().map_or(head, |best| best.0);
         let lag_blocks = best_height.saturating_sub(head);
-        let diverged = self.peers.iter().find_map(|peer| match &peer.standing {
-            Standing::Diverged(diverged) => Some(diverged.clone()),
-            _ => None,
-        });
+        let diverged = status::diverged(&self.peers);
         SyncStatus {
             state: self.state,
             head_height: head,
@@ -61,9 +60,10 @@ impl<B: Blocks> Engine<B> {
             lag_blocks,
             lag_seconds: if lag_blocks == 0 { 0 } else { self.now.ms_since(self.head.timestamp) / 1_000 },
             peers: status::peers(&self.peers, |peer| self.in_flight_of(peer)),
-            in_flight: u32::try_from(self.requests.len()).unwrap_or(u32::MAX),
+            in_flight: u32::try_from(self.requests.len() + usize::from(self.is_fetching_branch())).unwrap_or(u32::MAX),
             waiting: merged(self.here()).iter().map(HeightRange::count).sum(),
             buffered_bytes: self.budget.used(),
+            buffered_bytes_peak: self.budget.peak(),
             blocks_per_second,
             imported_blocks: self.counters.imported,
             requests: self.next_request - 1,
@@ -72,18 +72,16 @@ impl<B: Blocks> Engine<B> {
             failed_requests: self.counters.failed,
             // At the head it would speak of what is over.
             report: self.counters.report.clone().filter(|_| lag_blocks > 0),
-            diverged,
-            problem: self.counters.problem.clone(),
+            diverged_since: diverged.map(|(_, since)| since),
+            diverged: diverged.map(|(diverged, _)| diverged.clone()),
+            problem: self.counters.problem.clone().filter(|_| lag_blocks > 0 || diverged.is_some()),
         }
     }
 
     /// Until when nothing happens by itself.
     pub(super) fn rest(&self) -> Time {
         let mut until = self.now.plus_ms(plan::TICK_MS).min(self.published_at.plus_ms(PUBLISH_MS));
-        let patience = match &self.asked {
-            Some(asked) => asked.since.plus_ms(self.config.watchdog_ms),
-            None => Time(0),
-        };
+        let patience = if self.asked.is_some() { self.asked_at.plus_ms(self.config.watchdog_ms) } else { Time(0) };
         if self.asked.is_none() && !self.peers.is_empty() {
             until = until.min(self.next_call);
         }

@@ -24,20 +24,21 @@ impl<B: Blocks> Engine<B> {
 
     /// Asks the strategy where there is a reason to. Without peers there is only one: that they are gone.
     pub(super) fn ask(&mut self) {
-        let reason = if self.peers.is_empty() {
-            self.events.iter().any(|event| !matches!(event, Event::Started | Event::TakenOver))
-        } else {
-            !self.events.is_empty() || self.now >= self.next_call
+        let can_wait = |event: &Event| match event {
+            Event::HeadAnnounced(_) => true,
+            Event::Started | Event::TakenOver => self.peers.is_empty(),
+            _ => false,
         };
-        if self.asked.is_some() || !reason {
+        let due = !self.peers.is_empty() && self.now >= self.next_call;
+        if self.asked.is_some() || !(due || self.events.iter().any(|event| !can_wait(event))) {
             return;
         }
         if self.events.is_empty() {
             self.events.push(Event::Tick);
         }
-        self.next_call = self.now.plus_ms(plan::TICK_MS);
+        (self.asked_at, self.next_call) = (self.now, self.now.plus_ms(plan::TICK_MS));
         let view = Arc::new(self.view());
-        self.asked = Some(Asked { since: self.now, view: Arc::clone(&view), current: true });
+        self.asked = Some(Asked { view: Arc::clone(&view), current: true });
         self.commands.push(Command::Ask { view, events: std::mem::take(&mut self.events) });
     }
 
@@ -97,7 +98,10 @@ impl<B: Blocks> Engine<B> {
 
     /// Lets the watchdog look, unless the strategy is about to say what it wants.
     pub(super) fn watch(&mut self) {
-        if self.asked.as_ref().is_some_and(|asked| self.now < asked.since.plus_ms(self.config.watchdog_ms)) {
+        if self.is_halted() {
+            return;
+        }
+        if self.asked.is_some() && self.now < self.asked_at.plus_ms(self.config.watchdog_ms) {
             return;
         }
         let Some(rescue) = self.watchdog.look(&self.view()) else { return };
@@ -138,13 +142,16 @@ impl<B: Blocks> Engine<B> {
 
     /// What is allowed now. The budget of bytes shows in it, so a strategy that keeps to the limits keeps to the budget.
     fn limits(&self) -> Limits {
-        let block_bytes = self.block_bytes();
-        let fitting = (RANGE_BYTES / block_bytes).clamp(1, self.config.range_blocks_max.into());
+        let (block_bytes, fitting) = (self.block_bytes(), self.range_blocks_max());
         let room = self.budget.free() / block_bytes.saturating_mul(fitting).max(ROOM_MIN);
         let under_way = self.requests.len() as u64;
         // One request for the lowest missing block is always possible.
         let stuck = under_way == 0 && self.importing.is_empty() && self.verifying.is_empty() && !self.order.is_ready();
-        let more = if room == 0 && stuck { 1 } else { room };
+        let more = match room {
+            _ if self.is_halted() => 0,
+            0 if stuck => 1,
+            room => room,
+        };
         let in_flight_max = (under_way + more).min(self.config.in_flight_max.into());
         Limits {
             range_blocks_max: u32::try_from(fitting).unwrap_or(u32::MAX),
@@ -153,5 +160,10 @@ impl<B: Blocks> Engine<B> {
             window_blocks: self.config.window_blocks,
             actions_max: ACTIONS_MAX,
         }
+    }
+
+    /// How many blocks make a good range.
+    pub(super) fn range_blocks_max(&self) -> u64 {
+        (RANGE_BYTES / self.block_bytes()).clamp(1, self.config.range_blocks_max.into())
     }
 }

@@ -3,6 +3,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
@@ -10,9 +11,10 @@ use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use futures_util::stream;
+use futures_util::{Stream, StreamExt, TryStreamExt, stream};
 use tenon::chain::{Block, Genesis, Hash};
 use tenon::sync::http::{BLOCKS_MEDIA_TYPE, HEAD_HEADER};
+use tenon::sync::source::FRAME_BYTES_MAX;
 use tokio::sync::watch;
 
 /// How a source answers a request for a range.
@@ -46,6 +48,30 @@ pub enum Fault {
     Broken,
     /// Its own idea of what a range looks like.
     OtherType,
+    /// No answer at all, on any route.
+    Mute,
+    /// As it should, a byte now and then.
+    Dribbles,
+    /// A block in the middle is left out.
+    Gap,
+    /// Two blocks have changed places.
+    Shuffled,
+    /// A block comes twice, in place of the next one.
+    Duplicate,
+    /// The last block has the header of one and the transactions of none.
+    Bodyless,
+    /// Bytes without any form.
+    Noise,
+    /// One block that never ends.
+    Huge,
+    /// The last block again and again.
+    Endless,
+    /// Half of it, and then nothing.
+    StallsMidway,
+    /// Half of it, and then the connection breaks.
+    BreaksMidway,
+    /// A head that is lower at every look.
+    Shrinks,
 }
 
 /// A node as sync sees it.
@@ -62,6 +88,8 @@ struct Shared {
     fault: Mutex<Fault>,
     requests: watch::Sender<u64>,
     served: AtomicU64,
+    sent: AtomicU64,
+    looks: AtomicU64,
     submitted: watch::Sender<Vec<String>>,
 }
 
@@ -93,6 +121,8 @@ impl TestSource {
             fault: Mutex::new(Fault::None),
             requests: watch::Sender::default(),
             served: AtomicU64::new(0),
+            sent: AtomicU64::new(0),
+            looks: AtomicU64::new(0),
             submitted: watch::Sender::default(),
         });
         let router = Router::new()
@@ -149,6 +179,11 @@ impl TestSource {
         self.shared.requests.subscribe()
     }
 
+    /// Bytes sent so far in answers to requests for ranges.
+    pub fn sent(&self) -> u64 {
+        self.shared.sent.load(Ordering::SeqCst)
+    }
+
     /// Good blocks served so far.
     pub fn served(&self) -> u64 {
         self.shared.served.load(Ordering::SeqCst)
@@ -181,27 +216,45 @@ fn head(shared: &Shared) -> (u64, Hash) {
 }
 
 /// The answer of a source that refuses everything.
-fn refusal(shared: &Shared) -> Option<Response> {
-    match *shared.fault.lock().unwrap() {
+async fn refusal(shared: &Shared) -> Option<Response> {
+    let fault = *shared.fault.lock().unwrap();
+    match fault {
         Fault::Refuses(status) => {
             Some((StatusCode::from_u16(status).unwrap(), [("retry-after", "3600")]).into_response())
         }
+        Fault::Mute => std::future::pending().await,
         _ => None,
     }
 }
 
+/// A body whose bytes are counted as they go.
+fn counted(shared: &Arc<Shared>, parts: impl Stream<Item = std::io::Result<Bytes>> + Send + 'static) -> Body {
+    let shared = Arc::clone(shared);
+    Body::from_stream(parts.inspect_ok(move |part| _ = shared.sent.fetch_add(part.len() as u64, Ordering::SeqCst)))
+}
+
+/// A block whose transactions are gone.
+fn bodyless(bytes: &[u8]) -> Bytes {
+    let mut block = Block::decode(&bytes[4..]).unwrap();
+    block.transactions.clear();
+    frame(&block).1
+}
+
 async fn info_route(State(shared): State<Arc<Shared>>) -> Response {
-    if let Some(refusal) = refusal(&shared) {
+    if let Some(refusal) = refusal(&shared).await {
         return refusal;
     }
     axum::Json(shared.info.lock().unwrap().clone()).into_response()
 }
 
 async fn head_route(State(shared): State<Arc<Shared>>) -> Response {
-    if let Some(refusal) = refusal(&shared) {
+    if let Some(refusal) = refusal(&shared).await {
         return refusal;
     }
-    let (height, hash) = head(&shared);
+    let (mut height, hash) = head(&shared);
+    if *shared.fault.lock().unwrap() == Fault::Shrinks {
+        height = height.saturating_sub(shared.looks.fetch_add(1, Ordering::SeqCst));
+    }
     axum::Json(serde_json::json!({ "height": height, "hash": hash, "tx_count": 0 })).into_response()
 }
 
@@ -212,56 +265,95 @@ async fn transaction_route(State(shared): State<Arc<Shared>>, body: String) -> R
 
 async fn range_route(State(shared): State<Arc<Shared>>, Query(range): Query<Range>) -> Response {
     shared.requests.send_modify(|count| *count += 1);
-    if let Some(refusal) = refusal(&shared) {
+    if let Some(refusal) = refusal(&shared).await {
         return refusal;
     }
     let (height, hash) = head(&shared);
     let fault = *shared.fault.lock().unwrap();
     let shift = usize::from(fault == Fault::WrongHeights);
     let more = usize::from(fault == Fault::TooMany);
-    let frames: Vec<Bytes> = {
+    let mut frames: Vec<Bytes> = {
         let chain = shared.chain.lock().unwrap();
         let first = usize::try_from(range.start).unwrap() + shift;
         let count = usize::try_from(range.end - range.start).unwrap() + 1 + more;
         chain.iter().skip(first).take(count).map(|(_, frame)| frame.clone()).collect()
     };
-    let mut body = frames.concat();
-    let whole = |body: Vec<u8>| Body::from(body);
-    let body = match fault {
-        Fault::None => {
-            shared.served.fetch_add(frames.len() as u64, Ordering::SeqCst);
-            whole(body)
+    let middle = frames.len() / 2;
+    match fault {
+        Fault::None | Fault::Shrinks => _ = shared.served.fetch_add(frames.len() as u64, Ordering::SeqCst),
+        Fault::Gap if middle > 0 => _ = frames.remove(middle),
+        Fault::Shuffled if middle > 0 => frames.swap(0, middle),
+        Fault::Duplicate if middle > 0 => frames[middle] = frames[middle - 1].clone(),
+        Fault::Bodyless => {
+            if let Some(last) = frames.last_mut() {
+                *last = bodyless(last);
+            }
         }
-        Fault::WrongHeights | Fault::TooMany => whole(body),
-        Fault::Garbage => whole([&8_u32.to_be_bytes()[..], b"no block"].concat()),
         Fault::BadSignature => {
-            // The last block of a sample's range has its proposer's signature right before its transactions.
-            let last = frames.last().unwrap();
-            let block = Block::decode(&last[4..]).unwrap();
-            let mut changed = block.clone();
-            changed.signature.0[5] ^= 1;
-            body.truncate(body.len() - last.len());
-            body.extend_from_slice(&frame(&changed).1);
-            whole(body)
+            if let Some(last) = frames.last_mut() {
+                let mut block = Block::decode(&last[4..]).unwrap();
+                block.signature.0[5] ^= 1;
+                *last = frame(&block).1;
+            }
+        }
+        _ => {}
+    }
+    let mut body = frames.concat();
+    let half = body.len() / 2;
+    let broke = || Err(std::io::Error::other("the source broke off"));
+    let one = |body: Vec<u8>| stream::iter([Ok(Bytes::from(body))]);
+    let parts = match fault {
+        Fault::None
+        | Fault::Shrinks
+        | Fault::WrongHeights
+        | Fault::TooMany
+        | Fault::Gap
+        | Fault::Shuffled
+        | Fault::Duplicate
+        | Fault::Bodyless
+        | Fault::BadSignature => one(body).boxed(),
+        Fault::Garbage => one([&8_u32.to_be_bytes()[..], b"no block"].concat()).boxed(),
+        Fault::Noise => {
+            let noise = (0..4_000_u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8);
+            one(noise.collect()).boxed()
         }
         Fault::Truncated => {
             body.truncate(body.len() - 7);
-            let parts = [Ok(Bytes::from(body)), Err(std::io::Error::other("the source broke off"))];
-            Body::from_stream(stream::iter(parts))
+            one(body).chain(stream::iter([broke()])).boxed()
         }
-        Fault::Oversized => whole(vec![0xff; 400]),
-        Fault::Empty => whole(Vec::new()),
+        Fault::BreaksMidway => {
+            body.truncate(half);
+            one(body).chain(stream::iter([broke()])).boxed()
+        }
+        Fault::StallsMidway => {
+            body.truncate(half);
+            one(body).chain(stream::pending()).boxed()
+        }
+        Fault::Dribbles => stream::iter(body)
+            .then(|byte| async move {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                Ok(Bytes::from(vec![byte]))
+            })
+            .boxed(),
+        Fault::Huge => {
+            let len = u32::try_from(FRAME_BYTES_MAX).unwrap().to_be_bytes().to_vec();
+            one(len).chain(stream::repeat_with(|| Ok(Bytes::from(vec![0; 16 << 10])))).boxed()
+        }
+        Fault::Endless => {
+            let last = frames.last().cloned().unwrap_or_default();
+            one(body).chain(stream::repeat_with(move || Ok(last.clone()))).boxed()
+        }
+        Fault::Oversized => one(vec![0xff; 400]).boxed(),
+        Fault::Empty => one(Vec::new()).boxed(),
         Fault::Silent => std::future::pending().await,
-        Fault::Stalls => {
-            let first = stream::iter([Ok::<_, std::io::Error>(Bytes::from_static(&[0]))]);
-            Body::from_stream(futures_util::StreamExt::chain(first, stream::pending()))
-        }
+        Fault::Stalls => one(vec![0]).chain(stream::pending()).boxed(),
         Fault::Limited(seconds) => {
             return (StatusCode::TOO_MANY_REQUESTS, [("retry-after", seconds.to_string())]).into_response();
         }
-        Fault::Refuses(_) => unreachable!("answered above"),
+        Fault::Refuses(_) | Fault::Mute => unreachable!("answered above"),
         Fault::Broken => return StatusCode::INTERNAL_SERVER_ERROR.into_response(),
         Fault::OtherType => return "a page".into_response(),
     };
+    let body = counted(&shared, parts);
     ([("content-type", BLOCKS_MEDIA_TYPE.to_owned()), (HEAD_HEADER, format!("{height} {hash}"))], body).into_response()
 }
