@@ -22,6 +22,7 @@
 //! | [`maintenance`] | what keeps a node's data well: snapshots served, the state verified, backups, repair |
 //! | [`events`], [`monitor`] | what happens, for those who listen; what is wrong, for the operator |
 //! | [`memory`] | gives back what a burst of work leaves behind |
+//! | [`simulate`] | strategies in virtual time: the follower's engine among modelled peers |
 //! | [`bindings`] | a component in each role: WIT on one side, the trait on the other |
 //! | `tenon_runtime` | hosts components: slots, generations, loading, limits, health; knows no chain |
 //!
@@ -56,6 +57,7 @@ pub mod producer;
 pub mod rate_limit;
 pub mod rpc;
 pub mod sample;
+pub mod simulate;
 pub mod snapshot;
 pub mod storage;
 pub mod sync;

@@ -12,6 +12,7 @@ mod plugin;
 mod replay;
 mod run;
 mod sign;
+mod simulate;
 mod snapshot;
 mod state;
 mod sync;
@@ -80,7 +81,7 @@ enum Command {
     /// The database of a node: backups, checks, repair
     #[command(subcommand)]
     Db(db::Db),
-    /// Components: build, check, sign, replay, list, swap
+    /// Components: build, check, sign, replay, simulate, list, swap
     Plugin(plugin::Plugin),
     /// The configuration file
     #[command(subcommand)]

@@ -1,5 +1,5 @@
-//! `tenon plugin`: builds, checks, signs and replays components; lists and swaps those of a running node through its
-//! admin API.
+//! `tenon plugin`: builds, checks, signs, replays and simulates components; lists and swaps those of a running node
+//! through its admin API.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,6 +16,7 @@ use super::output::Output;
 use super::replay::{Explain, Replay};
 use super::run::Addresses;
 use super::sign::Signing;
+use super::simulate::Simulate;
 
 /// The plugins that every new node gets.
 pub const SHIPPED: [&str; 8] = [
@@ -29,7 +30,7 @@ pub const SHIPPED: [&str; 8] = [
     "ping-pong",
 ];
 
-/// Components: build, check, sign, replay, list, swap.
+/// Components: build, check, sign, replay, simulate, list, swap.
 #[derive(Args)]
 pub struct Plugin {
     #[command(flatten)]
@@ -74,6 +75,8 @@ enum Command {
     Replay(Replay),
     /// Shows one recorded call, and makes it again
     Explain(Explain),
+    /// Syncs in virtual time among modelled peers, with each of some strategies
+    Simulate(Simulate),
     /// The slots of a node, and who serves them
     List,
     /// Loads a slot's plugin anew, even from the same bytes
@@ -137,6 +140,7 @@ impl Plugin {
             Command::Sign(command) => command.run(output),
             Command::Replay(replay) => replay.run(&admin, output).await,
             Command::Explain(explain) => explain.run(&admin, output).await,
+            Command::Simulate(simulate) => tokio::task::block_in_place(|| simulate.run(output)),
             Command::List => {
                 let slots = admin.node()?.get("/admin/plugins").await?;
                 output.list(slots.as_array().map_or(&[], Vec::as_slice), &COLUMNS);

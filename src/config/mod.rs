@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use crate::sync::SyncConfig;
 
-pub use given::{Given, Origin};
+pub use given::{Content, Given, Origin};
 pub use knobs::{Admin, Agent, Chain, Mempool, Monitor, PluginSlot, Plugins, Producer, Rpc, Snapshots, Store};
 pub(crate) use section::section;
 pub use section::{Key, Knob};
@@ -243,7 +243,7 @@ fn overlay(given: &mut Given, name: &str, value: String, problems: &mut Vec<Prob
     let origin = Origin::Variable(name.to_owned());
     if let Some(key) = keys.iter().find(|key| variable(key) == name) {
         let path: Vec<&str> = key.name.split('.').collect();
-        given.set(&path, Given { origin, content: given::Content::Untyped(value) });
+        given.set(&path, Given { origin, content: Content::Untyped(value) });
         return;
     }
     let variables: Vec<String> = keys.iter().map(variable).collect();

@@ -1,7 +1,6 @@
 //! `make bench`: every figure that Tenon promises, measured on this machine, with a floor program beside it where the
 //! hardware decides. Prints a table and writes `target/bench.json`. With words as arguments only the parts whose names
-//! hold one of them run: `policy`, `journal`, `replay`, `catch-up`, `serve`, `lifecycle`, `node`,
-//! `verify`.
+//! hold one of them run: `policy`, `journal`, `replay`, `simulate`, `catch-up`, `serve`, `lifecycle`, `node`, `verify`.
 
 mod bare;
 mod catch_up;
@@ -16,6 +15,7 @@ mod process;
 mod replay;
 mod report;
 mod serve;
+mod simulate;
 #[path = "../support/traffic.rs"]
 mod traffic;
 mod verify;
@@ -44,6 +44,9 @@ fn main() -> std::process::ExitCode {
     if runs("replay") {
         let dir = dir();
         runtime.block_on(replay::run(dir.path(), &mut report));
+    }
+    if runs("simulate") {
+        simulate::run(&mut report);
     }
     if runs("catch-up") {
         let dir = dir();

@@ -1,10 +1,11 @@
 //! Many ranges in flight, over all peers that can be asked, the lowest missing height first. A library, for the
 //! strategies that fetch so: `parallel-range`, and `snapshot-first` above its snapshot.
 //!
-//! How much is asked of a peer at once follows what it has shown: as much as it sends within a size and a time. What a
-//! peer failed to give is asked of another one, and the peer rests for a while. The lowest range, which everything
-//! above waits for, is asked of a second peer when it takes long; at the end, when nothing is left to ask for, so are
-//! the ranges that a slow peer still holds, of idle faster ones.
+//! How much is asked of a peer at once follows what it has shown: a range is as long as it sends within a size and a
+//! time, and there are more of them while all are answered. What a peer failed to give is asked of another one, and the
+//! peer rests for a while. The lowest range, which everything above waits for, is asked of a second peer when it takes
+//! long; at the end, when nothing is left to ask for, so are the ranges that a slow peer still holds, of idle faster
+//! ones.
 //!
 //! Everything that matters is in the view. The memory only makes the next decision better, so a strategy that takes
 //! over in the middle of a sync, or whose memory is lost, goes on where the other stopped.

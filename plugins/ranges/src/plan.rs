@@ -33,7 +33,7 @@ impl<'a> Plan<'a> {
     /// Takes in what happened.
     pub fn learn(&mut self, event: &Event) {
         match event {
-            Event::RangeArrived(arrival) => self.memory.arrived(arrival),
+            Event::RangeArrived(arrival) => self.memory.arrived(arrival, self.requests_max()),
             Event::RangeFailed(failure) => self.failed(failure),
             Event::RangeInvalid(failure) => {
                 self.failed(failure);
@@ -58,8 +58,8 @@ impl<'a> Plan<'a> {
         if self.draft.absent(failure.range).is_empty() {
             return;
         }
-        let failures = self.draft.peer(failure.peer).map_or(0, |peer| peer.failures);
-        self.memory.failed(failure.peer, &failure.range, failures, self.view.now);
+        let (failures, requests) = self.draft.peer(failure.peer).map_or((0, 0), |peer| (peer.failures, peer.in_flight));
+        self.memory.failed(failure.peer, &failure.range, failures, requests.saturating_add(1), self.view.now);
     }
 
     /// Forgets what is over.
@@ -78,6 +78,9 @@ impl<'a> Plan<'a> {
                 let mut range = gap;
                 range.last = gap.last.min(gap.first.saturating_add(blocks - 1));
                 let Some(asked) = self.draft.fetch(peer, range) else { break };
+                if is_stranger(peer) {
+                    self.memory.met(peer.id);
+                }
                 if asked.last >= gap.last {
                     break;
                 }
@@ -188,8 +191,14 @@ impl<'a> Plan<'a> {
     /// Whether one more request may go to this peer now, as far as this strategy is concerned.
     fn is_free(&self, peer: &Peer) -> bool {
         // A peer that nothing is known of, or that failed last, first has to answer one request.
-        let most = if is_stranger(peer) || peer.failures > 0 { 1 } else { self.settings.requests_per_peer };
+        let few = is_stranger(peer) || peer.failures > 0;
+        let most = if few { 1 } else { self.memory.at_once(peer.id).unwrap_or(u32::MAX).min(self.requests_max()) };
         self.free_at(peer) <= self.view.now && self.draft.asked_of(peer) < most
+    }
+
+    /// Requests to one peer at once, where it stands them.
+    fn requests_max(&self) -> u32 {
+        self.settings.requests_per_peer.min(self.view.limits.in_flight_per_peer_max)
     }
 
     /// When a peer may be asked again: it said so, or has to rest.

@@ -40,6 +40,9 @@ use super::{
 };
 use crate::chain::{BlockError, Hash, Head, Height, Time};
 
+/// Blocks that a ledger takes back at most, unless it says otherwise.
+pub const MAX_REORG_DEPTH: u64 = 256;
+
 /// Something that happened.
 pub enum Wake<B: Blocks> {
     /// The local head is another one. Handed in before the [`Wake::Stored`] of what moved it.
@@ -270,7 +273,7 @@ impl<B: Blocks> Engine<B> {
             us,
             config,
             tolerance: Tolerance::default(),
-            max_reorg_depth: 256,
+            max_reorg_depth: MAX_REORG_DEPTH,
             now,
             commands: Vec::new(),
             head,
@@ -304,7 +307,7 @@ impl<B: Blocks> Engine<B> {
         self.tolerance = tolerance;
     }
 
-    /// Blocks that may be taken back for a better branch, where that is not 256.
+    /// Blocks that may be taken back for a better branch, where that is not [`MAX_REORG_DEPTH`].
     pub fn limit_reorgs(&mut self, blocks: u64) {
         self.max_reorg_depth = blocks;
     }
