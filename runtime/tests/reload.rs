@@ -152,9 +152,10 @@ fn a_candidate_that_was_not_taken_is_forgotten_when_what_serves_is_what_is_wante
     for bytes in [&b"no component"[..], &refuses(2), b"no component", &refuses(2), &refuses(3)] {
         bed.put("adder.wasm", bytes);
         becomes(Some(if bytes.len() < 20 { Stage::Inspect } else { Stage::Configure }));
+        assert!(bed.status().last_error.is_some());
         bed.put("adder.wasm", &good);
         becomes(None);
-        assert_eq!(slot.generation(), 1, "what serves did not change");
+        assert_eq!((slot.generation(), bed.status().last_error), (1, None), "what serves did not change");
     }
     // One after the other, none of them good: the last one counts.
     bed.put("adder.wasm", b"no component");
@@ -236,13 +237,14 @@ fn removing_the_file_retires_the_plugin_and_overwriting_it_does_not() {
     await_event(&mut events, |event| {
         matches!(event.change, Change::Removed { .. }) || matches!(event.change, Change::Retired { .. })
     });
-    while slot.generation() != 0 {
+    let lacks = Some("no file that is taken holds the plugin adder".to_owned());
+    while bed.status().last_error != lacks {
         std::thread::yield_now();
     }
-    assert_eq!(slot.ask(&1, &add(0, 1)).by, By::Builtin);
+    assert_eq!((slot.generation(), slot.ask(&1, &add(0, 1)).by), (0, By::Builtin));
     bed.put("adder.wasm", &Text::new("adder", 1).counter());
     await_event(&mut events, is_live);
-    assert_eq!(slot.generation(), 2);
+    assert_eq!((slot.generation(), bed.status().last_error), (2, None));
 }
 
 #[test]

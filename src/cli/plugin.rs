@@ -143,7 +143,7 @@ impl Plugin {
             Command::Simulate(simulate) => tokio::task::block_in_place(|| simulate.run(output)),
             Command::List => {
                 let slots = admin.node()?.get("/admin/plugins").await?;
-                output.list(slots.as_array().map_or(&[], Vec::as_slice), &COLUMNS);
+                list(slots.as_array().map_or(&[], Vec::as_slice), output);
                 Ok(Outcome::Done)
             }
             Command::Reload { slot } => {
@@ -189,12 +189,13 @@ impl Plugin {
 }
 
 /// What of a slot is shown.
-const COLUMNS: [(&str, &str); 9] = [
+const COLUMNS: [(&str, &str); 10] = [
     ("slot", "/slot"),
     ("plugin", "/plugin"),
     ("version", "/version"),
     ("generation", "/generation"),
     ("status", "/status"),
+    ("trial", "/trial"),
     ("calls", "/calls"),
     ("failures", "/failures"),
     ("fallbacks", "/fallbacks"),
@@ -210,16 +211,6 @@ const STEPS: [(&str, &str); 5] = [
     ("digest", "/digest"),
 ];
 
-/// What of a group of differing answers is shown.
-const GROUPS: [(&str, &str); 6] = [
-    ("class", "/class"),
-    ("live", "/live"),
-    ("candidate", "/candidate"),
-    ("answers", "/count"),
-    ("keys", "/keys"),
-    ("example", "/examples/0/request"),
-];
-
 fn show_shadow(shadow: &Value, output: &Output) {
     if output.is_json() {
         return output.json(shadow);
@@ -230,11 +221,53 @@ fn show_shadow(shadow: &Value, output: &Output) {
     let mut counts = shadow.clone();
     let groups = counts.as_object_mut().and_then(|counts| counts.remove("groups"));
     output.record(&counts);
-    output.list(groups.as_ref().and_then(Value::as_array).map_or(&[], Vec::as_slice), &GROUPS);
+    let groups = groups.as_ref().and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    if groups.is_empty() {
+        return;
+    }
+    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let titles = ["class", "live", "candidate", "answers", "keys", "fields that differ"].map(str::to_owned).to_vec();
+    let row = |group: &Value| {
+        let fields = group["fields"].as_object().into_iter().flatten();
+        let fields: Vec<String> = fields
+            .map(|(field, count)| format!("{} ({count})", if field == "." { "all" } else { field.as_str() }))
+            .collect();
+        let cell = |name: &str| text(&group[name]);
+        vec![cell("class"), cell("live"), cell("candidate"), cell("count"), cell("keys"), fields.join(", ")]
+    };
+    output.line("");
+    output.rows(std::iter::once(titles).chain(groups.iter().map(row)).collect());
+    for example in groups.iter().filter_map(|group| group["examples"].as_array()?.first()) {
+        output.line("");
+        for name in ["request", "live", "candidate"] {
+            output.line(format!("{name:9}  {}", text(&example[name])));
+        }
+    }
 }
 
 fn shown(slot: &Value, output: &Output) {
-    if output.is_json() { output.json(slot) } else { output.list(std::slice::from_ref(slot), &COLUMNS) }
+    if output.is_json() { output.json(slot) } else { list(std::slice::from_ref(slot), output) }
+}
+
+fn list(slots: &[Value], output: &Output) {
+    if output.is_json() {
+        return output.list(slots, &COLUMNS);
+    }
+    let with_trial = |slot: &Value| {
+        let mut slot = slot.clone();
+        slot["trial"] = trial(&slot).map_or(Value::Null, Value::String);
+        slot
+    };
+    output.list(&slots.iter().map(with_trial).collect::<Vec<_>>(), &COLUMNS);
+}
+
+/// The generation on trial: `shadow 3`, or `canary 3, 10%`.
+fn trial(slot: &Value) -> Option<String> {
+    slot["generations"].as_array()?.iter().find_map(|generation| match generation["role"].as_str()? {
+        "shadow" => Some(format!("shadow {}", generation["generation"])),
+        "canary" => Some(format!("canary {}, {}%", generation["generation"], generation["percent"])),
+        _ => None,
+    })
 }
 
 /// Where a slot is changed; the slash of `agent/bob` is part of its name.

@@ -111,21 +111,20 @@ impl Journal {
 
     /// `error`, with what an operator can do about it where the node has recorded nothing of the slot.
     fn hint(&self, dir: &Path, error: Error) -> Error {
-        let is_nothing = match error.downcast_ref() {
-            Some(NoJournal::Nothing(_)) => true,
-            Some(NoJournal::Unreadable { error, .. }) => error.kind() == io::ErrorKind::NotFound,
-            _ => false,
+        let is_missing = match error.downcast_ref() {
+            _ if self.path.is_some() => return error,
+            Some(NoJournal::Nothing(_)) => false,
+            Some(NoJournal::Unreadable { error, .. }) if error.kind() == io::ErrorKind::NotFound => true,
+            _ => return error,
         };
-        if self.path.is_some() || !is_nothing {
-            return error;
-        }
-        error.context(match Config::load(dir) {
+        let why = match Config::load(dir) {
             Ok(config) => self.why_nothing(dir, &config),
             Err(_) => format!(
                 "{} is not a node's directory: --dir names one that has recorded calls, --journal a journal",
                 dir.display()
             ),
-        })
+        };
+        if is_missing { Error::msg(why) } else { error.context(why) }
     }
 
     fn why_nothing(&self, dir: &Path, config: &Config) -> String {

@@ -82,15 +82,17 @@ fn room_of(crates: &Path, dir: &Path) -> PathBuf {
     crates.join(format!("{:016x}", digest(dir.as_os_str().as_encoded_bytes())))
 }
 
-/// Removes the folders in `crates` of crates that are no more.
+/// Removes the folders in `crates` of crates that are no more, and those that were never finished.
 fn remove_abandoned(crates: &Path) -> Result<()> {
     fs::create_dir_all(crates).with_context(|| format!("creating {}", crates.display()))?;
     for entry in fs::read_dir(crates)? {
         let room = entry?.path();
         // A name that is no text cannot be looked for; its room stays.
         let is_gone = |name: &[u8]| str::from_utf8(name).is_ok_and(|dir| !Path::new(dir).join("Cargo.toml").is_file());
-        if fs::read(room.join(CRATE)).is_ok_and(|name| is_gone(&name)) {
-            remove(&room)?;
+        match fs::read(room.join(CRATE)) {
+            Ok(name) if !is_gone(&name) => {}
+            // Under the lock: whoever was about to finish it is not any more.
+            _ => remove(&room)?,
         }
     }
     Ok(())
@@ -241,8 +243,10 @@ mod tests {
             fs::write(room_of(&crates, of).join(CRATE), of.as_os_str().as_encoded_bytes()).unwrap();
         }
         fs::write(kept.join("Cargo.toml"), "").unwrap();
+        fs::create_dir_all(crates.join("0123456789abcdef.unfinished/deps")).unwrap();
         remove_abandoned(&crates).unwrap();
         assert!(!room_of(&crates, &gone).exists());
         assert!(room_of(&crates, &kept).exists());
+        assert_eq!(fs::read_dir(&crates).unwrap().count(), 1);
     }
 }

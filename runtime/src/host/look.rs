@@ -249,6 +249,7 @@ impl Inner {
             };
             let Some(plugin) = control.catalog.plugin(receiver.kind(), &plugin_name) else {
                 receiver.retire("no file holds the plugin any more");
+                receiver.lacks(&plugin_name);
                 control.of(name).offered = None;
                 self.keep(control, &*receiver);
                 continue;

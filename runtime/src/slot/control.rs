@@ -150,6 +150,8 @@ pub(crate) trait Receiver: Send + Sync {
     fn configure_builtin(&self, settings: &Value) -> Result<(), String>;
     /// Notes a candidate that never came as far as an offer.
     fn reject(&self, rejection: Rejection);
+    /// No file holds the plugin that is wanted.
+    fn lacks(&self, plugin: &str);
     /// What serves is what is wanted: a candidate that was not taken is no news any more.
     fn settled(&self);
     /// What serves: the component and its settings.
@@ -529,8 +531,16 @@ impl<K: Kind> Receiver for Inner<K> {
         }
     }
 
+    fn lacks(&self, plugin: &str) {
+        self.control().last_error = Some(format!("no file that is taken holds the plugin {plugin}"));
+    }
+
     fn settled(&self) {
-        self.control().rejected = None;
+        let mut control = self.control();
+        let forgotten = control.rejected.take().map(|rejection| rejection.to_string());
+        if forgotten.is_some() && control.last_error == forgotten {
+            control.last_error = None;
+        }
     }
 
     fn retire(&self, reason: &str) {
