@@ -42,6 +42,8 @@ enum Manner {
     Fails(usize),
     /// The first N requests for chunks come too soon.
     Limits(usize),
+    /// It lists its snapshot as one of a higher block.
+    Boasts,
     /// Nobody there.
     Dead,
 }
@@ -88,7 +90,8 @@ impl ChunkSource for Served {
 
     fn offers(&self) -> BoxFuture<'_, Result<Vec<Offer>, Failure>> {
         let manifest = self.snapshot.manifest();
-        let offer = Offer { id: self.snapshot.id(), height: manifest.height, hash: manifest.block_hash };
+        let more = if self.manner == Manner::Boasts { 1_000 } else { 0 };
+        let offer = Offer { id: self.snapshot.id(), height: manifest.height + more, hash: manifest.block_hash };
         let answer =
             if self.manner == Manner::Dead { Err(Failure::Unreachable("refused".into())) } else { Ok(vec![offer]) };
         async move { answer }.boxed()
@@ -149,6 +152,7 @@ async fn several_sources_share_the_work_and_each_liar_is_named_and_left() {
         Manner::Repeats,
         Manner::OtherManifest,
         Manner::Forgets,
+        Manner::Boasts,
         Manner::Dead,
     ];
     for (n, lie) in lies.into_iter().enumerate() {
@@ -314,6 +318,7 @@ fn manner() -> impl Strategy<Value = Manner> {
         Just(Manner::Repeats),
         Just(Manner::OtherManifest),
         Just(Manner::Forgets),
+        Just(Manner::Boasts),
         (0_usize..20).prop_map(Manner::Fails),
         (0_usize..20).prop_map(Manner::Limits),
         Just(Manner::Dead),

@@ -208,6 +208,31 @@ async fn a_download_from_several_nodes_survives_kills_and_names_the_liar() {
     let left = done["left"].as_array().unwrap();
     assert_eq!((left.len(), left[0]["source"].as_str()), (1, Some(liar.as_str())), "{done}");
     assert!(left[0]["reason"].as_str().unwrap().contains("sends another chunk"), "{done}");
+    // An import that is killed has changed nothing, or everything.
+    let file = dir.path().join("all.snapshot");
+    tokio::task::block_in_place(|| {
+        json(&["snapshot", "export", "--dir", shown(&source), "--out", shown(&file), "--blocks"])
+    });
+    let (database, part) = (copy.join("data/chain.db"), copy.join("data/chain.db.part-wal"));
+    let mut half_way = 0;
+    for kill in 0..6 {
+        fs::remove_dir_all(copy.join("data")).unwrap();
+        let mut child = tenon().args(["snapshot", "import", shown(&file), "--dir", &home]).spawn().unwrap();
+        let written = || fs::metadata(&part).map_or(0, |part| part.len());
+        while written() < 1 + kill * 500_000 && child.try_wait().unwrap().is_none() {
+            std::thread::yield_now();
+        }
+        let _ = child.kill();
+        let ended = child.wait().unwrap();
+        assert_eq!(database.exists(), ended.success(), "killed after {kill}");
+        half_way += u64::from(!ended.success());
+    }
+    assert!(half_way >= 3, "{half_way}");
+    if !database.exists() {
+        tokio::task::block_in_place(|| json(&["snapshot", "import", shown(&file), "--dir", &home]));
+    }
+    let checked = tokio::task::block_in_place(|| json(&["db", "check", "--dir", &home]));
+    assert_eq!((&checked["ok"], &checked["height"]), (&true.into(), &16_000.into()), "{checked}");
     // Liars alone: no node, and what it says names them.
     fs::remove_dir_all(copy.join("data")).unwrap();
     let (code, text) = refused(&["snapshot", "fetch", "--dir", &home, "--from", &liar]);
