@@ -99,7 +99,7 @@ struct ResetJson {
 
 /// Why something may be missing.
 #[derive(Clone, Copy, Serialize)]
-#[serde(rename_all = "kebab-case", untagged)]
+#[serde(untagged)]
 enum Why {
     Hub(Gap),
     Chain(ChainGap),
