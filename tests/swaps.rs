@@ -178,7 +178,8 @@ fn the_shipped_components_take_over_from_each_other_at_sampled_events() {
             for event in (1..count).step_by(usize::try_from(count / 8 + 1).unwrap()) {
                 let outcome = Relay { first: &first, then: vec![(event, &second)] }.run();
                 assert_eq!((outcome.failed_calls, outcome.refused), (0, 0), "{from} to {to}: {:?}", outcome.refusals);
-                let hedged = 20 * 100 * BLOCK_BYTES;
+                // The lowest range, and what a slow peer still holds in the end, may be asked of a second one.
+                let hedged = 2 * 100 * BLOCK_BYTES;
                 let most = alone.wasted_bytes + under_way(&outcome) + hedged;
                 assert!(outcome.wasted_bytes <= most, "{from} to {to} at {event}: {}", outcome.wasted_bytes);
                 syncs += 1;

@@ -183,3 +183,62 @@ fn legend(svg: &mut String, top: usize) {
         x += 30 + label.len() * 6;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tally::Bar;
+    use super::*;
+
+    fn timeline(bars: &[(PeerId, u64, u64, End)]) -> Timeline {
+        let at = |ms| START.plus_ms(ms);
+        let bar = |&(peer, from, to, end): &_| Bar { peer, blocks: 1, from: at(from), to: at(to), end };
+        Timeline {
+            ends_at: at(1_000),
+            heads: vec![(START, 0), (at(500), 10), (at(1_000), 20)],
+            bars: bars.iter().map(bar).collect(),
+            rescues: vec![at(250)],
+            swaps: vec![at(750)],
+            names: (0..40).map(|peer| (peer, format!("peer <{peer}>"))).collect(),
+        }
+    }
+
+    /// The coloured runs of the lane at `top`: where they begin, how long they are, their colour.
+    fn runs(svg: &str) -> Vec<(usize, usize, &str)> {
+        let attribute =
+            |line: &'_ str, name: &str| line.split(&format!(" {name}=\"")).nth(1).unwrap().split('"').next();
+        let number = |line: &str, name: &str| attribute(line, name).unwrap().parse().unwrap();
+        let bars = svg.lines().filter(|line| line.starts_with("<rect") && line.contains(" height=\"7\""));
+        bars.map(|line| (number(line, "x"), number(line, "width"), line.split("fill=\"").nth(1).unwrap())).collect()
+    }
+
+    #[test]
+    fn requests_are_where_they_were_and_of_two_at_once_the_worse_shows() {
+        let bars = [(3, 0, 1_000, End::Came), (3, 250, 500, End::Failed)];
+        let mut svg = String::new();
+        let scale = Scale { us: 1_000_000 };
+        requests(&mut svg, &timeline(&bars), &[3], &scale, 100);
+        let got: Vec<_> = runs(&svg).into_iter().map(|(x, width, colour)| (x - LEFT, width, &colour[..7])).collect();
+        let (came, failed) = (colour_of(End::Came), colour_of(End::Failed));
+        let quarter = PLOT / 4;
+        assert_eq!(
+            got,
+            [(0, quarter, came), (quarter, quarter + 1, failed), (2 * quarter + 1, PLOT - 2 * quarter, came)]
+        );
+        assert!(svg.contains("peer &lt;3>") && !svg.contains("<3>"), "{svg}");
+    }
+
+    #[test]
+    fn the_peers_with_the_most_requests_are_shown() {
+        let often = (0..40).flat_map(|peer| (0..=peer % 20).map(move |_| (peer, 0, 1, End::Came)));
+        let shown = lanes(&timeline(&often.collect::<Vec<_>>()));
+        assert_eq!(shown.len(), LANES_MAX);
+        assert_eq!(shown[..4], [19, 39, 18, 38]);
+    }
+
+    #[test]
+    fn nothing_at_all_is_a_picture_too() {
+        let svg = draw(&[], "a <title> & more");
+        assert!(svg.starts_with("<svg ") && svg.ends_with("</svg>\n"), "{svg}");
+        assert!(svg.contains("a &lt;title> &amp; more"), "{svg}");
+    }
+}
