@@ -30,8 +30,10 @@ lint: ## formatting and clippy, warnings are errors
 bench: plugins ## measures, prints a table, writes target/bench.json
 	$(CARGO) bench --package tenon $(ARGS)
 
-soak: plugins ## the long form: a thousand kill -9 of either node
+soak: plugins ## the long form: a thousand kill -9 of either node and in reorgs, ten thousand random reorgs
 	TENON_TEST_KILLS=1000 $(CARGO) test --release --package tenon --test crash -- --nocapture
+	TENON_TEST_KILLS=1000 TENON_TEST_REORGS=10000 TENON_TEST_REPLAYS=10000 \
+		$(CARGO) test --release --package tenon --test forks -- --nocapture
 
 clean: ## everything built
 	$(CARGO) clean

@@ -19,7 +19,11 @@
 //! | [`rate_limit`], [`sync`], [`agent`] | the three roles: nouns, a trait, a built-in, and the loop that asks it |
 //! | [`rpc`], [`telemetry`] | HTTP: one table of routes, the rate limit around each; metrics |
 //! | [`p2p`] | connections between nodes: new blocks and transactions pushed, ranges asked for |
+//! | [`snapshot`] | a chain's state with what proves it: made, loaded, downloaded |
+//! | [`maintenance`] | what keeps a node's data well: snapshots served, the state verified, backups, repair |
+//! | [`events`], [`monitor`] | what happens, for those who listen; what is wrong, for the operator |
 //! | [`memory`] | gives back what a burst of work leaves behind |
+//! | [`simulate`] | strategies in virtual time: the follower's engine among modelled peers |
 //! | [`bindings`] | a component in each role: WIT on one side, the trait on the other |
 //! | `tenon_runtime` | hosts components: slots, generations, loading, limits, health; knows no chain |
 //!
@@ -29,7 +33,9 @@
 //! # Four flows
 //! **A block comes in** over HTTP: the rate limit's policy is asked, the body becomes a [`chain::Block`],
 //! [`chain::verify`] makes it a [`chain::VerifiedBlock`], and [`ledger::Ledger::import`] puts it on the chain, or says
-//! which rule it breaks. Nothing else can be imported.
+//! which rule it breaks. Nothing else can be imported. Where another branch is the better one
+//! ([`chain::fork_choice`]), [`ledger::Ledger::switch_branch`] takes ours back and puts that one in its place, in one
+//! commit.
 //!
 //! **A follower catches up**: the strategy says which ranges to ask of whom; the follower downloads, verifies on other
 //! cores, orders and imports them, thousands of blocks a commit, with its buffers bounded in bytes.
@@ -44,15 +50,20 @@ pub mod agent;
 pub mod bindings;
 pub mod chain;
 pub mod config;
+pub mod events;
 pub mod ledger;
+pub mod maintenance;
 pub mod memory;
 pub mod mempool;
+pub mod monitor;
 pub mod node;
 pub mod p2p;
 pub mod producer;
 pub mod rate_limit;
 pub mod rpc;
 pub mod sample;
+pub mod simulate;
+pub mod snapshot;
 pub mod storage;
 pub mod sync;
 pub mod telemetry;

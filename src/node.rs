@@ -15,18 +15,24 @@ use tokio::task::JoinHandle;
 use crate::agent::{self, AgentConfig, AgentLimits, Agents, Dispatcher};
 use crate::bindings::{AgentHandler, RateLimit, SyncStrategy, builtin};
 use crate::chain::{Address, Genesis, SecretKey, Time};
-use crate::config::{self, Config, Monitor};
+use crate::config::{self, Config};
+use crate::events::{Hub, HubLimits, Mark};
 use crate::ledger::{Ledger, LedgerOptions};
+use crate::maintenance::audit::Auditor;
+use crate::maintenance::shelf::{Shelf, ShelfConfig};
 use crate::memory;
 use crate::mempool::{Mempool, MempoolConfig, MempoolHook};
+use crate::monitor::alert::Timing;
+use crate::monitor::webhook::{Sender, Webhook, WebhookConfig};
+use crate::monitor::{Monitor, MonitorParts, Observed, Observer, QueueProbe, Thresholds};
 use crate::p2p::{self, Handle, Identity, P2p, P2pConfig, P2pParts};
 use crate::producer::{self, ProducerConfig};
 use crate::rate_limit::{Callers, Networks, Policy, token_bucket};
-use crate::rpc::{self, NodeInfo, RpcConfig, RpcParts, admin::AdminParts};
+use crate::rpc::{self, NodeInfo, Role, RpcConfig, RpcParts, admin::AdminParts};
 use crate::sync::follower::Follower;
 use crate::sync::http::HttpSource;
 use crate::sync::source::Source;
-use crate::sync::{self, SyncConfig, Tolerance};
+use crate::sync::{self, SyncConfig, SyncState, Tolerance};
 use crate::telemetry;
 use crate::wallet::{self, Wallet};
 
@@ -70,10 +76,13 @@ impl Node {
         let mut options = LedgerOptions::new(config.store.path.clone(), genesis);
         options.group_blocks_max = usize::try_from(config.store.group_blocks_max)?;
         options.group_transactions_max = usize::try_from(config.store.group_transactions_max)?;
+        options.max_reorg_depth = config.chain.max_reorg_depth;
         let open = move || Ledger::open(options, vec![Box::new(mempool_hook), Box::new(dispatcher)]);
         let ledger = tokio::task::spawn_blocking(open).await?.context("opening the chain")?;
         let mempool = Mempool::open(ledger.clone(), mempool_handle, mempool_config(&config)?)?;
         let agents = Agents::open(ledger.clone(), agents_handle).await?;
+        let shelf = Shelf::open(ledger.clone(), shelf_config(&config.snapshot)?).context("opening the snapshots")?;
+        let auditor = Auditor::new(ledger.clone());
 
         // Then the sockets, and last what acts by itself.
         let listen = async |address: SocketAddr| {
@@ -81,12 +90,13 @@ impl Node {
         };
         let (rpc_listener, admin_listener) = (listen(config.rpc.listen).await?, listen(config.admin.listen).await?);
         let (rpc, admin) = (rpc_listener.local_addr()?, admin_listener.local_addr()?);
-        let info = NodeInfo::new(proposer.as_ref().map(|key| Address::of(&key.public_key())), Time::now());
+        let started = Time::now();
+        let info = NodeInfo::new(proposer.as_ref().map(|key| Address::of(&key.public_key())), started);
         let (stop, stopped) = watch::channel(false);
         let mut tasks = Vec::new();
         let sync_config = config.sync.clone();
         let sources = sources(&sync_config)?;
-        let Monitor { lag_blocks, lag_seconds, .. } = config.monitor;
+        let config::Monitor { lag_blocks, lag_seconds, .. } = config.monitor;
         // Without a producer and with peers it waits for their blocks.
         let may_be_alone = config.producer.is_some() || config.p2p.is_none();
         let tolerance = Tolerance { lag_blocks, lag_ms: lag_seconds * 1_000, may_be_alone };
@@ -98,6 +108,16 @@ impl Node {
         let forwarding =
             sync::forward::run(mempool.clone(), chain_id, follower.usable(), config.sync.clone(), stopped.clone());
         let sync_status = follower.status();
+        let verify_every = config.sync.verify_state_every;
+        let quiet = || {
+            let status = follower.status();
+            // Whoever catches up has better things to do.
+            move || matches!(status.borrow().state, SyncState::Live | SyncState::Authority)
+        };
+        tasks.push(("snapshots", tokio::spawn(shelf.clone().run(quiet(), stopped.clone()))));
+        let auditing = auditor.clone();
+        let (may, stop_audit) = (quiet(), stopped.clone());
+        tasks.push(("audit", tokio::spawn(async move { auditing.run(verify_every, may, stop_audit).await })));
         tasks.push(("memory", tokio::spawn(memory::run(follower.status(), stopped.clone()))));
         let policy: Arc<dyn Policy> = Arc::new(policy);
         let rpc_config = rpc_config(&config.rpc)?;
@@ -118,18 +138,44 @@ impl Node {
             }
         };
         let p2p_handle = p2p.as_ref().map(P2p::handle);
+        let hub = hub(&ledger, &config.rpc, started)?;
+        let webhook = webhook(&config.monitor, &info, &ledger.genesis().chain_id, rpc)?;
+        if let Some(webhook) = &webhook {
+            tasks.push(("webhook", tokio::spawn(webhook.clone().run(stopped.clone()))));
+        }
+        let observed = Observed {
+            ledger: ledger.clone(),
+            mempool: mempool.clone(),
+            sync: sync_status.clone(),
+            auditor: auditor.clone(),
+            is_authority: info.role == Role::Authority,
+            started,
+            plugins: Arc::new({
+                let host = host.clone();
+                move || host.status()
+            }),
+            queues: queues(&config, &mempool, &agents),
+        };
+        let monitor = monitor(&config.monitor, Observer::new(observed), &hub, webhook);
+        let monitoring = monitor.clone().run(sync_status.clone(), host.events(), stopped.clone());
+        tasks.push(("monitor", tokio::spawn(monitoring)));
         let parts = RpcParts {
             ledger: ledger.clone(),
             mempool: mempool.clone(),
             policy,
             sync: sync_status,
             p2p: p2p_handle.as_ref().map(Handle::status),
+            shelf: shelf.clone(),
+            auditor: auditor.clone(),
             info,
             metrics,
             collect: vec![Arc::new({
                 let host = host.clone();
                 move || telemetry::plugins(&host.status())
             })],
+            events: hub,
+            plugin_events: Some(host.events()),
+            monitor,
         };
         tasks.push((
             "rpc",
@@ -137,7 +183,7 @@ impl Node {
         ));
         let token = std::fs::read_to_string(&config.admin.token_file)
             .with_context(|| format!("reading {}", config.admin.token_file.display()))?;
-        let parts = AdminParts { host: host.clone(), token: token.trim().to_owned() };
+        let parts = AdminParts { host: host.clone(), shelf, auditor, token: token.trim().to_owned() };
         tasks.push(("admin", rpc::serve_admin(admin_listener, parts, stopped.clone())));
         if let Some(p2p) = p2p {
             let met = p2p.handle().met();
@@ -251,6 +297,59 @@ fn sources(config: &SyncConfig) -> Result<Vec<Arc<dyn Source>>> {
     config.sources.iter().map(source).collect()
 }
 
+/// Where everybody posts what happens.
+fn hub(ledger: &Ledger, config: &config::Rpc, started: Time) -> Result<Hub> {
+    let head = ledger.head();
+    let limits = HubLimits { listeners_max: usize::try_from(config.event_streams_max)?, ..HubLimits::default() };
+    Ok(Hub::new(started, Mark::new(head.height, &head.hash), limits))
+}
+
+/// The node's eye on itself.
+fn monitor(config: &config::Monitor, observer: Observer, hub: &Hub, webhook: Option<Webhook>) -> Monitor {
+    let config::Monitor { lag_blocks, lag_seconds, disk_free_min_bytes, alert_seconds, clear_seconds, .. } = *config;
+    Monitor::new(MonitorParts {
+        observer,
+        thresholds: Thresholds { lag_blocks, lag_seconds, disk_free_min_bytes },
+        timing: Timing { for_ms: alert_seconds * 1_000, clear_ms: clear_seconds * 1_000 },
+        hub: hub.clone(),
+        webhook,
+    })
+}
+
+/// Where alerts are posted to, if anywhere.
+fn webhook(config: &config::Monitor, info: &NodeInfo, chain_id: &str, rpc: SocketAddr) -> Result<Option<Webhook>> {
+    if config.webhook.is_empty() {
+        return Ok(None);
+    }
+    let webhook = WebhookConfig {
+        url: config.webhook.parse().context("monitor.webhook")?,
+        timeout: Duration::from_millis(config.webhook_timeout_ms),
+        pause_first: Duration::from_secs(1),
+        pause_max: Duration::from_secs(60),
+    };
+    let sender = Sender {
+        node_id: info.node_id.clone(),
+        chain_id: chain_id.to_owned(),
+        role: if info.role == Role::Authority { "authority" } else { "follower" },
+        rpc: rpc.to_string(),
+    };
+    Webhook::new(webhook, sender).map(Some).map_err(|reason| anyhow!("monitor.webhook: {reason}"))
+}
+
+/// What can fill up, beside what the ledger and sync say of themselves.
+fn queues(config: &Config, mempool: &Mempool, agents: &Agents) -> Vec<QueueProbe> {
+    let outbox_max = AgentLimits::default().outbox_max as u64 * config.agents.len() as u64;
+    let (mempool, outbox) = (mempool.clone(), agents.watch_outbox());
+    vec![
+        QueueProbe {
+            name: "mempool",
+            limit: Some(config.mempool.transactions_max),
+            depth: Arc::new(move || mempool.len() as u64),
+        },
+        QueueProbe { name: "outbox", limit: Some(outbox_max), depth: Arc::new(move || *outbox.borrow() as u64) },
+    ]
+}
+
 /// The agents with their slots and keys.
 fn agents(host: &Host, config: &Config) -> Result<Vec<AgentConfig>> {
     let agent = |agent: &config::Agent| -> Result<AgentConfig> {
@@ -281,6 +380,16 @@ fn rpc_config(config: &config::Rpc) -> Result<RpcConfig> {
         peers: config.peers.clone(),
         proxies: config.proxies.clone(),
         costs: config.costs.clone(),
+    })
+}
+
+fn shelf_config(config: &config::Snapshots) -> Result<ShelfConfig> {
+    Ok(ShelfConfig {
+        dir: config.dir.clone(),
+        every_blocks: config.every_blocks,
+        keep: usize::try_from(config.keep)?,
+        depth: config.depth,
+        blocks: config.blocks,
     })
 }
 

@@ -78,6 +78,7 @@ pub async fn produce(ledger: &Ledger, mempool: &Mempool, key: &SecretKey, now: T
             }
         }
         Err(ProduceError::NotOurTurn(turn)) => tracing::trace!(%turn, "another authority's turn"),
+        Err(ProduceError::SlotUsed(slot)) => tracing::trace!(slot, "this slot has its block"),
         Err(error) => tracing::error!(%error, "no block was produced"),
     }
 }

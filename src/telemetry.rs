@@ -6,6 +6,9 @@ use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogra
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tenon_runtime::Status;
 
+use crate::monitor::{Monitor, readiness, rules};
+use crate::sync::SyncState;
+
 /// Answers by route and class of status (`2xx` …).
 pub const RPC_REQUESTS: &str = "tenon_rpc_requests_total";
 /// Time from a request's head to its answer's head, by route.
@@ -52,6 +55,53 @@ pub const IMPORTED_BLOCKS: &str = "tenon_imported_blocks_total";
 pub const IMPORTED_TRANSACTIONS: &str = "tenon_imported_transactions_total";
 /// Database transactions that it took.
 pub const IMPORT_COMMITS: &str = "tenon_import_commits_total";
+/// Switches to another branch.
+pub const REORGS: &str = "tenon_reorgs_total";
+/// Blocks that they took back.
+pub const REORG_BLOCKS: &str = "tenon_reorg_blocks_total";
+/// Better branches that were refused, since they leave ours deeper than `max_reorg_depth`.
+pub const REORGS_REFUSED: &str = "tenon_reorgs_refused_total";
+/// Times that an authority was seen to have signed two blocks for one height.
+pub const EQUIVOCATIONS: &str = "tenon_equivocations_total";
+/// Height of the newest snapshot that is served; 0 without one.
+pub const SNAPSHOT_HEIGHT: &str = "tenon_snapshot_height";
+/// Height of the block whose state was last computed.
+pub const STATE_VERIFIED_HEIGHT: &str = "tenon_state_verified_height";
+/// How long that took.
+pub const STATE_VERIFY_SECONDS: &str = "tenon_state_verify_seconds";
+
+/// Commits that failed.
+pub const COMMIT_FAILURES: &str = "tenon_commit_failures_total";
+/// How long no block has been added; at most since the start.
+pub const IMPORT_AGE: &str = "tenon_import_age_seconds";
+/// Blocks that sync stored in the last seconds, a second.
+pub const SYNC_RATE: &str = "tenon_sync_blocks_per_second";
+/// 1 for the state in which the node stands against its sources, 0 for the others.
+pub const SYNC_STATE: &str = "tenon_sync_state";
+/// Sources, by standing.
+pub const SYNC_PEERS: &str = "tenon_sync_peers";
+/// What waits, by queue.
+pub const QUEUE_DEPTH: &str = "tenon_queue_depth";
+/// How much may, by queue; only of those for which being full is not their ordinary work.
+pub const QUEUE_LIMIT: &str = "tenon_queue_limit";
+/// Age of the last verification of the whole state.
+pub const VERIFICATION_AGE: &str = "tenon_state_verification_age_seconds";
+/// 1 where that found that the state holds.
+pub const STATE_VERIFIED: &str = "tenon_state_verified";
+/// Bytes that may still be written to the disk of the database.
+pub const DISK_FREE: &str = "tenon_disk_free_bytes";
+/// That disk's size.
+pub const DISK_TOTAL: &str = "tenon_disk_total_bytes";
+/// 1 while `/ready` answers 200.
+pub const READY: &str = "tenon_ready";
+/// Alerts by name and state; more than one where a rule looks at several things.
+pub const ALERT: &str = "tenon_alert";
+/// Those who listen to events.
+pub const EVENT_LISTENERS: &str = "tenon_event_listeners";
+/// Alerts posted to the webhook, by outcome.
+pub const WEBHOOK_POSTS: &str = "tenon_webhook_posts_total";
+/// Alerts that it has not taken yet.
+pub const WEBHOOK_WAITING: &str = "tenon_webhook_waiting";
 
 /// Peers that are connected over libp2p and have shown that they are on this chain.
 pub const P2P_PEERS: &str = "tenon_p2p_peers";
@@ -112,6 +162,14 @@ pub fn install() -> PrometheusHandle {
             .expect("there are buckets");
         let handle = builder.install_recorder().expect("nobody else in this process installs a recorder");
         describe();
+        // What has not happened yet is 0, not absent: rules and boards can tell the two apart.
+        for name in [REORGS, REORG_BLOCKS] {
+            counter!(name).absolute(0);
+        }
+        for outcome in ["taken", "failed"] {
+            counter!(WEBHOOK_POSTS, "outcome" => outcome).absolute(0);
+        }
+        gauge!(WEBHOOK_WAITING).set(0.0);
         handle
     };
     RECORDER.get_or_init(install).clone()
@@ -143,6 +201,12 @@ fn describe() {
         (P2P_REQUESTS, "Requests of peers, by kind"),
         (P2P_SLOW_PEERS, "Times that a peer took what was pushed too slowly"),
         (P2P_IMPORTS_FAILED, "Blocks that were passed on and could then not be executed"),
+        (REORGS, "Switches to another branch"),
+        (REORG_BLOCKS, "Blocks taken back by switches to another branch"),
+        (REORGS_REFUSED, "Better branches refused, since they leave ours deeper than max_reorg_depth"),
+        (EQUIVOCATIONS, "Times that an authority was seen to have signed two blocks for one height"),
+        (COMMIT_FAILURES, "Database transactions that failed"),
+        (WEBHOOK_POSTS, "Alerts posted to the webhook, by outcome"),
     ] {
         describe_counter!(name, text);
     }
@@ -165,12 +229,77 @@ fn describe() {
         (PLUGIN_SHADOW_COMPARED, Unit::Count, "Answers of a slot's shadow that were compared"),
         (PLUGIN_SHADOW_DIVERGENT, Unit::Count, "Answers of a slot's shadow that differ"),
         (PLUGIN_SHADOW_DROPPED, Unit::Count, "Calls that a slot's shadow was not given"),
+        (SNAPSHOT_HEIGHT, Unit::Count, "Height of the newest snapshot that is served"),
+        (STATE_VERIFIED_HEIGHT, Unit::Count, "Height of the block whose state was last computed from all accounts"),
+        (IMPORT_AGE, Unit::Seconds, "How long no block has been added; at most since the start"),
+        (SYNC_RATE, Unit::CountPerSecond, "Blocks that sync stored in the last seconds, a second"),
+        (SYNC_STATE, Unit::Count, "1 for the state in which the node stands against its sources"),
+        (SYNC_PEERS, Unit::Count, "Sources, by standing"),
+        (QUEUE_DEPTH, Unit::Count, "What waits, by queue"),
+        (QUEUE_LIMIT, Unit::Count, "How much may wait, by queue"),
+        (VERIFICATION_AGE, Unit::Seconds, "Age of the last verification of the whole state"),
+        (STATE_VERIFIED, Unit::Count, "1 where the last verification found that the state holds"),
+        (DISK_FREE, Unit::Bytes, "What may still be written to the disk of the database"),
+        (DISK_TOTAL, Unit::Bytes, "The size of the disk of the database"),
+        (READY, Unit::Count, "1 while /ready answers 200"),
+        (ALERT, Unit::Count, "Alerts by name and state, pending or firing"),
+        (EVENT_LISTENERS, Unit::Count, "Those who listen to events"),
+        (WEBHOOK_WAITING, Unit::Count, "Alerts that the webhook has not taken yet"),
         (DIVERGED, Unit::Count, "1 while the local head is on another branch than a source"),
     ] {
         describe_gauge!(name, unit, text);
     }
     describe_histogram!(RPC_SECONDS, Unit::Seconds, "Time from a request's head to its answer's head");
+    describe_histogram!(
+        STATE_VERIFY_SECONDS,
+        Unit::Seconds,
+        "Time that reading all accounts and computing their root took"
+    );
     describe_histogram!(LIMITER_SECONDS, Unit::Seconds, "Time that the rate-limit policy took to decide");
+}
+
+/// Sets the figures of what monitoring sees, and of its alerts.
+pub fn monitor(monitor: &Monitor) {
+    let seen = monitor.observe();
+    let seconds = |ms: u64| ms as f64 / 1_000.0;
+    let flag = |holds: bool| if holds { 1.0 } else { 0.0 };
+    gauge!(HEAD_HEIGHT).set(seen.height as f64);
+    gauge!(HEAD_AGE).set(seconds(seen.head_age_ms));
+    gauge!(IMPORT_AGE).set(seconds(seen.import_age_ms));
+    gauge!(MEMPOOL).set(seen.pending as f64);
+    gauge!(BEST_HEIGHT).set(seen.sync.best_height as f64);
+    gauge!(LAG_BLOCKS).set(seen.sync.lag_blocks as f64);
+    gauge!(LAG_SECONDS).set(seen.sync.lag_seconds as f64);
+    gauge!(DIVERGED).set(flag(seen.sync.state == SyncState::Diverged));
+    gauge!(SYNC_SOURCES_UP).set(seen.sync.standings.get("up").copied().unwrap_or(0) as f64);
+    for (standing, count) in &seen.sync.standings {
+        gauge!(SYNC_PEERS, "standing" => standing.clone()).set(*count as f64);
+    }
+    for state in SyncState::ALL {
+        gauge!(SYNC_STATE, "state" => state.name()).set(flag(seen.sync.state == state));
+    }
+    for queue in &seen.queues {
+        gauge!(QUEUE_DEPTH, "queue" => queue.name).set(queue.depth as f64);
+        if let Some(limit) = queue.limit {
+            gauge!(QUEUE_LIMIT, "queue" => queue.name).set(limit as f64);
+        }
+    }
+    if let Some(verification) = &seen.verification {
+        gauge!(VERIFICATION_AGE).set(seconds(seen.now.ms_since(verification.at)));
+        gauge!(STATE_VERIFIED).set(flag(verification.problem.is_none()));
+    }
+    if let Some(disk) = seen.disk {
+        gauge!(DISK_FREE).set(disk.free as f64);
+        gauge!(DISK_TOTAL).set(disk.total as f64);
+    }
+    gauge!(READY).set(flag(readiness(&seen).ready));
+    let alerts = monitor.alerts().alerts;
+    for rule in rules::RULES {
+        for state in ["pending", "firing"] {
+            let count = alerts.iter().filter(|alert| alert.name == rule.name && alert.state == state).count();
+            gauge!(ALERT, "name" => rule.name, "state" => state).set(count as f64);
+        }
+    }
 }
 
 /// Sets the figures of every slot, plugin and generation.

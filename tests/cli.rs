@@ -407,3 +407,81 @@ fn config_check_looks_at_keys_and_signatures() {
     printed(dir.path(), &["plugin", "sign", component.to_str().unwrap(), "--key", "key"], 0);
     assert!(!printed(dir.path(), &["config", "check", "--dir", "node"], 0).contains(refused));
 }
+
+#[test]
+fn simulate_compares_strategies_and_says_what_is_wrong_with_a_scenario() {
+    let dir = tempfile::tempdir().unwrap();
+    let component = tenon_build::path("sequential");
+    let component = component.to_str().unwrap();
+    let scenario = "[scenario]\ndescription = \"two peers\"\npeers = 2\n[chain]\nblocks = 3_000\n";
+    fs::write(dir.path().join("two.toml"), scenario).unwrap();
+    let run = ["plugin", "simulate", "builtin", component, "--scenario", "two.toml", "--seed", "4", "--svg", "two.svg"];
+    let text = printed(dir.path(), &run, 0);
+    for word in ["two peers", "builtin", "sequential", "time to sync", "fairness", "fuel a call"] {
+        assert!(text.contains(word), "{word}: {text}");
+    }
+    let svg = fs::read_to_string(dir.path().join("two.svg")).unwrap();
+    assert!(svg.starts_with("<svg ") && svg.ends_with("</svg>\n") && svg.contains("two, seed 4"), "{svg}");
+    assert_eq!(svg.matches("<text").count(), svg.matches("</text>").count());
+    assert_eq!(printed(dir.path(), &run, 0), text);
+    assert_eq!(fs::read_to_string(dir.path().join("two.svg")).unwrap(), svg);
+
+    let told = json(dir.path(), &[&run[..], &["--blocks", "2000"]].concat());
+    assert_eq!((&told["scenario"], &told["seed"]), (&"two".into(), &4.into()));
+    let outcomes = told["outcomes"].as_array().unwrap();
+    let heads: Vec<_> = outcomes.iter().map(|outcome| (&outcome["strategy"], &outcome["head"])).collect();
+    assert_eq!(heads, [(&"builtin".into(), &2_000.into()), (&"sequential".into(), &2_000.into())]);
+    assert!(outcomes[0]["fuel"] == 0 && outcomes[1]["fuel"].as_u64().unwrap() > 1_000, "{outcomes:?}");
+
+    // A configuration changes what a component does, and is checked against its schema.
+    let small = format!("{component}={{\"blocks\": 100}}");
+    let told = json(dir.path(), &["plugin", "simulate", component, "--scenario", "two.toml", "--config", &small]);
+    assert_eq!(told["outcomes"][0]["requests"], 30);
+    let refused = [
+        (vec!["builtin", "--scenario", "two.toml", "--config", "sequential={}"], "a configuration for sequential"),
+        (vec!["builtin", "--config", "builtin={}"], "the built-in strategy has no configuration"),
+        (vec!["no-such-strategy"], "neither a file nor a shipped plugin"),
+        (vec!["none.wasm"], "reading none.wasm"),
+        (vec!["builtin", "--scenario", "none.toml"], "reading none.toml"),
+        (vec!["builtin", "--peers", "5000"], "one too many"),
+    ];
+    for (arguments, expected) in refused {
+        let text = printed(dir.path(), &[&["plugin", "simulate"], &arguments[..]].concat(), 1);
+        assert!(text.contains(expected), "{arguments:?}: {text}");
+    }
+    let wrong = format!("{component}={{\"blocks\": 0}}");
+    let text = printed(dir.path(), &["plugin", "simulate", component, "--config", &wrong], 1);
+    assert!(text.contains("blocks"), "{text}");
+    fs::write(dir.path().join("wrong.toml"), "[chain]\nblock = 5\n").unwrap();
+    let text = printed(dir.path(), &["plugin", "simulate", "builtin", "--scenario", "wrong.toml"], 1);
+    assert!(text.contains("wrong.toml:2: chain.block: unknown key; did you mean `chain.blocks`?"), "{text}");
+    printed(dir.path(), &["plugin", "simulate"], 2);
+}
+
+#[test]
+fn a_simulation_that_ends_otherwise_than_expected_is_an_exit_code() {
+    let dir = tempfile::tempdir().unwrap();
+    let mute = "[scenario]\nend_ms = 20_000\n[chain]\nblocks = 10\n[[peers]]\nmute_at_ms = 0\n";
+    fs::write(dir.path().join("mute.toml"), mute).unwrap();
+    let text = printed(dir.path(), &["plugin", "simulate", "builtin", "--scenario", "mute.toml"], 1);
+    assert!(text.contains("no-source (not as expected)"), "{text}");
+}
+
+#[test]
+fn the_readme_of_the_scenarios_has_every_scenario_and_every_key() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/scenarios");
+    let readme = fs::read_to_string(folder.join("README.md")).unwrap();
+    for key in tenon::simulate::Scenario::keys() {
+        let row = format!("| `{}` | `{}` | {} | {} |", key.name, key.default, key.expected, key.meaning);
+        assert!(readme.lines().any(|line| line == row), "not in the README:\n{row}");
+    }
+    for file in fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()) {
+        if file.extension().is_some_and(|extension| extension == "toml") {
+            let name = file.file_name().unwrap().to_str().unwrap();
+            let scenario = fs::read_to_string(&file).unwrap();
+            let scenario = tenon::simulate::Scenario::parse(&scenario, name).unwrap();
+            let row = format!("| `{name}` | {} |", scenario.about.description);
+            assert!(readme.lines().any(|line| line == row), "not in the README:\n{row}");
+        }
+    }
+}

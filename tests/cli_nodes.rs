@@ -293,6 +293,9 @@ fn a_new_version_proves_itself_on_live_requests_and_every_refusal_can_be_explain
     another_version(&node.path, "token-bucket", "second");
     node.logged("plugin in shadow");
     assert_eq!(plugin(&["list"])[1]["generation"], 1);
+    let text = printed(dir, &[&["plugin", "list"], &admin[..]].concat(), 0);
+    let row = text.lines().find(|line| line.starts_with("rate-limit")).expect("the slot");
+    assert!(row.contains("live    shadow 2  "), "{text}");
     for _ in 0..20 {
         ask(&node.url, "/rpc/transactions?limit=100");
     }
@@ -304,6 +307,25 @@ fn a_new_version_proves_itself_on_live_requests_and_every_refusal_can_be_explain
     for name in ["tenon_plugin_calls_total", "tenon_plugin_call_nanoseconds", "tenon_plugin_generation{"] {
         assert!(metrics.contains(name), "{name}");
     }
+
+    // Another configuration, which lets through what was refused: called off, with what it would have answered.
+    let narrow = fs::read_to_string(&file).unwrap();
+    fs::write(&file, narrow.replace("capacity = 1, refill", "capacity = 1000, refill")).unwrap();
+    node.signal("HUP");
+    node.logged("plugin in shadow");
+    ask(&node.url, "/rpc/transactions?limit=100");
+    node.logged("candidate called off");
+    let text = printed(dir, &[&["plugin", "shadow", "rate-limit"], &admin[..]].concat(), 0);
+    for part in [
+        "fields that differ",
+        "read   deny  allow      1        1     all (1)",
+        "live       {\"deny\":\"too-expensive\"}",
+    ] {
+        assert!(text.contains(part), "{part}:\n{text}");
+    }
+    assert!(text.contains("candidate  {\"allow\":{\"limit\":1000,"), "{text}");
+    assert_eq!(plugin(&["list"])[1]["generation"], 2);
+    fs::write(&file, narrow).unwrap();
 
     // What was recorded, replayed through the same component and through one that refuses nothing.
     let journal = plugin(&["journal", "rate-limit"]);

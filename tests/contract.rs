@@ -2,18 +2,22 @@
 
 #[path = "support/plugins.rs"]
 mod plugins;
+#[path = "support/sync_host.rs"]
+mod sync_host;
 
 use std::path::Path;
 
 use plugins::host;
 use proptest::prelude::{Just, ProptestConfig, prop, prop_assert_eq, prop_oneof, proptest};
 use proptest::strategy::Strategy as Any;
+use proptest::test_runner::TestRunner;
 use serde_json::json;
+use sync_host::{SyncHost, carry_out};
 use tenon::agent::{Context, Effect, Event, Handler, Message};
 use tenon::bindings::{AgentHandler, RateLimit, SyncStrategy, builtin};
 use tenon::chain::{Address, Hash, Payload, Time};
 use tenon::rate_limit::{Class, Policy, Request, Trust, Verdict, token_bucket};
-use tenon::sync::{self, Action, HeightRange, InFlight, Limits, Peer, Strategy, View};
+use tenon::sync::{self, HeightRange, InFlight, Limits, Peer, Strategy, View};
 use tenon_runtime::{Host, HostConfig, PluginConfig, Slot};
 
 fn policy(host: &Host, name: &str, plugin: Option<&str>, settings: serde_json::Value) -> Slot<RateLimit> {
@@ -101,111 +105,169 @@ fn a_caller_who_waits_as_long_as_it_was_told_passes() {
     host.stop();
 }
 
-/// A host of strategies in small: answers come after some rounds, some are lost; everything is checked.
-fn fetch_all(strategy: &dyn Strategy, peers: usize, dice: &mut impl FnMut(u64) -> u64) -> usize {
-    let last = 700;
-    let limits = Limits {
-        range_blocks_max: 64,
-        in_flight_max: 6,
-        in_flight_per_peer_max: 3,
-        window_blocks: 400,
-        actions_max: 64,
+/// The shipped strategies.
+const STRATEGIES: [&str; 4] = ["parallel-range", "sequential", "snapshot-first", "polite"];
+
+/// A slot for each shipped strategy and one for the built-in, with settings that make each do what it is for.
+fn strategies(host: &Host) -> Vec<Slot<SyncStrategy>> {
+    let slot = |name: &str, plugin: Option<&str>| {
+        let settings = match name {
+            "snapshot-first" => json!({ "min_blocks": 100, "max_age_blocks": 5_000 }),
+            "polite" => json!({ "requests_max": 2, "interval_ms": 300 }),
+            _ => json!({}),
+        };
+        let config = PluginConfig { plugin: plugin.map(str::to_owned), settings, ..PluginConfig::default() };
+        host.slot::<SyncStrategy>(name, config, builtin::OnePeer).unwrap()
     };
-    let peer = |id| Peer {
-        id,
-        head: Some((last, Hash::of(&[b"head"]))),
-        latency_us: 500,
-        throughput: 1 << 20,
-        failures: 0,
-        score: 100,
-        in_flight: 0,
-        not_before: Time(0),
-        snapshot: None,
-    };
-    let mut view = View {
-        now: Time(1_735_689_600_000_000),
-        head: (0, Hash::of(&[b"genesis"])),
-        best_height: last,
-        limits: limits.clone(),
-        peers: (1..=peers as u32).map(peer).collect(),
-        in_flight: Vec::new(),
-        waiting: Vec::new(),
-    };
-    let (mut events, mut next_id, mut have, mut rounds) = (vec![sync::Event::Started], 1, vec![false; 701], 0);
-    have[0] = true;
-    while view.head.0 < last {
-        rounds += 1;
-        assert!(rounds < 5_000, "stands still at {}", view.head.0);
-        for action in strategy.next(&view, &events) {
-            let Action::FetchRange { peer, range } = action else { continue };
-            let at = view.peers.iter().position(|known| known.id == peer).expect("a known peer");
-            assert!(range.first > view.head.0 && range.last <= last && range.first <= range.last, "{range:?}");
-            assert!(range.count() <= u64::from(limits.range_blocks_max), "{range:?}");
-            assert!(range.last <= view.head.0 + limits.window_blocks, "{range:?}");
-            assert!(view.in_flight.len() < limits.in_flight_max as usize);
-            assert!(view.peers[at].in_flight < limits.in_flight_per_peer_max);
-            view.peers[at].in_flight += 1;
-            view.in_flight.push(InFlight { id: next_id, peer, range, since: view.now });
-            next_id += 1;
-        }
-        events = vec![sync::Event::Tick];
-        view.now = Time(view.now.0 + 50_000);
-        if !view.in_flight.is_empty() {
-            let InFlight { id, peer, range, since } = view.in_flight.remove(dice(view.in_flight.len() as u64) as usize);
-            let known = view.peers.iter_mut().find(|known| known.id == peer).expect("a known peer");
-            known.in_flight -= 1;
-            if dice(5) == 0 {
-                known.failures += 1;
-                let reason = "lost".to_owned();
-                events.push(sync::Event::RangeFailed(sync::RangeFailure { id, peer, range, reason }));
-            } else {
-                known.failures = 0;
-                let (bytes, duration_us) = (range.count() * 300, view.now.0 - since.0);
-                events.push(sync::Event::RangeArrived { id, peer, range, bytes, duration_us });
-                (range.first..=range.last).for_each(|height| have[height as usize] = true);
-            }
-        }
-        let head = have.iter().position(|here| !here).unwrap_or(have.len()) as u64 - 1;
-        if head > view.head.0 {
-            events.push(sync::Event::Imported(HeightRange { first: view.head.0 + 1, last: head }));
-            view.head = (head, Hash::of(&[&head.to_be_bytes()]));
-        }
-        let waiting = (head + 1..=last).filter(|&height| have[height as usize]);
-        view.waiting = waiting.fold(Vec::new(), |mut ranges: Vec<HeightRange>, height| {
-            match ranges.last_mut() {
-                Some(range) if range.last + 1 == height => range.last = height,
-                _ => ranges.push(HeightRange { first: height, last: height }),
-            }
-            ranges
-        });
+    let mut slots: Vec<_> = STRATEGIES.iter().map(|name| slot(name, Some(name))).collect();
+    slots.push(slot("builtin", None));
+    slots
+}
+
+/// All of them answered themselves, and nothing was refused.
+fn assert_none_failed(host: &Host) {
+    for status in host.status() {
+        assert!((status.failures, status.fallbacks) == (0, 0), "{status:?}");
+        assert_eq!(status.generation > 0, status.slot != "builtin", "{status:?}");
     }
-    rounds
 }
 
 #[test]
 fn every_strategy_fetches_every_block_within_its_limits() {
     let dir = tempfile::tempdir().unwrap();
-    let host = host(dir.path(), &["parallel-range"]);
-    let slot = |name: &str, plugin: Option<&str>| -> Slot<SyncStrategy> {
-        let config = PluginConfig { plugin: plugin.map(str::to_owned), ..PluginConfig::default() };
-        host.slot::<SyncStrategy>(name, config, builtin::OnePeer).unwrap()
-    };
-    let slots = [slot("builtin", None), slot("plugin", Some("parallel-range"))];
+    let host = host(dir.path(), &STRATEGIES);
+    let slots = strategies(&host);
     host.open();
-    for slot in slots {
+    for slot in &slots {
         for peers in [1, 3] {
-            for seed in 1..=5_u64 {
-                let mut state = seed;
-                let mut dice = |below: u64| {
-                    state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-                    (state >> 33) % below
-                };
-                fetch_all(&slot, peers, &mut dice);
+            for seed in 1..=5 {
+                SyncHost::new(peers, seed).run(slot);
             }
         }
     }
-    let failed: u64 = host.status().iter().map(|status| status.failures).sum();
-    assert_eq!(failed, 0, "{:?}", host.status());
+    assert_none_failed(&host);
+    host.stop();
+}
+
+#[test]
+fn a_strategy_that_takes_over_in_the_middle_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = host(dir.path(), &STRATEGIES);
+    let slots = strategies(&host);
+    host.open();
+    for first in &slots {
+        for second in &slots {
+            for rounds in [1, 7, 12] {
+                let mut sync = SyncHost::new(3, rounds);
+                for _ in 0..rounds {
+                    sync.round(first);
+                }
+                sync.take_over();
+                sync.run(second);
+            }
+        }
+    }
+    assert_none_failed(&host);
+    host.stop();
+}
+
+/// Views of which not everything makes sense: requests to peers that are gone, ranges asked for three times, more under
+/// way than is allowed.
+fn any_view() -> impl Any<Value = View> {
+    let peer = (prop::option::of(0..3_000_u64), -5..5_i32, 0..4_u64, 0..3_u32, 0..3_000_000_u64, 0..900_000_u64);
+    let peers = prop::collection::vec((peer, prop::option::of(0..3_000_u64)), 0..5);
+    let requests = prop::collection::vec((0..6_u32, 1..400_u64, 0..60_u64, 0..30_u64), 0..6);
+    let waiting = prop::collection::vec((1..50_u64, 0..50_u64), 0..6);
+    let limits = (1..200_u32, 0..9_u32, 0..4_u32, 1..1_500_u64, 0..12_u32);
+    (peers, requests, waiting, limits).prop_map(|(peers, requests, waiting, limits)| {
+        let (now, head) = (Time(1_735_689_600_000_000), 10);
+        let peer = |(id, ((height, score, rest, failures, throughput, latency_us), snapshot))| Peer {
+            id,
+            head: Option::map(height, |height| (height, Hash::ZERO)),
+            latency_us,
+            throughput,
+            failures,
+            score: score * 25,
+            in_flight: 0,
+            not_before: Time(now.0 / 2 * rest),
+            snapshot,
+        };
+        let mut peers: Vec<Peer> = (0..).zip(peers).map(peer).collect();
+        let mut in_flight = Vec::new();
+        for (id, (peer, first, more, age)) in (1..).zip(requests) {
+            let range = HeightRange { first: head + first, last: head + first + more };
+            in_flight.push(InFlight { id, peer, range, since: Time(now.0 - age * 100_000) });
+            peers.iter_mut().filter(|known| known.id == peer).for_each(|known| known.in_flight += 1);
+        }
+        let mut next = head + 1;
+        let waiting = waiting.into_iter().map(|(gap, more)| {
+            let range = HeightRange { first: next + gap, last: next + gap + more };
+            next = range.last + 1;
+            range
+        });
+        let (range_blocks_max, in_flight_max, in_flight_per_peer_max, window_blocks, actions_max) = limits;
+        View {
+            now,
+            head: (head, Hash::ZERO),
+            best_height: peers.iter().filter_map(|peer| peer.head).map(|head| head.0).max().unwrap_or(head),
+            limits: Limits { range_blocks_max, in_flight_max, in_flight_per_peer_max, window_blocks, actions_max },
+            waiting: waiting.collect(),
+            peers,
+            in_flight,
+        }
+    })
+}
+
+/// Events that need not fit the view.
+fn any_event() -> impl Any<Value = sync::Event> {
+    let range = |first, more| HeightRange { first, last: first + more };
+    (0..12_u8, 0..6_u32, 0..600_u64, 0..80_u64).prop_map(move |(which, peer, first, more)| {
+        let failure = sync::RangeFailure { id: first, peer, range: range(first, more), reason: "so it is".to_owned() };
+        match which {
+            0 => sync::Event::Started,
+            1 => sync::Event::TakenOver,
+            2 => sync::Event::PeerUp(peer),
+            3 => sync::Event::PeerDown(peer),
+            4 => sync::Event::HeadAnnounced(peer),
+            5 => sync::Event::RangeFailed(failure),
+            6 => sync::Event::RangeInvalid(failure),
+            7 => sync::Event::Imported(range(first, more)),
+            8 => sync::Event::SnapshotOffered { peer, height: first },
+            9 => sync::Event::SnapshotFailed { peer, height: first },
+            10 => sync::Event::RangeArrived {
+                id: first,
+                peer,
+                range: range(first, more),
+                bytes: first * more,
+                duration_us: more * 1_000,
+            },
+            _ => sync::Event::Tick,
+        }
+    })
+}
+
+#[test]
+fn whatever_is_the_case_the_host_refuses_nothing_that_a_strategy_asks_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = host(dir.path(), &STRATEGIES);
+    let slots = strategies(&host);
+    host.open();
+    let cases = prop::collection::vec((any_view(), prop::collection::vec(any_event(), 0..5)), 1..4);
+    let mut runner =
+        TestRunner::new(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() });
+    // One memory from call to call, whatever the calls before were about.
+    let kept = |calls: Vec<(View, Vec<sync::Event>)>| {
+        for slot in &slots {
+            for (view, events) in &calls {
+                let mut view = view.clone();
+                let actions = slot.next(&view, events);
+                prop_assert_eq!(carry_out(&mut view, &actions, &mut 1_000), Ok(()), "{}", slot.name());
+            }
+        }
+        Ok(())
+    };
+    runner.run(&cases, kept).unwrap();
+    assert_none_failed(&host);
     host.stop();
 }
 
@@ -284,5 +346,62 @@ fn the_example_plugin_builds_as_its_author_would_build_it_and_greets() {
     host.roll_back("agent/greta").unwrap();
     greeted("6.");
     assert_eq!(host.status()[0].memories_lost, 0);
+    host.stop();
+}
+
+#[test]
+fn an_agents_memory_that_its_handler_cannot_read_stays_until_it_can_or_is_given_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("plugins");
+    std::fs::create_dir_all(&folder).unwrap();
+    let example = |name: &str| {
+        let built = dir.path().join(name).with_extension("wasm");
+        tenon_build::build_dir(&Path::new(env!("CARGO_MANIFEST_DIR")).join("examples").join(name), &built).unwrap();
+        built
+    };
+    let put = |built: &Path| std::fs::copy(built, folder.join("greeter.wasm")).unwrap();
+    let (first, second) = (example("greeter"), example("greeter-2"));
+    // As after a restart: of the two versions there is only the one in the directory.
+    let host_with = |built: &Path| {
+        put(built);
+        let state = tempfile::tempdir_in(dir.path()).unwrap().keep();
+        let host = Host::new(HostConfig::new(&folder, state)).unwrap();
+        let config = PluginConfig { settings: json!({ "greeting": "Good day." }), ..PluginConfig::plugin("greeter") };
+        let slot: Slot<AgentHandler> = host.slot::<AgentHandler>("agent/greta", config, builtin::Park).unwrap();
+        host.open();
+        (host, slot)
+    };
+    let (context, event) = said(Payload::Text("hello".into()));
+    let text = |effects: Vec<Effect>| match effects.as_slice() {
+        [Effect::Reply(Payload::Text(text))] => text.clone(),
+        other => panic!("{other:?}"),
+    };
+    let (host, slot) = host_with(&second);
+    let (_, memory) = slot.handle(&context, &event, &[]).unwrap();
+    host.stop();
+
+    // The older version knows nothing of the newer one's memory, and the newer one is not there to turn it back.
+    let (host, slot) = host_with(&first);
+    for _ in 0..3 {
+        let reason = slot.handle(&context, &event, &memory).unwrap_err();
+        for part in ["cannot read the memory of greeter/2", "it stays as it is", "promote agent/greta --force"] {
+            assert!(reason.contains(part), "{part}: {reason}");
+        }
+    }
+    assert_eq!((host.status()[0].memories_lost, host.status()[0].failures), (0, 3));
+    // The newer one is back, and goes on where it was.
+    put(&second);
+    host.reload("agent/greta").unwrap();
+    let (effects, memory) = slot.handle(&context, &event, &memory).unwrap();
+    assert!(text(effects).contains("You are number 2."), "nothing was lost");
+    host.stop();
+
+    let (host, slot) = host_with(&first);
+    host.promote("agent/greta", true).unwrap();
+    let (effects, memory) = slot.handle(&context, &event, &memory).unwrap();
+    assert_eq!(text(effects), "Good day. You are number 1.");
+    let (effects, _) = slot.handle(&context, &event, &memory).unwrap();
+    assert_eq!(text(effects), "Good day. You are number 2.");
+    assert_eq!(host.status()[0].memories_lost, 1);
     host.stop();
 }

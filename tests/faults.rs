@@ -217,6 +217,52 @@ fn each_fault_of_a_handler_sets_the_message_aside_and_changes_nothing() {
     }
 }
 
+/// The component as one that was made for version 0.1.7 of every interface of the contract.
+fn of_a_later_contract(component: &[u8]) -> Vec<u8> {
+    const NOW: &[u8] = b"@0.1.0";
+    let mut bytes = component.to_vec();
+    for at in 0..bytes.len() - NOW.len() {
+        if bytes[at..].starts_with(NOW) {
+            bytes[at..at + NOW.len()].copy_from_slice(b"@0.1.7");
+        }
+    }
+    assert_ne!(bytes, component, "it names no version");
+    bytes
+}
+
+#[test]
+fn what_is_refused_of_an_answer_is_refused_whatever_version_of_its_interface_a_component_is_of() {
+    let dir = tempfile::tempdir().unwrap();
+    let names = ["faults", "faults-sync", "faults-agent"];
+    let host = host(dir.path(), &names);
+    for name in names {
+        let component = std::fs::read(tenon_build::path(name)).unwrap();
+        let later = dir.path().join("plugins").join(name).with_extension("wasm");
+        std::fs::write(later, of_a_later_contract(&component)).unwrap();
+    }
+    let text = configured("strikes_max = 100", "retry-zero", "flood", "payload-huge");
+    let strategy: Slot<SyncStrategy> =
+        host.slot::<SyncStrategy>("sync", text.plugins.sync.plugin_config(), builtin::OnePeer).unwrap();
+    let handler: Slot<AgentHandler> =
+        host.slot::<AgentHandler>("agent/bob", text.agents[0].plugin_config(), builtin::Park).unwrap();
+    let policy = policy_slot(&host, &text);
+    assert_eq!(
+        (policy.generation(), Strategy::generation(&strategy), handler.generation()),
+        (1, 1, 1),
+        "{:?}",
+        host.plugins()
+    );
+    assert!(matches!(policy.check(&request(7)), Verdict::Allow { .. }));
+    policy.check(&request(7));
+    strategy.next(&view(), &[Event::Started]);
+    let (context, message) = message();
+    handler.handle(&context, &agent::Event::Message(message), b"").unwrap_err();
+    for slot in ["rate-limit", "sync", "agent/bob"] {
+        assert_eq!(failures(&host, slot, "refused"), 1, "{slot}: {:?}", host.status());
+    }
+    host.stop();
+}
+
 /// What `tenon.toml` says, with `limits` for the slots of faulty plugins in these modes.
 fn configured(limits: &str, policy: &str, strategy: &str, handler: &str) -> Config {
     let text = format!(

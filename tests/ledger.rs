@@ -1,5 +1,12 @@
 //! The ledger as its callers see it: what is imported is there after a restart, what is refused leaves nothing.
 
+#[path = "forks/rows.rs"]
+#[expect(dead_code, reason = "shared: each test file uses its part")]
+mod rows;
+#[path = "forks/tree.rs"]
+#[expect(dead_code, reason = "shared: each test file uses its part")]
+mod tree;
+
 use std::path::Path;
 
 use proptest::prelude::*;
@@ -8,7 +15,7 @@ use tenon::chain::{
 };
 use tenon::ledger::{BlockHook, ImportError, Imported, Ledger, LedgerOptions, ProduceRequest};
 use tenon::sample::Sample;
-use tenon::storage::{Cursor, StorageError, TransactionFilter, Writer};
+use tenon::storage::{Cursor, StorageError, TakenBlock, TransactionFilter, Writer};
 
 fn open(dir: &Path, sample: &Sample) -> Ledger {
     open_with(dir, sample, Vec::new()).unwrap()
@@ -243,6 +250,10 @@ impl BlockHook for FailAt {
         }
         Ok(())
     }
+
+    fn on_undone(&mut self, _: &Writer<'_>, _: &TakenBlock) -> Result<(), StorageError> {
+        Ok(())
+    }
 }
 
 #[tokio::test]
@@ -311,36 +322,18 @@ proptest! {
         let ledger = open(dir.path(), &sample);
         let blocks = sample.blocks(3, 2);
         runtime.block_on(ledger.import(verified(&sample, blocks)));
-        let before = dump(&dir.path().join("chain.db"));
+        let before = rows::chain(&dir.path().join("chain.db"));
         let blocks = sample.blocks(count, transactions);
         runtime.block_on(ledger.import(verified(&sample, blocks)));
         let head = ledger.head().height;
-        let undo = move |writer: &Writer<'_>| (4..=head).rev().try_for_each(|height| writer.take_block(height).map(drop));
+        let known = sample.genesis().known_keys();
+        let undo = move |writer: &Writer<'_>| {
+            (4..=head).rev().try_for_each(|height| writer.take_block(height, &known).map(drop))
+        };
         runtime.block_on(ledger.write(undo)).unwrap();
         ledger.stop();
-        prop_assert_eq!(dump(&dir.path().join("chain.db")), before);
+        prop_assert_eq!(rows::chain(&dir.path().join("chain.db")), before);
     }
-}
-
-/// Every row of every table, but for keys the chain has learnt: those stay known.
-fn dump(path: &Path) -> Vec<String> {
-    let connection = rusqlite::Connection::open(path).unwrap();
-    let tables = ["block", "undo", "block_index", "transaction_index", "account_transaction", "account_message"];
-    let mut rows = Vec::new();
-    for table in tables
-        .iter()
-        .map(|table| format!("SELECT * FROM {table}"))
-        .chain(["SELECT address, balance, nonce FROM account".into()])
-    {
-        let mut statement = connection.prepare(&table).unwrap();
-        let columns = statement.column_count();
-        let mut found = statement.query([]).unwrap();
-        while let Some(row) = found.next().unwrap() {
-            let cells: Vec<_> = (0..columns).map(|at| format!("{:?}", row.get_ref(at).unwrap())).collect();
-            rows.push(format!("{table}: {}", cells.join(" ")));
-        }
-    }
-    rows
 }
 
 #[test]

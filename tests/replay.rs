@@ -1,6 +1,9 @@
 //! `tenon plugin replay` and `tenon plugin explain`, on a journal of the real token bucket.
 
-use std::collections::BTreeMap;
+#[path = "support/traffic.rs"]
+mod traffic;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -8,8 +11,9 @@ use std::process::{Command, Output};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tenon::bindings::{RateLimit, builtin};
-use tenon::rate_limit::{Cell, Class, Request, Trust, token_bucket};
+use tenon::rate_limit::{Cell, Class, Request, Trust, Verdict, token_bucket};
 use tenon_runtime::journal::{GenerationInfo, Journal, JournalConfig, Outcome};
+use tenon_runtime::replay::{Against, Options, Replay};
 use tenon_runtime::{By, Host, HostConfig, PluginConfig};
 
 /// Calls that each client makes, a millisecond apart.
@@ -202,6 +206,58 @@ fn what_makes_no_sense_is_usage() {
 }
 
 #[test]
+fn a_slot_that_has_recorded_nothing_says_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = dir.path().join("node");
+    let recorded = Recorded { journal: PathBuf::new(), dir };
+    let said = |command: &str, first: &str, more: &[&str]| {
+        let output = recorded.tenon(&[&["plugin", command, first, "--dir", "node"], more].concat());
+        assert_eq!(output.status.code(), Some(1));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let candidate = component("token-bucket");
+    let commands = [("replay", candidate.as_str()), ("explain", "1.0.0")];
+    for (command, first) in commands {
+        let text = said(command, first, &[]);
+        assert!(text.contains("node is not a node's directory: --dir names one"), "{text}");
+    }
+
+    fs::create_dir(&node).unwrap();
+    let agent = "[[agents]]\nname = \"bob\"\nwallet = \"bob.json\"\n";
+    fs::write(node.join("tenon.toml"), agent).unwrap();
+    for (command, first) in commands {
+        for (slot, section) in [
+            ("rate-limit", "[plugins.rate-limit]"),
+            ("sync", "[plugins.sync]"),
+            ("agent/bob", "its [[agents]] section"),
+        ] {
+            let text = said(command, first, &["--slot", slot]);
+            let expected = format!(
+                "slot {slot} has recorded nothing: its calls are recorded from the node's next start on with \
+                 `journal = {{}}` in {section} of node/tenon.toml"
+            );
+            assert!(text.contains(&expected), "{expected}:\n{text}");
+        }
+        let text = said(command, first, &["--slot", "agent/eve"]);
+        assert!(text.contains("has no slot agent/eve, known: rate-limit, sync, agent/bob"), "{text}");
+    }
+
+    // It records, and has not been asked.
+    fs::write(node.join("tenon.toml"), "[plugins.rate-limit]\njournal = {}\n").unwrap();
+    let journal =
+        Journal::open::<RateLimit>(&node.join("data/plugins/journal"), "rate-limit", JournalConfig::default());
+    let place = journal.unwrap().dir().to_owned();
+    for (command, first) in commands {
+        let text = said(command, first, &[]);
+        assert!(text.contains("slot rate-limit has recorded nothing yet: no call since"), "{text}");
+        assert!(text.contains("node/data/plugins/journal/rate-limit yet"), "the place itself: {text}");
+        // A journal that was named is not the node's.
+        let text = said(command, first, &["--journal", place.to_str().unwrap()]);
+        assert_eq!(text, format!("error: nothing has been recorded in {} yet\n", place.display()));
+    }
+}
+
+#[test]
 fn a_damaged_journal_fails_unless_that_is_allowed() {
     let recorded = recorded();
     let candidate = component("token-bucket");
@@ -266,4 +322,71 @@ fn one_file_is_a_journal_too() {
 
 fn text(path: &Path) -> &str {
     path.to_str().unwrap()
+}
+
+/// Slips that are tried. Compiling each takes most of the time.
+const MUTANTS: usize = 40;
+
+#[test]
+fn slips_of_an_author_show_in_the_replay_of_a_busy_hour() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = traffic::journal(dir.path(), &traffic::decisions(3_000));
+    let replay = Replay::<RateLimit>::new(&dir.path().join("scratch")).unwrap();
+    let component = fs::read(component("token-bucket")).unwrap();
+    let changes = |bytes: &[u8]| {
+        let report = replay.run(&source, bytes, Against::Journal(&|_| None), &Options::default());
+        // One that does not even load shows, too.
+        report.map_or(u64::MAX, |report| report.changed + report.failures.values().sum::<u64>())
+    };
+    assert_eq!(changes(&tenon_build::restamp(&component, "compiled again")), 0);
+    let mutants = tenon_build::mutants(&component, "tenon:rate-limit/policy@0.1.0#check", 1, MUTANTS).unwrap();
+    assert_eq!(mutants.len(), MUTANTS);
+    let shown = mutants.iter().filter(|mutant| changes(mutant) > 0).count();
+    println!("{shown} of {MUTANTS} mutants show");
+    assert!(
+        shown * 10 >= MUTANTS * 7,
+        "{shown} of {MUTANTS} show: the traffic passes rules by, or the places are elsewhere"
+    );
+}
+
+#[test]
+fn a_busy_hour_meets_every_rule() {
+    let decisions = traffic::decisions(6_000);
+    let mut seen = BTreeSet::new();
+    let mut left: BTreeMap<(u64, String), (u64, u64)> = BTreeMap::new();
+    for traffic::Decided { request, verdict, before, after } in &decisions {
+        let what = match verdict {
+            Verdict::Allow { limit: u64::MAX, .. } => "unlimited",
+            Verdict::Allow { remaining: 0, .. } => "the last",
+            Verdict::Allow { .. } => "allow",
+            Verdict::Throttle { .. } => "throttle",
+            Verdict::Deny(_) => "deny",
+            Verdict::Pass => "pass",
+        };
+        seen.insert(format!("{:?} {:?} {what}", request.class, request.trust));
+        if matches!(verdict, Verdict::Deny(_)) {
+            assert_eq!(before, after);
+        }
+        let Verdict::Allow { remaining, limit: 1..=1_000, .. } = *verdict else { continue };
+        let last = left.insert((request.client, format!("{:?}", request.class)), (remaining, request.now));
+        if let Some((last, then)) = last {
+            let way = if request.now < then { "set back" } else { "on" };
+            let level = if remaining + request.cost > last { "filled" } else { "taken" };
+            seen.insert(format!("clock {way}: {level}"));
+        }
+    }
+    let mut rules: Vec<String> = ["on", "set back"]
+        .iter()
+        .flat_map(|way| ["filled", "taken"].map(|level| format!("clock {way}: {level}")))
+        .collect();
+    for class in ["Sync", "Read", "Write"] {
+        rules.push(format!("{class} Peer unlimited"));
+        rules.push(format!("{class} Public the last"));
+        for trust in ["Public", "Loopback"] {
+            rules.extend(["allow", "throttle", "deny"].map(|what| format!("{class} {trust} {what}")));
+        }
+    }
+    rules.extend(["Public", "Peer", "Loopback"].map(|trust| format!("Import {trust} unlimited")));
+    let missing: Vec<&String> = rules.iter().filter(|rule| !seen.contains(*rule)).collect();
+    assert!(missing.is_empty(), "{missing:?}: {seen:?}");
 }

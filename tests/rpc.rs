@@ -1,5 +1,6 @@
 //! The node over HTTP: every route's answer, every refusal by name, the limits, the operator's routes.
 
+#[expect(dead_code, reason = "shared: each test file uses its part")]
 mod support;
 
 use proptest::strategy::{Strategy, ValueTree};
@@ -414,7 +415,7 @@ async fn the_node_says_who_it_is() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_is_not_at_the_head_is_alive_but_not_ready() {
-    let (node, _sample) = node().await;
+    let (node, sample) = node().await;
     for (state, status) in [
         (SyncState::Authority, 200),
         (SyncState::Live, 200),
@@ -428,10 +429,34 @@ async fn a_node_that_is_not_at_the_head_is_alive_but_not_ready() {
         node.sync.send_replace(SyncStatus { state, best_height: 40, lag_blocks: 28, ..SyncStatus::default() });
         let ready = node.get("/ready").await;
         assert_eq!((ready.status, &ready.json()["ready"]), (status, &json!(status == 200)), "{state:?}");
+        let reason = if status == 200 { Value::Null } else { json!(state) };
+        assert_eq!(ready.json()["reasons"][0]["code"], reason, "it says why");
         assert_eq!(node.json("/health").await["sync_state"], json!(state));
         let told = node.json("/rpc/sync/status").await;
         assert_eq!((&told["state"], &told["head_height"]), (&json!(state), &json!(BLOCKS)));
+        assert_eq!(told["head_hash"], json!(sample.head().hash), "that block's");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_browser_is_shown_a_page_that_needs_nothing_from_elsewhere() {
+    let (node, _sample) = node().await;
+    let page = Answer::of(node.client.get(&node.url).header("accept", "text/html,*/*;q=0.8")).await;
+    assert_eq!((page.status, page.header("content-type")), (200, "text/html; charset=utf-8"));
+    assert!(page.header("content-security-policy").starts_with("default-src 'none'; connect-src 'self'"));
+    let text = page.text();
+    assert!(!text.contains("://") && !text.contains("src="), "no other server, no other file");
+    // It writes what others said as text, never as a page.
+    assert!(!text.contains("innerHTML") && !text.contains("insertAdjacent"));
+    let paths = text.split('"').filter(|part| part.starts_with('/')).map(|path| path.split('?').next().unwrap());
+    let paths: Vec<_> = paths.collect();
+    assert!(paths.len() >= 5, "{paths:?}");
+    for path in paths {
+        assert!(ROUTES.iter().any(|route| route.path == path), "{path} is no route");
+    }
+    let list = node.get("/").await;
+    assert_eq!(list.header("content-type"), "text/plain; charset=utf-8");
+    assert!(ROUTES.iter().all(|route| list.text().contains(route.about)), "{}", list.text());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -144,6 +144,12 @@ impl Catalog {
         file.good.as_ref()
     }
 
+    /// What is wrong with the bytes that the file of this plugin holds now.
+    pub(crate) fn rejection(&self, kind: &str, name: &str) -> Option<&Rejection> {
+        let (_, file) = newest(self.holders(kind, name))?;
+        file.now.as_ref().err()
+    }
+
     /// The names of all plugins of `kind`.
     pub(crate) fn names(&self, kind: &str) -> BTreeSet<String> {
         self.files

@@ -73,6 +73,15 @@ pub enum Change {
         /// Why it could not be handed over.
         reason: String,
     },
+    /// Memory that this generation cannot read stays as it was, and what needs it is answered otherwise.
+    MemoryKept {
+        /// Whose memory it is: plugin and memory-version.
+        from: String,
+        /// Who cannot read it.
+        to: String,
+        /// Why it could not be handed over.
+        reason: String,
+    },
     /// The generation answers beside the live one, unseen.
     Shadow,
     /// The generation answers a share of the keys.
@@ -165,6 +174,9 @@ fn log(event: &Event) {
         Change::Recovered => tracing::info!(slot, plugin, generation, "plugin recovered"),
         Change::MemoryReset { from, to, reason } => {
             tracing::warn!(slot, plugin, generation, from, to, "memory reset: {reason}");
+        }
+        Change::MemoryKept { from, to, reason } => {
+            tracing::warn!(slot, plugin, generation, from, to, "memory kept, and not read: {reason}");
         }
         Change::Shadow => tracing::info!(slot, plugin, generation, "plugin in shadow"),
         Change::Canary { percent } => tracing::info!(slot, plugin, generation, percent, "plugin is canary"),

@@ -47,6 +47,8 @@ pub(crate) struct Generation<K: Kind> {
     failures: AtomicU64,
     latency: Latency,
     can_migrate: bool,
+    /// An operator lets it begin anew where it cannot read what there is.
+    forgets: AtomicBool,
 }
 
 /// A place for one idle instance. Aligned so that neighbours do not share a cache line.
@@ -127,6 +129,7 @@ impl<K: Kind> Generation<K> {
             failures: AtomicU64::new(0),
             latency: Latency::default(),
             can_migrate: false,
+            forgets: AtomicBool::new(K::FORGETS),
             plugin,
         };
         let mut ready = generation.start().map_err(|rejection| rejection.of(digest))?;
@@ -331,6 +334,21 @@ impl<K: Kind> Generation<K> {
     /// Whether it exports the migration interface.
     pub(crate) fn can_migrate(&self) -> bool {
         self.can_migrate
+    }
+
+    /// Whether it begins anew where it cannot read a memory.
+    pub(crate) fn forgets(&self) -> bool {
+        self.forgets.load(Ordering::Relaxed)
+    }
+
+    /// Lets it begin anew where it cannot read a memory.
+    pub(crate) fn may_forget(&self) {
+        self.forgets.store(true, Ordering::Relaxed);
+    }
+
+    /// Counts a step that was not made. No instance of it did wrong, so it is asked again next time.
+    pub(crate) fn was_not_asked(&self) {
+        self.failures.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Counts a failure that the caller found in an answer already given.

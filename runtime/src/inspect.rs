@@ -129,8 +129,15 @@ fn differences(kind: &KindInfo, resolve: &Resolve, world: WorldId) -> Vec<String
     let mut export = |name: &str, expected: InterfaceId, must: bool| {
         let is_it = |(key, _): &(&WorldKey, _)| same_interface(&resolve.name_world_key(key), name) == Some(true);
         match actual.exports.iter().find(is_it).map(|(_, item)| item) {
-            None if must => problems.push(format!("missing export {name}")),
-            None => {}
+            None => {
+                let exports = names(resolve, actual.exports.keys());
+                match exports.iter().find(|export| same_interface(export, name) == Some(false)) {
+                    // Also of one that need not be there: who brings it means it to be used.
+                    Some(other) => problems.push(format!("exports {other}, this host serves {name}")),
+                    None if must => problems.push(format!("missing export {name}")),
+                    None => {}
+                }
+            }
             Some(WorldItem::Interface { id, .. }) => {
                 functions(name, "lacks", &kind.resolve, expected, resolve, *id, &mut problems);
             }
@@ -145,25 +152,27 @@ fn differences(kind: &KindInfo, resolve: &Resolve, world: WorldId) -> Vec<String
     if let Some((name, interface)) = kind.migration {
         export(name, interface, false);
     }
+    let given = names(&kind.resolve, expected.imports.keys());
     for (key, item) in &actual.imports {
         let name = resolve.name_world_key(key);
         if name.starts_with(WASI) {
             continue;
         }
-        let found = expected
-            .imports
-            .iter()
-            .find(|(key, _)| same_interface(&name, &kind.resolve.name_world_key(key)) == Some(true));
-        match (item, found.map(|(_, item)| item)) {
+        let found =
+            given.iter().zip(expected.imports.values()).find(|(given, _)| same_interface(&name, given).is_some());
+        match (item, found) {
+            (_, Some((given, _))) if same_interface(&name, given) == Some(false) => {
+                problems.push(format!("imports {name}, this host gives {given}"));
+            }
             // What it imports it must be given: the component's functions are the expected ones here.
-            (WorldItem::Interface { id: actual, .. }, Some(WorldItem::Interface { id: expected, .. })) => {
+            (WorldItem::Interface { id: actual, .. }, Some((_, WorldItem::Interface { id: expected, .. }))) => {
                 functions(&name, "is not given", resolve, *actual, &kind.resolve, *expected, &mut problems)
             }
             (WorldItem::Type { .. }, _) => {}
             _ => problems.push(format!(
                 "imports {name}, which a {} plugin is not given (it may import {})",
                 kind.name,
-                names(&kind.resolve, expected.imports.keys()).join(", ")
+                given.join(", ")
             )),
         }
     }

@@ -47,6 +47,11 @@ pub trait Kind: Sized + Send + Sync + 'static {
     /// The optional interface by which a version takes over another's memory, in full: `tenon:sync/migration@0.1.0`.
     const MIGRATION: Option<&'static str> = None;
 
+    /// Whether a step begins with an empty memory where a version of the plugin cannot read the one that there is. Where not,
+    /// that is a failure like any other: the memory stays as it was, and another version that can read it answers, or
+    /// whoever stands in for a plugin. An operator who promotes the version by force lets it begin anew.
+    const FORGETS: bool = true;
+
     /// A memory on its way to the guest.
     fn to_wire(memory: &Self::Memory) -> Self::Wire;
 

@@ -214,16 +214,25 @@ pub enum Failure {
         /// Why.
         reason: String,
     },
+    /// There is a memory that it cannot read, and that is not given up. See [`Kind::FORGETS`](crate::Kind::FORGETS).
+    #[error("cannot read the memory of {of}: {reason}")]
+    Unreadable {
+        /// Whose memory it is: plugin and memory-version.
+        of: String,
+        /// Why it could not be handed over.
+        reason: String,
+    },
 }
 
 impl Failure {
-    /// The cause alone, as it is counted: `trap`, `deadline`, `memory-limit`, `stack`, `refused`, `oversized`, `instance`.
+    /// The cause alone, as it is counted: `trap`, `deadline`, `memory-limit`, `stack`, `refused`, `oversized`, `instance`,
+    /// `unreadable`.
     pub fn cause(&self) -> &'static str {
         Self::CAUSES[self.index()]
     }
 
-    pub(crate) const CAUSES: [&'static str; 7] =
-        ["trap", "deadline", "memory-limit", "stack", "refused", "oversized", "instance"];
+    pub(crate) const CAUSES: [&'static str; 8] =
+        ["trap", "deadline", "memory-limit", "stack", "refused", "oversized", "instance", "unreadable"];
 
     pub(crate) fn index(&self) -> usize {
         match self {
@@ -234,6 +243,7 @@ impl Failure {
             Failure::Refused { .. } => 4,
             Failure::Oversized { .. } => 5,
             Failure::Instance { .. } => 6,
+            Failure::Unreadable { .. } => 7,
         }
     }
 }

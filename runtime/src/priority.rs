@@ -12,12 +12,10 @@ pub(crate) fn stand_back() {
     #[cfg(unix)]
     {
         let policy = ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Other);
-        let done = ThreadPriority::try_from(BACKGROUND)
-            .map_err(|error| format!("{error:?}"))
-            .and_then(|priority| {
-                thread_priority::set_thread_priority_and_policy(thread_native_id(), priority, policy)
-                    .map_err(|error| error.to_string())
-            });
+        let done = ThreadPriority::try_from(BACKGROUND).map_err(|error| format!("{error:?}")).and_then(|priority| {
+            thread_priority::set_thread_priority_and_policy(thread_native_id(), priority, policy)
+                .map_err(|error| error.to_string())
+        });
         if let Err(error) = done {
             tracing::debug!(error, "a background thread keeps its usual priority");
         }

@@ -14,6 +14,7 @@ use crate::{
     differ::differences,
     generation::Generation,
     kind::Kind,
+    limits::Failure,
     memory::{Memory, Remembered},
     rollout::Evidence,
 };
@@ -173,9 +174,14 @@ impl<K: Kind> Shadow<K> {
         Shadow { generation, dropped: AtomicU64::new(0), seen: Mutex::new(seen) }
     }
 
-    /// Gives the candidate one call. `adopt` makes the live generation's memory one that the candidate can read; it is
-    /// asked when the candidate has none of its own for the key yet. Answers whether the candidate failed.
-    pub(crate) fn compare(&self, call: &Call<K>, adopt: impl FnOnce(&Remembered<K::Memory>) -> K::Memory) -> bool {
+    /// Gives the candidate one call. `adopt` makes the live generation's memory one that the candidate can read, or says why
+    /// the candidate fails without it; it is asked when the candidate has none of its own for the key yet. Answers whether
+    /// the candidate failed.
+    pub(crate) fn compare(
+        &self,
+        call: &Call<K>,
+        adopt: impl FnOnce(&Remembered<K::Memory>) -> Result<K::Memory, Failure>,
+    ) -> bool {
         let seen = &mut *self.seen();
         let known = match &call.key {
             Some((hash, key)) => {
@@ -184,9 +190,9 @@ impl<K: Kind> Shadow<K> {
             }
             None => seen.own.as_ref().filter(|(_, epoch)| *epoch == call.epoch).map(|(memory, _)| memory.clone()),
         };
-        let before = known.unwrap_or_else(|| adopt(&call.before));
         let hint = call.key.as_ref().map_or(0, |(hash, _)| *hash as usize);
-        let (result, _) = self.generation.call_anywhere(hint, &call.request, &before);
+        let before = known.map_or_else(|| adopt(&call.before), Ok);
+        let result = before.and_then(|before| self.generation.call_anywhere(hint, &call.request, &before).0);
         seen.compared += 1;
         let failed = result.is_err();
         let candidate = match result {
@@ -256,7 +262,7 @@ impl<K: Kind> Shadow<K> {
 
 impl<K: Kind> Seen<K> {
     #[cold]
-    fn note(&mut self, call: &Call<K>, candidate: Result<K::Answer, crate::Failure>) {
+    fn note(&mut self, call: &Call<K>, candidate: Result<K::Answer, Failure>) {
         let live = K::label(&call.answer);
         let label = candidate.as_ref().map_or("failed", K::label);
         let place = (K::class(&call.request), live, label);

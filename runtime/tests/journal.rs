@@ -8,15 +8,20 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use bolero::{TypeGenerator, check};
 use proptest::prelude::*;
 use serde_json::json;
 use support::{Answer, Bed, Counter, Echo, Request, Text, add};
 use tenon_runtime::{
     Digest, Failure, Kind, MemoryId, PluginConfig,
     journal::{
-        Fault, GenerationInfo, Journal, JournalConfig, Outcome, Reader, RecordId, Recorded, Recorder, Source, Summary,
+        Fault, GenerationInfo, Journal, JournalConfig, NoJournal, Outcome, Reader, RecordId, Recorded, Recorder,
+        Source, Summary,
     },
 };
+
+/// Cases of each fuzz target in `cargo test`; `BOLERO_RANDOM_ITERATIONS` asks for more.
+const CASES: usize = 300;
 
 type Cell = (u64, u64, u64, u64);
 
@@ -241,86 +246,129 @@ proptest! {
         prop_assert_eq!(ids.len(), seen.len(), "ids are unique");
         prop_assert_eq!(by_shard(seen), by_shard(bench.written));
     }
+}
 
-    #[test]
-    fn no_bytes_make_the_reader_panic_or_tell_what_was_not_recorded(
-        edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 0..4_u8, 1..60_usize), 1..6),
-    ) {
-        let (mut bytes, written) = sample();
-        for (at, byte, what, length) in edits {
-            let at = at.index(bytes.len());
-            let end = (at + length).min(bytes.len());
-            match what {
-                0 => bytes[at] = byte,
-                1 => drop(bytes.drain(at..end)),
-                2 => {
-                    let part = bytes[at..end].to_vec();
-                    bytes.splice(end..end, part);
-                }
-                _ => bytes[at..end].fill(byte),
-            }
-            if bytes.is_empty() {
-                return Ok(());
-            }
-        }
-        let dir = tempfile::tempdir().expect("a directory");
-        let path = dir.path().join("x.journal");
-        fs::write(&path, &bytes).expect("writing");
-        if let Ok((seen, _, _)) = read(&path) {
-            for mut call in seen {
-                let original = written.iter().find(|other| other.id == call.id).expect("a call that was made");
-                if call.plugin.is_empty() {
-                    call.plugin.clone_from(&original.plugin);
-                }
-                prop_assert_eq!(&call, original);
-            }
-        }
-    }
+/// What happens to a file; places are taken modulo its length.
+#[derive(Clone, Debug, TypeGenerator)]
+struct Edit {
+    at: u32,
+    #[generator(1_usize..60)]
+    length: usize,
+    byte: u8,
+    what: What,
+}
 
-    /// Checksums that hold over nonsense: what a faulty writer would leave.
-    #[test]
-    fn well_formed_nonsense_is_survived(
-        frames in prop::collection::vec((prop::sample::select(&b"SGCX"[..]), prop::collection::vec(any::<u8>(), 0..80), prop::collection::vec(prop::collection::vec(any::<u8>(), 0..40), 0..4)), 0..8),
-    ) {
-        let mut bytes = sample().0;
-        for (kind, head, records) in frames {
-            let mut payload = Vec::new();
-            if kind == b'C' {
-                let mut head = [&[0, 100, 0, 1, 1], &[u8::try_from(records.len()).expect("few")][..], &head[..head.len() / 8]].concat();
-                head.extend(records.iter().map(|record| u8::try_from(record.len() + 4).expect("short")));
-                payload.extend(summed(&head));
-                for record in &records {
-                    payload.extend(crc(record));
-                    payload.extend(record);
-                }
-            } else {
-                payload.extend(summed(&head));
-            }
-            let mut header = [&[0xf7, b'T', b'J', 0xc1, kind][..], &u32::try_from(payload.len()).expect("short").to_le_bytes()].concat();
-            header.extend(crc(&header));
-            bytes.extend(header);
-            bytes.extend(payload);
-        }
-        let dir = tempfile::tempdir().expect("a directory");
-        let path = dir.path().join("x.journal");
-        fs::write(&path, &bytes).expect("writing");
-        read(&path).expect("its beginning is whole");
-    }
+#[derive(Clone, Copy, Debug, TypeGenerator)]
+enum What {
+    Set,
+    Cut,
+    Double,
+    Fill,
+}
 
-    #[test]
-    fn random_bytes_are_no_journal(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
-        let dir = tempfile::tempdir().expect("a directory");
-        let path = dir.path().join("x.journal");
-        for start in [&b""[..], b"tenon journal 1\n"] {
-            fs::write(&path, [start, &bytes].concat()).expect("writing");
-            prop_assert!(read(&path).is_err());
+fn edit(bytes: &mut Vec<u8>, edits: &[Edit]) {
+    for edit in edits {
+        if bytes.is_empty() {
+            return;
+        }
+        let at = edit.at as usize % bytes.len();
+        let end = (at + edit.length).min(bytes.len());
+        match edit.what {
+            What::Set => bytes[at] = edit.byte,
+            What::Cut => drop(bytes.drain(at..end)),
+            What::Double => {
+                let part = bytes[at..end].to_vec();
+                bytes.splice(end..end, part);
+            }
+            What::Fill => bytes[at..end].fill(edit.byte),
         }
     }
 }
 
+#[test]
+fn no_bytes_make_the_reader_panic_or_tell_what_was_not_recorded() {
+    let (sound, written) = sample();
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("x.journal");
+    let edits = bolero::produce::<Vec<Edit>>().with().len(1_usize..6);
+    check!().with_iterations(CASES).with_generator(edits).for_each(|edits| {
+        let mut bytes = sound.clone();
+        edit(&mut bytes, edits);
+        fs::write(&path, &bytes).expect("writing");
+        for mut call in read(&path).map_or(Vec::new(), |(seen, ..)| seen) {
+            let original = written.iter().find(|other| other.id == call.id).expect("a call that was made");
+            if call.plugin.is_empty() {
+                call.plugin.clone_from(&original.plugin);
+            }
+            assert_eq!(call, *original);
+        }
+    });
+}
+
+/// Checksums that hold over nonsense: what a faulty writer would leave.
+#[test]
+fn well_formed_nonsense_is_survived() {
+    let sound = sample().0;
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("x.journal");
+    let bytes = |most: usize| bolero::produce::<Vec<u8>>().with().len(0..most);
+    let records = bolero::produce::<Vec<Vec<u8>>>().with().len(0_usize..4).values(bytes(40));
+    let frame = (bolero::one_value_of([b'S', b'G', b'C', b'X']), bytes(80), records);
+    let frames = bolero::produce::<Vec<(u8, Vec<u8>, Vec<Vec<u8>>)>>().with().len(0_usize..8).values(frame);
+    check!().with_iterations(CASES).with_generator(frames).for_each(|frames| {
+        let mut bytes = sound.clone();
+        for (kind, head, records) in frames {
+            let mut payload = Vec::new();
+            if *kind == b'C' {
+                let count = u8::try_from(records.len()).expect("few");
+                let mut head = [&[0, 100, 0, 1, 1, count], &head[..head.len() / 8]].concat();
+                head.extend(records.iter().map(|record| u8::try_from(record.len() + 4).expect("short")));
+                payload.extend(summed(&head));
+                for (n, record) in (100..).zip(records) {
+                    payload.extend(crc_from(RecordId { segment: 1, shard: 0, n }, record));
+                    payload.extend(record);
+                }
+            } else {
+                payload.extend(summed(head));
+            }
+            let length = u32::try_from(payload.len()).expect("short").to_le_bytes();
+            let mut header = [&[0xf7, b'T', b'J', 0xc1, *kind], &length[..]].concat();
+            header.extend(crc(&header));
+            bytes.extend(header);
+            bytes.extend(payload);
+        }
+        fs::write(&path, &bytes).expect("writing");
+        read(&path).expect("its beginning is whole");
+    });
+}
+
+#[test]
+fn bytes_that_name_no_slot_are_no_journal() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("x.journal");
+    check!().with_iterations(CASES).for_each(|bytes: &[u8]| {
+        for start in [&b""[..], b"tenon journal 1\n"] {
+            fs::write(&path, [start, bytes].concat()).expect("writing");
+            // Who looks for long enough may hit upon a slot.
+            let names_one = || bytes.windows(7).any(|window| window == b"\"slot\":");
+            assert!(read(&path).is_err() || names_one());
+        }
+    });
+}
+
+/// The CRC-32 of zlib, bit by bit: what the format says, without the library that writes it.
 fn crc(bytes: &[u8]) -> [u8; 4] {
-    // The CRC-32 of zlib, bit by bit: what the format says, without the library that writes it.
-    let sum = bytes.iter().fold(u32::MAX, |sum, byte| {
+    continued(0, bytes)
+}
+
+/// The same, begun from which call it is.
+fn crc_from(id: RecordId, bytes: &[u8]) -> [u8; 4] {
+    let numbers = [(id.segment, 0x9e37_79b1_u32), (id.shard, 0x85eb_ca6b), (id.n, 0xc2b2_ae35)];
+    continued(numbers.iter().fold(0, |seed, (number, factor)| seed ^ number.wrapping_mul(*factor)), bytes)
+}
+
+fn continued(start: u32, bytes: &[u8]) -> [u8; 4] {
+    let sum = bytes.iter().fold(!start, |sum, byte| {
         (0..8).fold(sum ^ u32::from(*byte), |sum, _| (sum >> 1) ^ (0xedb8_8320 & (sum & 1).wrapping_neg()))
     });
     (!sum).to_le_bytes()
@@ -370,6 +418,36 @@ fn every_flipped_byte_is_reported_at_its_place_and_the_rest_is_read() {
     assert_eq!(places.len(), written.len());
     for (id, places) in &places {
         assert!(places.windows(2).all(|pair| pair[0] + 1 == pair[1]), "{id}: {places:?}");
+    }
+}
+
+#[test]
+fn a_record_in_another_ones_place_is_not_taken_for_it() {
+    let segment = |calls: u64| {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut bench = Bench::new(dir.path(), small(), 1);
+        for key in 0..calls {
+            bench.call(0, key, 1, 1_000, false).expect("there is room");
+        }
+        bench.take_all();
+        (fs::read(files(bench.journal.dir()).remove(0)).expect("a segment"), bench.written)
+    };
+    let ((two, _), (bytes, written)) = (segment(2), segment(3));
+    // All records are of one length, which takes a byte in the head.
+    let record = bytes.len() - two.len() - 1;
+    let at = |number: usize| bytes.len() - (3 - number) * record..bytes.len() - (2 - number) * record;
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("x.journal");
+    for (from, to) in [(0, 1), (1, 0), (2, 1), (0, 2)] {
+        let mut broken = bytes.clone();
+        broken.copy_within(at(from), at(to).start);
+        assert_ne!(broken, bytes);
+        fs::write(&path, &broken).expect("writing");
+        let (seen, faults, _) = read(&path).expect("a journal");
+        let whole: Vec<_> = written.iter().filter(|call| call.id.n as usize != to).cloned().collect();
+        assert_eq!(seen, whole, "{from} in the place of {to}");
+        let [fault] = &faults[..] else { panic!("{from} in the place of {to}: {faults:?}") };
+        assert_eq!((fault.call, &*fault.what), (Some(written[to].id), "the checksum does not hold"));
     }
 }
 
@@ -466,6 +544,49 @@ fn a_journal_of_another_kind_is_refused_by_both_names() {
     let expected =
         format!("a journal of kind counter, world {}; expected kind echo, world {}", Counter::WORLD, Echo::WORLD);
     assert_eq!(error.to_string(), expected);
+}
+
+#[test]
+fn where_nothing_was_recorded_yet_that_is_said() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let journal = Journal::open::<Counter>(dir.path(), "counter", small()).expect("a journal");
+    let said = |path: &Path| Source::open(path).expect_err("no journal").to_string();
+    let nothing = |path: &Path| format!("nothing has been recorded in {} yet", path.display());
+    assert_eq!(said(journal.dir()), nothing(journal.dir()));
+
+    // A writer that is killed while it writes its first call, at any byte of what stands before that.
+    let (bytes, _) = sample();
+    let whole = (0..bytes.len()).find(|length| open_bytes(&bytes[..*length]).is_ok()).expect("a whole segment is one");
+    let segment = journal.dir().join("00000001.journal");
+    for length in 0..whole {
+        fs::write(&segment, &bytes[..length]).expect("writing");
+        assert_eq!(said(journal.dir()), nothing(journal.dir()), "{length} bytes");
+        assert_eq!(said(&segment), nothing(&segment), "{length} bytes");
+    }
+    fs::write(&segment, &bytes[..whole]).expect("writing");
+    assert_eq!(read(journal.dir()).expect("a slot without calls").0, []);
+
+    // What is no journal is called so, also among segments that were only begun.
+    let other = journal.dir().join("00000002.journal");
+    for text in ["tenon journal 2\n", "PK", "tenon journal 1\nand a text that is long enough"] {
+        fs::write(&segment, &bytes[..whole - 1]).expect("writing");
+        fs::write(&other, text).expect("writing");
+        assert_eq!(said(&other), format!("{} is not a journal, and holds none", other.display()));
+        assert_eq!(said(journal.dir()), format!("{} is not a journal, and holds none", journal.dir().display()));
+    }
+    let file = dir.path().join("counter.txt");
+    fs::write(&file, "hello").expect("writing");
+    assert_eq!(said(&file), format!("{} is not a journal, and holds none", file.display()));
+    fs::remove_dir_all(journal.dir()).expect("removing");
+    assert_eq!(said(dir.path()), format!("{} is not a journal, and holds none", dir.path().display()));
+    assert!(said(journal.dir()).starts_with(&format!("reading {}: ", journal.dir().display())));
+}
+
+fn open_bytes(bytes: &[u8]) -> Result<Source, NoJournal> {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("x.journal");
+    fs::write(&path, bytes).expect("writing");
+    Source::open(&path)
 }
 
 #[test]

@@ -132,6 +132,102 @@ fn a_bad_file_keeps_the_live_generation_and_is_reported_once() {
 }
 
 #[test]
+fn a_candidate_that_was_not_taken_is_forgotten_when_what_serves_is_what_is_wanted() {
+    let bed = Bed::with(|config| {
+        config.scan_interval = Duration::from_millis(10);
+        config.quiet = Duration::from_millis(1);
+    });
+    let good = Text::new("adder", 1).counter();
+    let refuses = |build| Text { configure: 1, ..Text::new("adder", build) }.counter();
+    let slot = bed.serving(&Text::new("adder", 1), PluginConfig::plugin("adder"));
+    bed.put("other.wasm", &Text { configure: 1, ..Text::new("other", 1) }.counter());
+    bed.host.watch().expect("watching");
+    let stage = || bed.status().candidate.map(|rejection| rejection.stage);
+    let becomes = |expected: Option<Stage>| {
+        while stage() != expected {
+            std::thread::yield_now();
+        }
+    };
+    // Both ways of not being taken, and twice the same bytes: each time it is news.
+    for bytes in [&b"no component"[..], &refuses(2), b"no component", &refuses(2), &refuses(3)] {
+        bed.put("adder.wasm", bytes);
+        becomes(Some(if bytes.len() < 20 { Stage::Inspect } else { Stage::Configure }));
+        assert!(bed.status().last_error.is_some());
+        bed.put("adder.wasm", &good);
+        becomes(None);
+        assert_eq!((slot.generation(), bed.status().last_error), (1, None), "what serves did not change");
+    }
+    // One after the other, none of them good: the last one counts.
+    bed.put("adder.wasm", b"no component");
+    becomes(Some(Stage::Inspect));
+    bed.put("adder.wasm", &refuses(2));
+    becomes(Some(Stage::Configure));
+    // Another file with it, which goes again.
+    bed.put("adder.wasm", &good);
+    becomes(None);
+    bed.put("newer.wasm", &refuses(2));
+    becomes(Some(Stage::Configure));
+    fs::remove_file(bed.plugins().join("newer.wasm")).expect("removing");
+    becomes(None);
+    // Good bytes that are newer.
+    bed.put("adder.wasm", &refuses(2));
+    becomes(Some(Stage::Configure));
+    bed.put("adder.wasm", &Text::new("adder", 4).counter());
+    becomes(None);
+    assert_eq!(slot.decide(&1, &add(0, 1)), SUM_ONE(4));
+
+    // What an operator tried in vain stays to be seen, whatever else is looked at meanwhile.
+    bed.host.use_plugin("counter", Some("other")).expect_err("it refuses");
+    let mut events = bed.host.events();
+    bed.put("third.wasm", b"no component");
+    await_event(&mut events, |event| rejection(event).is_some());
+    assert_eq!(stage(), Some(Stage::Configure));
+    bed.host.use_plugin("counter", None).expect("the built-in");
+    assert_eq!(stage(), None);
+}
+
+#[test]
+fn every_slot_of_a_plugin_is_told_that_its_file_is_bad_and_that_it_is_good_again() {
+    let bed = Bed::with(|config| config.quiet = Duration::from_millis(1));
+    let _slot = bed.serving(&Text::new("adder", 1), PluginConfig::plugin("adder"));
+    let second = bed.host.slot::<Counter>("second", PluginConfig::plugin("adder"), builtin).expect("a slot");
+    assert_eq!(second.generation(), 1);
+    bed.host.watch().expect("watching");
+    let mut events = bed.host.events();
+    bed.put("adder.wasm", b"no component");
+    for slot in ["counter", "second"] {
+        let event = await_event(&mut events, |event| rejection(event).is_some());
+        assert_eq!(event.slot.as_deref(), Some(slot));
+    }
+    assert!(bed.host.status().iter().all(|status| status.candidate.is_some()));
+    bed.put("adder.wasm", &Text::new("adder", 1).counter());
+    while bed.host.status().iter().any(|status| status.candidate.is_some()) {
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn after_a_restart_a_rejection_goes_as_well_when_the_good_bytes_are_back() {
+    let good = Text::new("adder", 1).counter();
+    for bad in [b"half a fi".to_vec(), Text { configure: 1, ..Text::new("adder", 2) }.counter()] {
+        let bed = Bed::new();
+        bed.serving(&Text::new("adder", 1), PluginConfig::plugin("adder"));
+        let dirs = bed.shut_down();
+        put(&dirs.path().join("plugins"), "adder.wasm", &bad);
+        let bed = Bed::again(dirs, |config| config.quiet = Duration::from_millis(1));
+        let slot = bed.counter(PluginConfig::plugin("adder"));
+        assert_eq!(bed.host.open().rejected.len(), 1);
+        assert!(bed.status().candidate.is_some());
+        bed.host.watch().expect("watching");
+        bed.put("adder.wasm", &good);
+        while bed.status().candidate.is_some() {
+            std::thread::yield_now();
+        }
+        assert_eq!(slot.decide(&1, &add(0, 1)), SUM_ONE(1));
+    }
+}
+
+#[test]
 fn removing_the_file_retires_the_plugin_and_overwriting_it_does_not() {
     let bed = Bed::new();
     let slot = bed.serving(&Text::new("adder", 1), PluginConfig::plugin("adder"));
@@ -141,13 +237,14 @@ fn removing_the_file_retires_the_plugin_and_overwriting_it_does_not() {
     await_event(&mut events, |event| {
         matches!(event.change, Change::Removed { .. }) || matches!(event.change, Change::Retired { .. })
     });
-    while slot.generation() != 0 {
+    let lacks = Some("no file that is taken holds the plugin adder".to_owned());
+    while bed.status().last_error != lacks {
         std::thread::yield_now();
     }
-    assert_eq!(slot.ask(&1, &add(0, 1)).by, By::Builtin);
+    assert_eq!((slot.generation(), slot.ask(&1, &add(0, 1)).by), (0, By::Builtin));
     bed.put("adder.wasm", &Text::new("adder", 1).counter());
     await_event(&mut events, is_live);
-    assert_eq!(slot.generation(), 2);
+    assert_eq!((slot.generation(), bed.status().last_error), (2, None));
 }
 
 #[test]

@@ -5,7 +5,7 @@ mod support;
 use std::path::Path;
 
 use serde_json::{Value, json};
-use support::{Answer, Counter, Request, Text, add, component, foreign};
+use support::{Answer, Counter, Mode, Request, Text, add, component, foreign};
 use tenon_runtime::{
     Digest, Failure, MemoryId,
     journal::{GenerationInfo, Journal, JournalConfig, Outcome, Reader, RecordId, Source},
@@ -154,12 +154,7 @@ fn a_second_component_is_the_measure_when_it_is_given() {
 
 #[test]
 fn failures_are_counted_by_cause_and_a_call_without_end_ends() {
-    let modes = [
-        (support::Mode::Trap, "trap"),
-        (support::Mode::Spin, "fuel"),
-        (support::Mode::Hoard, "memory-limit"),
-        (support::Mode::Recurse, "stack"),
-    ];
+    let modes = [(Mode::Trap, "trap"), (Mode::Spin, "fuel"), (Mode::Hoard, "memory-limit"), (Mode::Recurse, "stack")];
     let requests = modes.into_iter().map(|(mode, _)| Request { client: 1, mode, ..Request::default() });
     let recording = record_requests(&Text::new("tally", 1), json!({}), requests);
     let options = Options { fuel_max: 1_000_000, ..Options::default() };
@@ -265,4 +260,27 @@ fn a_broken_call_is_told_of_and_the_rest_is_replayed() {
     assert_eq!(report.faults[0].call, recording.ids.last().copied());
     let _: &Path = &report.faults[0].file;
     assert_eq!(Reader::<Counter>::new(&recording.source).expect("a journal").filter(Result::is_err).count(), 1);
+}
+
+#[test]
+fn a_component_is_asked_directly_with_the_memory_that_the_caller_keeps() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let replay = Replay::<Counter>::new(dir.path()).expect("an engine");
+    let fuel_max = Options::default().fuel_max;
+    let mut stepper = replay.stepper(&Text::new("tally", 3).counter(), &json!({}), fuel_max).expect("taken");
+    assert_eq!(stepper.side().plugin, "tally");
+    let first = stepper.step(&add(1, 5), &Default::default());
+    let (answer, memory) = first.answer.clone().expect("an answer");
+    assert_eq!((answer, memory.0, memory.1), (Answer::Total { sum: 5, build: 3 }, 5, 1));
+    assert!(first.fuel > 1);
+    let second = stepper.step(&add(1, 5), &memory);
+    assert_eq!(second.answer.expect("an answer").0, Answer::Total { sum: 10, build: 3 });
+    assert_eq!(stepper.step(&add(1, 5), &Default::default()), first, "the same call");
+    for (mode, word) in [(Mode::Trap, "trap"), (Mode::Spin, "fuel")] {
+        let failed = stepper.step(&support::mode(mode), &memory).answer.expect_err("no answer");
+        assert!(failed.contains(word), "{failed}");
+        assert_eq!(stepper.step(&add(1, 5), &Default::default()), first, "as it was at first");
+    }
+    let refused = Text { configure: 1, ..Text::new("tally", 3) };
+    assert!(replay.stepper(&refused.counter(), &json!({}), fuel_max).is_err());
 }

@@ -3,7 +3,8 @@
 //! The dispatcher follows the chain from inside the ledger's transactions. Handler calls happen there, and everything
 //! that comes of one (memory, replies, timers, what is set aside, the place in the chain) is committed with the block or
 //! not at all. So after a crash at any instant either the block and its answers are there, or neither, and the block comes
-//! again. What must not happen twice outside the database, the log lines, waits for the commit.
+//! again. What must not happen twice outside the database, the log lines, waits for the commit. What happens when a block
+//! is taken back stands in [`super::undo`].
 //!
 //! A handler that is slow must not hold up the chain: what does not fit into one block's share of time waits in the
 //! database for the next block.
@@ -19,11 +20,12 @@ use super::Handler;
 use super::outbox::{self, Outbox};
 use super::status::{Listed, Shared};
 use super::turn::Turn;
+use super::undo::{self, Handled};
 use crate::chain::{
     Address, Genesis, Height, Kind, Payload, SecretKey, State, Time, Transaction, VerifiedBlock, verify,
 };
 use crate::ledger::BlockHook;
-use crate::storage::{AgentEvent, Cursor, StorageError, StoredAgent, Writer};
+use crate::storage::{AgentEvent, Cursor, StorageError, StoredAgent, TakenBlock, Writer};
 
 /// An agent as the configuration has it.
 pub struct AgentConfig {
@@ -104,6 +106,7 @@ pub(super) struct Agent {
     pub next_timer: Option<Time>,
     /// Whether there may be events that wait.
     pub waiting: bool,
+    pub handled: Handled,
 }
 
 /// What is told once it is durable.
@@ -144,8 +147,8 @@ impl Dispatcher {
             if let Some(first) = wallets.insert(wallet, config.name.clone()) {
                 return Err(AgentsError::SameWallet { first, second: config.name, wallet });
             }
-            let (stored, outbox, next_timer, waiting) = Default::default();
-            agents.push(Agent { config, wallet, stored, outbox, next_timer, waiting });
+            let (stored, outbox, next_timer, waiting, handled) = Default::default();
+            agents.push(Agent { config, wallet, stored, outbox, next_timer, waiting, handled });
         }
         let listed = |agent: &Agent| Listed {
             name: agent.config.name.clone(),
@@ -188,8 +191,15 @@ impl BlockHook for Dispatcher {
                 agent.settle(writer, block, state, chain)?;
             }
             Turn::new(agent, writer, block, state, chain, limits, reports).take()?;
+            agent.prune(writer, block.height(), state)?;
         }
         Ok(())
+    }
+
+    fn on_undone(&mut self, writer: &Writer<'_>, block: &TakenBlock) -> Result<(), StorageError> {
+        // What is in memory is read again with the first block of the other branch.
+        self.loaded = false;
+        undo::undo(writer, block)
     }
 
     fn committed(&mut self) {
@@ -225,6 +235,7 @@ impl Agent {
         }
         let missing = || StorageError::Inconsistent(format!("agent `{name}` was not stored"));
         let mut stored = reader.agent(name, &self.wallet)?.ok_or_else(missing)?;
+        self.handled = Handled::new(reader.handled_messages(stored.id)?);
         if stored.cursor < before {
             self.catch_up(writer, &mut stored, before)?;
             stored.cursor = before;
@@ -238,16 +249,21 @@ impl Agent {
     }
 
     /// Puts into line what the blocks after its place, up to `last`, have for it.
-    fn catch_up(&self, writer: &Writer<'_>, stored: &mut StoredAgent, last: Height) -> Result<(), StorageError> {
+    fn catch_up(&mut self, writer: &Writer<'_>, stored: &mut StoredAgent, last: Height) -> Result<(), StorageError> {
         let mut after = Cursor::end_of(stored.cursor);
         loop {
             // All of these are committed: the block at hand is the first that its transaction has.
             let page = writer.reader().messages(&self.wallet, Some(after), PAGE)?;
             for message in page.iter().take_while(|message| message.height <= last) {
-                match concerns(stored, &self.wallet, &message.transaction, message.timestamp) {
-                    None => {}
-                    Some(false) => stored.skipped += 1,
-                    Some(true) => writer.put_event(stored.id, &AgentEvent::Message(message.cursor()), None)?,
+                let wanted = concerns(stored.since, &self.wallet, &message.transaction, message.timestamp);
+                let Some(wanted) = wanted else { continue };
+                if self.handled.take(writer, stored.id, &message.hash)? {
+                    continue;
+                }
+                if wanted {
+                    writer.put_event(stored.id, &AgentEvent::Message(message.cursor()), None)?;
+                } else {
+                    stored.skipped += 1;
                 }
             }
             match page.last() {
@@ -255,6 +271,11 @@ impl Agent {
                 _ => return Ok(()),
             }
         }
+    }
+
+    fn prune(&mut self, writer: &Writer<'_>, height: Height, state: &State) -> Result<(), StorageError> {
+        let id = self.stored.as_ref().expect("loaded before anything else").id;
+        self.handled.prune(writer, id, height, state)
     }
 
     fn settle(
@@ -278,9 +299,8 @@ impl Agent {
 
 /// Whether a transaction is mail for the agent: none for no, or whether it is to be handled. It is not when it is older
 /// than the agent, and not when the agent sent it: it would answer itself for ever.
-pub(super) fn concerns(agent: &StoredAgent, wallet: &Address, transaction: &Transaction, time: Time) -> Option<bool> {
-    (transaction.to == *wallet && transaction.is_message())
-        .then(|| time >= agent.since && transaction.from() != *wallet)
+pub(super) fn concerns(since: Time, wallet: &Address, transaction: &Transaction, time: Time) -> Option<bool> {
+    (transaction.to == *wallet && transaction.is_message()).then(|| time >= since && transaction.from() != *wallet)
 }
 
 /// Where the budget's window begins at `now`.

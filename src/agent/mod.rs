@@ -1,6 +1,6 @@
 //! Agents: the nouns, and the trait that answers mail. A [`Handler`] is a pure step; the [`Dispatcher`] stores what it
 //! returns together with the block that brought the message, the [`outbox`] brings replies onto the chain, and
-//! [`Agents`] is what the rest of the node sees of them.
+//! [`Agents`] is what the rest of the node sees of them. [`undo`] is what a reorg does to all of it.
 
 mod dispatcher;
 mod effects;
@@ -10,6 +10,7 @@ mod status;
 #[cfg(test)]
 mod tests;
 mod turn;
+mod undo;
 
 pub use dispatcher::{AgentConfig, AgentLimits, AgentsError, Dispatcher, DispatcherHandle};
 pub use effects::check_all as check_effects;

@@ -3,8 +3,8 @@
 //! A reply is signed and put into the outbox in the transaction of the block that caused it. From then on one of two
 //! things happens to it, each in the transaction of the block that decides it: a block holds it, and it leaves the outbox;
 //! or the account's nonce passes it (the owner used the wallet elsewhere), so no block can ever hold it, and it is signed
-//! again with a nonce of its own. Handing it to the mempool may be repeated as often as one likes, and is: after every
-//! block and after every start.
+//! again with a nonce of its own. A block that is taken back puts it into the outbox again. Handing it to the mempool may
+//! be repeated as often as one likes, and is: after every block and after every start.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use super::Agents;
 use crate::chain::{Hash, SecretKey, Time, Transaction, VerifiedBlock};
 use crate::mempool::{Mempool, SubmitError, TransactionStatus};
-use crate::storage::{AgentId, OutboxRow, StorageError, Writer};
+use crate::storage::{AgentId, OutboxRow, StorageError, UNDO_DEPTH, Writer};
 
 /// How often what no mempool took is tried again while no block comes.
 const RETRY: Duration = Duration::from_secs(5);
@@ -95,17 +95,18 @@ impl Outbox {
         let mut passed = Vec::new();
         for row in rows {
             let included = if block.transaction_hashes().contains(&row.hash) {
-                Some(block.block().header.timestamp)
+                Some((block.height(), block.block().header.timestamp))
             } else if row.transaction.nonce < sender.nonce {
                 // It may be in a block that came while this agent was not configured.
-                writer.reader().transaction(&row.hash)?.map(|stored| stored.timestamp)
+                writer.reader().transaction(&row.hash)?.map(|stored| (stored.height, stored.timestamp))
             } else {
                 self.rows.push(row);
                 continue;
             };
             match included {
-                Some(at) => {
-                    writer.take_outgoing(row.id)?;
+                Some((height, at)) => {
+                    writer.settle_outgoing(row.id, height)?;
+                    writer.forget_outgoing(sender.id, block.height().saturating_sub(UNDO_DEPTH))?;
                     writer.charge(sender.id, at, cost(row.transaction.fee), sender.forget)?;
                 }
                 None => passed.push(row),

@@ -153,7 +153,7 @@ impl Agents {
     }
 
     /// How many replies no block holds yet; changes with a commit.
-    pub(super) fn watch_outbox(&self) -> watch::Receiver<usize> {
+    pub fn watch_outbox(&self) -> watch::Receiver<usize> {
         self.shared.outgoing.subscribe()
     }
 

@@ -6,6 +6,7 @@ use std::time::Instant;
 use super::dispatcher::{Agent, AgentConfig, AgentLimits, Chain, PAGE, Report, concerns, hour_before};
 use super::effects::{self, Checked, MEMORY_MAX_BYTES};
 use super::outbox::{self, Outbox};
+use super::undo::Handled;
 use super::{Context, Event, Message};
 use crate::chain::{Account, Address, Kind, Payload, State, Time, Transaction, VerifiedBlock};
 use crate::storage::{AgentEvent, Cursor, StorageError, StoredAgent, Writer};
@@ -21,6 +22,7 @@ pub(super) struct Turn<'a> {
     outbox: &'a mut Outbox,
     next_timer: &'a mut Option<Time>,
     waiting: &'a mut bool,
+    handled: &'a mut Handled,
     writer: &'a Writer<'a>,
     block: &'a VerifiedBlock,
     account: Account,
@@ -53,6 +55,7 @@ impl<'a> Turn<'a> {
             outbox: &mut agent.outbox,
             next_timer: &mut agent.next_timer,
             waiting: &mut agent.waiting,
+            handled: &mut agent.handled,
             writer,
             block,
             account,
@@ -155,15 +158,18 @@ impl<'a> Turn<'a> {
 
     fn messages(&mut self) -> Result<(), StorageError> {
         let (block, height) = (self.block, self.block.height());
-        // A block that was taken back and came again brings nothing new.
+        // What it has seen brings nothing new.
         if height <= self.stored.cursor {
             return Ok(());
         }
         for ((position, transaction), id) in (0..).zip(&block.block().transactions).zip(block.transaction_hashes()) {
-            let Some(handled) = concerns(self.stored, &self.wallet, transaction, self.now()) else { continue };
+            let Some(wanted) = concerns(self.stored.since, &self.wallet, transaction, self.now()) else { continue };
             self.changed = true;
             self.stored.cursor = height;
-            if !handled {
+            if self.handled.take(self.writer, self.stored.id, id)? {
+                continue;
+            }
+            if !wanted {
                 self.stored.skipped += 1;
                 continue;
             }

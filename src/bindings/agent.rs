@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use tenon_runtime::wasmtime::{self, Store};
-use tenon_runtime::{Context as InstanceContext, Kind, Limits, MemoryId, Refusal, Slot, world};
+use tenon_runtime::{Context as InstanceContext, Failure, Kind, Limits, MemoryId, Refusal, Slot, world};
 
 use crate::agent::{Context, Effect, Event, Handler, Outcome, check_effects};
 use crate::chain::{Payload, Time};
@@ -57,6 +57,8 @@ impl Kind for AgentHandler {
     type Memory = Vec<u8>;
     type Wire = Vec<u8>;
     const MIGRATION: Option<&'static str> = Some("tenon:agent/migration@0.1.0");
+    /// What an agent remembers, nobody else does: of a conversation, of what it owes.
+    const FORGETS: bool = false;
     world!(wit::AgentHandler, wit::AgentHandlerIndices);
 
     fn step(
@@ -156,9 +158,15 @@ impl Handler for Slot<AgentHandler> {
         let step = self.step_from(&question, &memory, &id);
         match step.answer {
             Answer::Handled(effects) => Ok((effects, join(&step.memory_id, &step.memory))),
-            Answer::SetAside(reason) | Answer::Malformed(reason) => {
-                Err(step.failure.map_or(reason, |failure| failure.to_string()))
-            }
+            Answer::SetAside(reason) | Answer::Malformed(reason) => Err(match step.failure {
+                None => reason,
+                Some(failure @ Failure::Unreadable { .. }) => format!(
+                    "{failure}; it stays as it is until a version that can is back, or `tenon plugin promote {} --force` \
+                     gives it up",
+                    self.name()
+                ),
+                Some(failure) => failure.to_string(),
+            }),
         }
     }
 }

@@ -5,11 +5,13 @@ mod agent;
 pub mod builtin;
 mod rate_limit;
 mod replay;
+mod simulate;
 mod sync;
 
 pub use agent::AgentHandler;
 pub use rate_limit::RateLimit;
 pub use replay::{explain, replay};
+pub use simulate::{Component, Lab};
 pub use sync::SyncStrategy;
 
 use anyhow::{Context, Result};

@@ -1,6 +1,6 @@
 //! Blocks. A block always has its transactions with it; one whose signatures hold is another type.
 
-use super::{Address, Hash, Height, SecretKey, Signature, Time, Transaction, format};
+use super::{Address, Hash, Height, SecretKey, Signature, Time, Transaction, format, merkle};
 
 /// All that a block's hash commits to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,6 +56,15 @@ impl Block {
     /// Its identity.
     pub fn hash(&self) -> Hash {
         self.header.hash()
+    }
+
+    /// The hashes of its transactions, and the root that these make with their keys and signatures: the header's, in a
+    /// block of which nothing was changed since it was signed.
+    pub fn transaction_root(&self) -> (Vec<Hash>, Hash) {
+        let hashes: Vec<Hash> = self.transactions.iter().map(|tx| tx.hash(&self.header.chain_id)).collect();
+        let leaves: Vec<_> =
+            self.transactions.iter().zip(&hashes).map(|(tx, hash)| format::transaction_leaf(hash, tx)).collect();
+        (hashes, merkle::root(&leaves))
     }
 
     /// Signs `header` as its proposer.

@@ -1,6 +1,6 @@
 //! Where a chain begins: its rules, its authorities, its first accounts. `genesis.json`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -160,11 +160,25 @@ impl Genesis {
             .collect()
     }
 
+    /// The keys that the chain knows from the start: those of authorities that have an account.
+    pub fn known_keys(&self) -> BTreeMap<Address, PublicKey> {
+        let authorities = self.authorities.iter().map(|authority| (authority.address, authority.public_key));
+        let authorities: BTreeMap<_, _> = authorities.collect();
+        let known = |allocation: &Allocation| Some((allocation.address, *authorities.get(&allocation.address)?));
+        self.allocations.iter().filter_map(known).collect()
+    }
+
     /// The state at the start.
     pub fn state(&self) -> State {
-        let mut state = State::default();
-        state.apply(&self.changes());
-        state
+        let account = |allocation: &Allocation| Account { balance: allocation.balance, nonce: 0 };
+        let mut accounts: Vec<_> = self.allocations.iter().map(|given| (given.address, account(given))).collect();
+        accounts.sort_unstable_by_key(|(address, _)| *address);
+        State::from_sorted(accounts).unwrap_or_else(|_| {
+            // An address stands there twice: [`Genesis::check`] refuses that.
+            let mut state = State::default();
+            state.apply(&self.changes());
+            state
+        })
     }
 
     /// Block 0. Its parent hash is the digest of all parameters, so its hash names the chain in full.

@@ -2,20 +2,22 @@
 //!
 //! Pure values and functions: no clock, no disk, no network. Whoever needs the time passes it in. Every way into the
 //! chain (imported, pulled, produced) goes through [`verify`], [`rules`] and [`execute`], so validity is decided here
-//! and nowhere else. What a chain format decides (texts and bytes that are hashed or signed) stands in [`format`].
+//! and nowhere else; which of two valid chains counts, in [`fork_choice`]. What a chain format decides (texts and bytes that are hashed or signed) stands in [`format`].
 
 mod address;
 mod block;
 mod canonical;
 mod codec;
 pub mod execute;
+pub mod fork_choice;
 pub mod format;
 mod genesis;
 mod hash;
+mod headers;
 mod keys;
 pub mod merkle;
 pub mod rules;
-mod state;
+pub mod state;
 mod text;
 mod time;
 mod transaction;
@@ -27,6 +29,7 @@ pub use codec::DecodeError;
 pub use execute::{Account, Change, TransactionError};
 pub use genesis::{Allocation, Authority, Genesis, GenesisError, NonceRule};
 pub use hash::{Hash, HashError};
+pub use headers::{VerifiedHeader, verify_headers};
 pub use keys::{KeyError, PublicKey, SecretKey, Signature};
 pub use rules::BlockError;
 pub use state::State;

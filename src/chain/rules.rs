@@ -168,13 +168,7 @@ pub fn check_header(header: &Header, genesis: &Genesis) -> Result<(), BlockError
 ///
 /// Pure; signatures are checked in [`super::verify`], the state in [`super::execute`]. Errors: the first rule broken.
 pub fn check_child(parent: &Head, header: &Header, genesis: &Genesis, now: Time) -> Result<(), BlockError> {
-    if header.height != parent.height + 1 {
-        return Err(BlockError::Height { expected: parent.height + 1, got: header.height });
-    }
-    if header.parent_hash != parent.hash {
-        let (height, expected, got) = (header.height, parent.hash, header.parent_hash);
-        return Err(BlockError::Parent { height, expected, got });
-    }
+    check_link(parent, header)?;
     if header.timestamp <= parent.timestamp {
         return Err(BlockError::NotAfterParent { parent: parent.timestamp, got: header.timestamp });
     }
@@ -186,4 +180,105 @@ pub fn check_child(parent: &Head, header: &Header, genesis: &Genesis, now: Time)
         return Err(BlockError::SameSlot { time: header.timestamp, slot });
     }
     Ok(())
+}
+
+/// Whether `header` names `parent` as the block that it builds on: height + 1 and the parent's hash.
+pub fn check_link(parent: &Head, header: &Header) -> Result<(), BlockError> {
+    if parent.height.checked_add(1) != Some(header.height) {
+        return Err(BlockError::Height { expected: parent.height.saturating_add(1), got: header.height });
+    }
+    if header.parent_hash != parent.hash {
+        let (height, expected, got) = (header.height, parent.hash, header.parent_hash);
+        return Err(BlockError::Parent { height, expected, got });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Authority, NonceRule, SecretKey};
+    use super::*;
+
+    const SECOND: u64 = 1_000_000;
+
+    fn key(seed: u8) -> Address {
+        Address::of(&SecretKey::from_seed([seed; 32]).public_key())
+    }
+
+    /// A chain whose authorities, three or one, take turns of two seconds from time 0 on.
+    fn genesis(authorities: u8) -> Genesis {
+        let authority = |seed| {
+            let public_key = SecretKey::from_seed([seed; 32]).public_key();
+            Authority { address: Address::of(&public_key), public_key }
+        };
+        Genesis {
+            format: format::NAME.into(),
+            chain_id: "test".into(),
+            timestamp: Time(0),
+            slot_ms: 2_000,
+            min_fee: 1,
+            fee_recipient: None,
+            nonce_rule: NonceRule::Increasing,
+            block_txs_max: 10,
+            block_bytes_max: 1 << 20,
+            authorities: (1..=authorities).map(authority).collect(),
+            allocations: Vec::new(),
+        }
+    }
+
+    fn header(second: u64, proposer: Address) -> Header {
+        let mut header = genesis(1).block().header;
+        (header.height, header.timestamp, header.proposer) = (5, Time(second * SECOND), proposer);
+        header
+    }
+
+    #[test]
+    fn only_the_authority_of_the_slot_may_make_a_block() {
+        let genesis = genesis(3);
+        // Seconds 0 and 1 are the first one's, 2 and 3 the second's, 4 and 5 the third's, and so on.
+        for second in 0..30 {
+            for seed in 1..=4 {
+                let (got, expected) = (key(seed), key(1 + u8::try_from(second / 2 % 3).unwrap()));
+                let answer = check_header(&header(second, got), &genesis);
+                let time = Time(second * SECOND);
+                assert_eq!(
+                    answer,
+                    match seed {
+                        4 => Err(BlockError::UnknownProposer(got)),
+                        _ if got == expected => Ok(()),
+                        _ => Err(BlockError::OutOfTurn { time, expected, got }),
+                    },
+                    "second {second}, authority {seed}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_block_follows_its_parent_in_height_hash_time_and_where_authorities_take_turns_in_slot() {
+        let (one, three) = (genesis(1), genesis(3));
+        let parent = Head { height: 4, timestamp: Time(6 * SECOND), ..Head::from(&one.block().header) };
+        let child = |micros: u64| Header { parent_hash: parent.hash, timestamp: Time(micros), ..header(0, key(1)) };
+        let check = |header: &Header, genesis| check_child(&parent, header, genesis, Time(10 * SECOND));
+        assert_eq!(check(&child(6 * SECOND + 1), &one), Ok(()), "one authority may make several blocks in a slot");
+        let (time, slot) = (Time(7 * SECOND), 3);
+        assert_eq!(check(&child(7 * SECOND), &three), Err(BlockError::SameSlot { time, slot }));
+        assert_eq!(check(&child(8 * SECOND), &three), Ok(()));
+        let at_start = Head { height: 0, ..parent.clone() };
+        let first = Header { height: 1, ..child(7 * SECOND) };
+        assert_eq!(check_child(&at_start, &first, &three, time), Ok(()), "genesis uses no slot");
+        let (parent_time, got) = (parent.timestamp, Time(6 * SECOND));
+        assert_eq!(check(&child(6 * SECOND), &one), Err(BlockError::NotAfterParent { parent: parent_time, got }));
+        let now = Time(10 * SECOND);
+        assert_eq!(check(&child(12 * SECOND), &one), Ok(()), "one slot ahead");
+        let got = Time(12 * SECOND + 1);
+        assert_eq!(check(&child(got.0), &one), Err(BlockError::InFuture { now, got }));
+        for (height, expected) in [(4, 5), (6, 5), (u64::MAX, 5)] {
+            let wrong = Header { height, ..child(8 * SECOND) };
+            assert_eq!(check(&wrong, &one), Err(BlockError::Height { expected, got: height }));
+        }
+        let other = Header { parent_hash: Hash::ZERO, ..child(8 * SECOND) };
+        let (height, expected, got) = (5, parent.hash, Hash::ZERO);
+        assert_eq!(check(&other, &one), Err(BlockError::Parent { height, expected, got }));
+    }
 }

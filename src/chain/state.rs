@@ -6,6 +6,12 @@
 
 use super::{Account, Address, Change, Hash, format};
 
+mod sorted;
+mod walk;
+
+pub use sorted::{OutOfOrder, SortedRoot};
+pub use walk::{Difference, Differences, Path, PathError, StateNode, differences};
+
 /// Nibbles of a key.
 const PATH_LEN: u8 = 2 * Address::TEXT_LEN as u8;
 
@@ -303,43 +309,62 @@ impl State {
 
     /// The node's bytes; its children have their hashes.
     fn encode(&self, id: Id, buffer: &mut Vec<u8>) {
-        let hash_of = |id: Id| self.nodes[id as usize].hash.expect("children are hashed before their parent");
         match &self.nodes[id as usize].form {
             Form::Leaf { depth, address, account } => {
-                buffer.push(b'L');
-                push_path(buffer, address, *depth, PATH_LEN);
-                let value = format::account_value(account);
-                buffer.extend_from_slice(&(value.len() as u64).to_be_bytes());
-                buffer.extend_from_slice(value.as_bytes());
+                encode_leaf(buffer, (*depth..PATH_LEN).map(|at| nibble(address, at)), account);
             }
             Form::Extension { first, last, key, child } => {
-                buffer.push(b'E');
-                push_path(buffer, key, *first, *last);
-                buffer.extend_from_slice(&hash_of(*child).0);
+                encode_extension(buffer, (*first..*last).map(|at| nibble(key, at)), &self.known_hash(*child));
             }
             Form::Branch { children } => {
-                buffer.push(b'B');
-                for &child in &**children {
-                    if child == NONE {
-                        buffer.push(0);
-                    } else {
-                        buffer.push(1);
-                        buffer.extend_from_slice(&hash_of(child).0);
-                    }
-                }
-                buffer.push(0);
+                encode_branch(buffer, |slot| {
+                    Some(children[slot]).filter(|&id| id != NONE).map(|id| self.known_hash(id))
+                });
             }
         }
     }
+
+    fn known_hash(&self, id: Id) -> Hash {
+        self.nodes[id as usize].hash.expect("children are hashed before their parent")
+    }
 }
 
-fn push_path(buffer: &mut Vec<u8>, key: &Address, first: u8, last: u8) {
-    buffer.extend_from_slice(&u32::from(last - first).to_be_bytes());
-    buffer.extend((first..last).map(|at| nibble(key, at)));
+/// The bytes of a leaf whose path, from its place to the end of the key, is `path`.
+fn encode_leaf(buffer: &mut Vec<u8>, path: impl ExactSizeIterator<Item = u8>, account: &Account) {
+    buffer.push(b'L');
+    push_path(buffer, path);
+    let value = format::account_value(account);
+    buffer.extend_from_slice(&(value.len() as u64).to_be_bytes());
+    buffer.extend_from_slice(value.as_bytes());
+}
+
+fn encode_extension(buffer: &mut Vec<u8>, path: impl ExactSizeIterator<Item = u8>, child: &Hash) {
+    buffer.push(b'E');
+    push_path(buffer, path);
+    buffer.extend_from_slice(&child.0);
+}
+
+fn encode_branch(buffer: &mut Vec<u8>, child: impl Fn(usize) -> Option<Hash>) {
+    buffer.push(b'B');
+    for slot in 0..16 {
+        match child(slot) {
+            None => buffer.push(0),
+            Some(hash) => {
+                buffer.push(1);
+                buffer.extend_from_slice(&hash.0);
+            }
+        }
+    }
+    buffer.push(0);
+}
+
+fn push_path(buffer: &mut Vec<u8>, path: impl ExactSizeIterator<Item = u8>) {
+    buffer.extend_from_slice(&u32::try_from(path.len()).expect("88 nibbles at most").to_be_bytes());
+    buffer.extend(path);
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
@@ -369,7 +394,7 @@ mod tests {
     }
 
     /// Few distinct bytes, so that keys share long stretches.
-    fn any_address() -> impl Strategy<Value = Address> {
+    pub(super) fn any_address() -> impl Strategy<Value = Address> {
         (prop::collection::vec(prop_oneof![Just(0_u8), Just(0x0a), Just(0xa0), Just(0x11)], 3), any::<bool>()).prop_map(
             |(bytes, late)| {
                 let mut address = [0x77; 20];

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use tenon::chain::{Address, Kind, Payload};
 
-use super::http::Node;
+use super::http::{ClientError, Node};
 use super::output::Output;
 use super::transact::{self, Order};
 use super::wallet::whole;
@@ -112,7 +112,16 @@ async fn messages(
     output: &Output,
 ) -> Result<()> {
     loop {
-        let page = page(node, address, after.as_deref(), limit).await?;
+        let page = match page(node, address, after.as_deref(), limit).await {
+            Ok(page) => page,
+            // The chain has moved to another branch: what follows is that one's mail from where they part.
+            Err(ClientError::Refused { detail, next: Some(next), .. }) if after.as_ref() != Some(&next) => {
+                output.note(&detail);
+                after = Some(next);
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
         for message in &page.messages {
             if output.is_json() { output.json(message) } else { output.line(line(message, address)) }
         }
@@ -136,7 +145,7 @@ pub struct Page {
 }
 
 /// The messages to and from `address` after a cursor.
-pub async fn page(node: &Node, address: &Address, after: Option<&str>, limit: u32) -> Result<Page> {
+pub async fn page(node: &Node, address: &Address, after: Option<&str>, limit: u32) -> Result<Page, ClientError> {
     let after = after.map_or_else(String::new, |after| format!("&after={after}"));
     let answer = node.get(&format!("/rpc/messages?address={address}&limit={limit}{after}")).await?;
     let messages = answer.get("messages").and_then(Value::as_array).cloned().unwrap_or_default();

@@ -1,6 +1,6 @@
 //! `tenon chain`: blocks and transactions, and whether they hold.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Subcommand;
@@ -11,6 +11,8 @@ use tenon::chain::{Block, Genesis, Head, Height, State, Time, execute, rules, ve
 use super::Outcome;
 use super::http::Node;
 use super::output::Output;
+use super::state;
+use super::transact::POLL;
 
 /// Blocks and transactions.
 #[derive(Subcommand)]
@@ -44,8 +46,18 @@ pub enum Chain {
     /// Reads the whole chain and computes all of it again: hashes, signatures, rules, state roots
     Verify {
         /// Stop at this height [default: the head]
-        #[arg(long)]
+        #[arg(long, conflicts_with_all = ["full", "against"])]
         end: Option<Height>,
+        /// Compare every account of the node with what the blocks make, too
+        #[arg(long)]
+        full: bool,
+        /// Compare the node's accounts with those of another node, and name the ones that differ; without --full the blocks
+        /// are not read
+        #[arg(long, value_name = "URL")]
+        against: Option<String>,
+        /// How many seconds the two nodes may take to be at the same height
+        #[arg(long, default_value_t = 30, requires = "against")]
+        timeout: u64,
     },
 }
 
@@ -67,7 +79,20 @@ impl Chain {
                 output.list(&blocks, &BLOCK_COLUMNS);
             }
             Self::Tx { hash } => output.record(&node.get(&format!("/rpc/transaction/{hash}")).await?),
-            Self::Verify { end } => return chain(node, end, output).await,
+            Self::Verify { end, full, against, timeout } => {
+                if (full || against.is_none()) && chain(node, end, full, output).await? == Outcome::DoesNotHold {
+                    return Ok(Outcome::DoesNotHold);
+                }
+                if let Some(url) = against {
+                    let compared = state::compare_nodes(node, &Node::new(&url)?, Duration::from_secs(timeout)).await?;
+                    if output.is_json() {
+                        output.json(&compared.json());
+                    } else {
+                        compared.print(output);
+                    }
+                    return Ok(compared.outcome());
+                }
+            }
         }
         Ok(Outcome::Done)
     }
@@ -109,14 +134,30 @@ fn block(block: &Value, output: &Output) {
 }
 
 /// Computes the chain again from genesis, trusting the node with nothing but the blocks' bytes.
-async fn chain(node: &Node, end: Option<Height>, output: &Output) -> Result<Outcome> {
+async fn chain(node: &Node, end: Option<Height>, full: bool, output: &Output) -> Result<Outcome> {
     let started = Instant::now();
     let genesis = Genesis::parse(&node.text("/rpc/genesis").await?)?;
     let mut checker =
         Checker { head: Head::from(&genesis.block().header), state: genesis.state(), transactions: 0, genesis };
-    let end = end.unwrap_or(height(node).await?);
+    let mut end = end.unwrap_or(height(node).await?);
     let bar = output.progress(end, "verifying");
-    while checker.head.height < end {
+    let accounts = loop {
+        if checker.head.height >= end {
+            if !full {
+                break None;
+            }
+            let Checker { head, state, .. } = &mut checker;
+            if let Some(compared) = state::compare_computed(node, head.height, &head.hash, state).await? {
+                break Some(compared);
+            }
+            // The node has gone on meanwhile, and so do we.
+            end = height(node).await?.max(end);
+            bar.set_length(end);
+            if checker.head.height >= end {
+                tokio::time::sleep(POLL).await;
+                continue;
+            }
+        }
         let blocks = blocks(node, checker.head.height + 1, end).await?;
         ensure!(!blocks.is_empty(), "the node has no block {}", checker.head.height + 1);
         if let Err(error) = checker.add(blocks) {
@@ -129,14 +170,21 @@ async fn chain(node: &Node, end: Option<Height>, output: &Output) -> Result<Outc
             return Ok(Outcome::DoesNotHold);
         }
         bar.set_position(checker.head.height);
-    }
+    };
     bar.finish_and_clear();
     let head = &checker.head;
-    output.record(&json!({
+    let mut answer = json!({
         "valid": true, "height": head.height, "hash": head.hash, "state_root": head.state_root,
         "transactions": checker.transactions, "seconds": (started.elapsed().as_secs_f64() * 100.0).round() / 100.0,
-    }));
-    Ok(Outcome::Done)
+    });
+    if let Some(accounts) = accounts.as_ref().filter(|_| output.is_json()) {
+        answer["accounts"] = accounts.json();
+    }
+    output.record(&answer);
+    if let Some(accounts) = accounts.as_ref().filter(|_| !output.is_json()) {
+        accounts.print(output);
+    }
+    Ok(accounts.map_or(Outcome::Done, |accounts| accounts.outcome()))
 }
 
 /// What is known of a chain up to some block.

@@ -39,6 +39,8 @@ pub enum ClientError {
         detail: String,
         /// When to ask again, in seconds.
         retry_after: Option<u64>,
+        /// With which cursor a list goes on, where a reorg took the block of the one that was given.
+        next: Option<String>,
     },
     /// Not what a node answers.
     #[error("{url} is no Tenon node: {cause}")]
@@ -149,10 +151,10 @@ impl Node {
         let retry_after = retry_after.and_then(|value| value.to_str().ok()?.parse().ok());
         let url = response.url().path().to_owned();
         let body = response.text().await.unwrap_or_default();
-        let detail =
-            serde_json::from_str::<Value>(&body).ok().and_then(|body| Some(body.get("detail")?.as_str()?.to_owned()));
-        let detail = detail.unwrap_or_else(|| format!("{url}: {status}"));
-        Err(ClientError::Refused { status, detail, retry_after })
+        let body: Value = serde_json::from_str(&body).unwrap_or_default();
+        let text = |name: &str| Some(body.get(name)?.as_str()?.to_owned());
+        let detail = text("detail").unwrap_or_else(|| format!("{url}: {status}"));
+        Err(ClientError::Refused { status, detail, retry_after, next: text("next") })
     }
 
     async fn json(&self, response: Response) -> Result<Value> {

@@ -3,6 +3,7 @@
 mod agent;
 mod chain;
 mod config;
+mod db;
 mod demo;
 mod http;
 mod init;
@@ -12,14 +13,21 @@ mod plugin;
 mod replay;
 mod run;
 mod sign;
+mod simulate;
+mod snapshot;
+mod state;
 mod sync;
 mod transact;
 mod wallet;
+mod watch;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
+
+use tenon::chain::Genesis;
+use tenon::config::Config as Configuration;
 
 use tenon_runtime::replay::UnknownLabel;
 
@@ -41,9 +49,10 @@ pub struct Arguments {
 /// What every command takes.
 #[derive(Args)]
 struct Global {
-    /// The node to talk to [default: the one in --dir where the command has it, else http://127.0.0.1:8006]
-    #[arg(long, value_name = "URL", env = "NODE_URL", global = true, hide_env_values = true)]
-    node: Option<String>,
+    /// The node to talk to; `sync watch` takes several [default: the one in --dir where the command has it, else
+    /// http://127.0.0.1:8006]
+    #[arg(long, value_name = "URL", env = "NODE_URL", global = true, hide_env_values = true, value_delimiter = ',')]
+    node: Vec<String>,
     /// How to print
     #[arg(long, value_enum, default_value_t = Format::Table, global = true)]
     output: Format,
@@ -70,7 +79,13 @@ enum Command {
     /// Connections to other nodes
     #[command(subcommand)]
     P2p(p2p::P2p),
-    /// Components: build, check, sign, replay, list, swap
+    /// Snapshots of a chain: what a new node can begin with
+    #[command(subcommand)]
+    Snapshot(snapshot::Snapshot),
+    /// The database of a node: backups, checks, repair
+    #[command(subcommand)]
+    Db(db::Db),
+    /// Components: build, check, sign, replay, simulate, list, swap
     Plugin(plugin::Plugin),
     /// The configuration file
     #[command(subcommand)]
@@ -114,7 +129,7 @@ impl Arguments {
                 match error.chain().find_map(|cause| cause.downcast_ref::<ClientError>()) {
                     Some(ClientError::Unreachable { .. }) => 3,
                     Some(ClientError::Address { .. }) => 2,
-                    _ if error.chain().any(|cause| cause.is::<UnknownLabel>()) => 2,
+                    _ if error.chain().any(|cause| cause.is::<UnknownLabel>() || cause.is::<SeveralNodes>()) => 2,
                     _ => 1,
                 }
             }
@@ -131,7 +146,9 @@ impl Arguments {
             Command::Chain(chain) => chain.run(&global.node(None)?, &output).await,
             Command::Wallet(wallet) => wallet.run(&global, &output).await,
             Command::Agent(agent) => agent.run(&global, &output).await,
-            Command::Sync(sync) => sync.run(&global.node(None)?, &output).await,
+            Command::Snapshot(snapshot) => snapshot.run(&output).await,
+            Command::Db(db) => db.run(&output).await,
+            Command::Sync(sync) => sync.run(&global, &output).await,
             Command::P2p(p2p) => p2p.run(&global, &output).await,
             Command::Plugin(plugin) => plugin.run(&output).await,
             Command::Config(config) => config.run(&output),
@@ -140,12 +157,76 @@ impl Arguments {
 }
 
 impl Global {
-    /// The node to talk to: the one named, else the one that runs in `dir`, else the usual one.
+    /// The node to talk to: the one named, else the one that runs in `dir`, else the usual one. Errors: several are
+    /// named.
     fn node(&self, dir: Option<&Path>) -> Result<Node> {
-        const DEFAULT: &str = "http://127.0.0.1:8006";
         let of_dir = || dir.and_then(|dir| Some(format!("http://{}", run::Addresses::of(dir)?.rpc)));
-        let url = self.node.clone().or_else(of_dir).unwrap_or_else(|| DEFAULT.to_owned());
-        Ok(Node::new(&url)?)
+        match &self.node[..] {
+            [] => Ok(Node::new(&of_dir().unwrap_or_else(|| DEFAULT_NODE.to_owned()))?),
+            [url] => Ok(Node::new(url)?),
+            several => Err(SeveralNodes(several.len()).into()),
+        }
+    }
+
+    /// The nodes to talk to, each once.
+    fn nodes(&self) -> Result<Vec<Node>> {
+        let mut nodes: Vec<Node> = Vec::new();
+        let default = [DEFAULT_NODE.to_owned()];
+        let urls = if self.node.is_empty() { &default[..] } else { &self.node };
+        for url in urls {
+            let node = Node::new(url)?;
+            if !nodes.iter().any(|known| known.url() == node.url()) {
+                nodes.push(node);
+            }
+        }
+        Ok(nodes)
+    }
+}
+
+/// The node that is talked to where none is named.
+const DEFAULT_NODE: &str = "http://127.0.0.1:8006";
+
+/// More nodes than a command can talk to.
+#[derive(Debug, thiserror::Error)]
+#[error("this command talks to one node, and {0} are named; only `sync watch` takes several")]
+struct SeveralNodes(usize);
+
+/// Resolves when the process is told to stop: Ctrl-C, or a service manager.
+#[cfg(unix)]
+async fn told_to_stop() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let told = async |kind| match signal(kind) {
+        Ok(mut signal) => drop(signal.recv().await),
+        Err(_) => std::future::pending().await,
+    };
+    tokio::select! {
+        () = told(SignalKind::interrupt()) => {}
+        () = told(SignalKind::terminate()) => {}
+    }
+}
+
+/// Resolves when the process is told to stop: Ctrl-C.
+#[cfg(not(unix))]
+async fn told_to_stop() {
+    if tokio::signal::ctrl_c().await.is_err() {
+        std::future::pending().await
+    }
+}
+
+/// A node's directory, for commands that work on its files.
+struct Local {
+    config: Configuration,
+    genesis: Genesis,
+}
+
+impl Local {
+    /// Reads configuration and genesis. Errors: `dir` is no node's directory.
+    fn open(dir: &Path) -> Result<Self> {
+        let config = Configuration::load(dir)?;
+        let path = &config.chain.genesis;
+        let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+        let genesis = Genesis::parse(&text).with_context(|| path.display().to_string())?;
+        Ok(Self { config, genesis })
     }
 }
 

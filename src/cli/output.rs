@@ -73,7 +73,12 @@ impl Output {
     /// A line for people and programs alike.
     pub fn line(&self, line: impl AsRef<str>) {
         // A reader that has gone (`| head`) is no error of ours.
-        let _ = writeln!(io::stdout().lock(), "{}", line.as_ref());
+        let _ = self.reaches(line.as_ref());
+    }
+
+    /// The same, for who could go on for ever: whether somebody still reads.
+    pub fn reaches(&self, line: &str) -> bool {
+        writeln!(io::stdout().lock(), "{line}").is_ok()
     }
 
     /// A line that programs do not want.
@@ -99,6 +104,52 @@ impl Output {
         bar.set_prefix(what.to_owned());
         bar.enable_steady_tick(Duration::from_millis(100));
         bar
+    }
+}
+
+/// Progress of something long: a bar on a terminal, a line for every tenth elsewhere, nothing for programs.
+pub struct Steps {
+    output: Output,
+    bar: ProgressBar,
+    what: &'static str,
+    tenths: u64,
+}
+
+impl Steps {
+    /// Nothing done yet.
+    pub fn new(output: &Output, what: &'static str) -> Self {
+        Self { output: *output, bar: output.progress(0, what), what, tenths: 0 }
+    }
+
+    /// `done` of `total` are done; 0 where that is not known yet.
+    pub fn show(&mut self, done: u64, total: u64) {
+        self.bar.set_length(total.max(done));
+        self.bar.set_position(done);
+        let tenths = (done * 10).checked_div(total).unwrap_or(0);
+        if self.bar.is_hidden() && tenths > self.tenths {
+            self.output.note(format!("{}  {done} of {total}", self.what));
+        }
+        self.tenths = self.tenths.max(tenths);
+    }
+
+    /// Shows how far something is whose end is not known.
+    pub fn tell(&self, text: &str) {
+        self.bar.set_message(text.to_owned());
+    }
+
+    /// A line above the bar.
+    pub fn note(&self, line: &str) {
+        if self.bar.is_hidden() {
+            self.output.note(line);
+        } else {
+            self.bar.println(line);
+        }
+    }
+}
+
+impl Drop for Steps {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
     }
 }
 

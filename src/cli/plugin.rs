@@ -1,5 +1,5 @@
-//! `tenon plugin`: builds, checks, signs and replays components; lists and swaps those of a running node through its
-//! admin API.
+//! `tenon plugin`: builds, checks, signs, replays and simulates components; lists and swaps those of a running node
+//! through its admin API.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,11 +16,21 @@ use super::output::Output;
 use super::replay::{Explain, Replay};
 use super::run::Addresses;
 use super::sign::Signing;
+use super::simulate::Simulate;
 
 /// The plugins that every new node gets.
-pub const SHIPPED: [&str; 5] = ["token-bucket", "sliding-window", "allow-all", "parallel-range", "ping-pong"];
+pub const SHIPPED: [&str; 8] = [
+    "token-bucket",
+    "sliding-window",
+    "allow-all",
+    "parallel-range",
+    "sequential",
+    "snapshot-first",
+    "polite",
+    "ping-pong",
+];
 
-/// Components: build, check, sign, replay, list, swap.
+/// Components: build, check, sign, replay, simulate, list, swap.
 #[derive(Args)]
 pub struct Plugin {
     #[command(flatten)]
@@ -65,6 +75,8 @@ enum Command {
     Replay(Replay),
     /// Shows one recorded call, and makes it again
     Explain(Explain),
+    /// Syncs in virtual time among modelled peers, with each of some strategies
+    Simulate(Simulate),
     /// The slots of a node, and who serves them
     List,
     /// Loads a slot's plugin anew, even from the same bytes
@@ -91,7 +103,7 @@ enum Command {
     Promote {
         /// The slot: rate-limit, sync or agent/NAME
         slot: String,
-        /// Takes the plugin's component even if it is quarantined
+        /// Takes the plugin's component even if it is quarantined, or cannot read an agent's memory: it begins anew
         #[arg(long)]
         force: bool,
     },
@@ -128,9 +140,10 @@ impl Plugin {
             Command::Sign(command) => command.run(output),
             Command::Replay(replay) => replay.run(&admin, output).await,
             Command::Explain(explain) => explain.run(&admin, output).await,
+            Command::Simulate(simulate) => tokio::task::block_in_place(|| simulate.run(output)),
             Command::List => {
                 let slots = admin.node()?.get("/admin/plugins").await?;
-                output.list(slots.as_array().map_or(&[], Vec::as_slice), &COLUMNS);
+                list(slots.as_array().map_or(&[], Vec::as_slice), output);
                 Ok(Outcome::Done)
             }
             Command::Reload { slot } => {
@@ -176,12 +189,13 @@ impl Plugin {
 }
 
 /// What of a slot is shown.
-const COLUMNS: [(&str, &str); 9] = [
+const COLUMNS: [(&str, &str); 10] = [
     ("slot", "/slot"),
     ("plugin", "/plugin"),
     ("version", "/version"),
     ("generation", "/generation"),
     ("status", "/status"),
+    ("trial", "/trial"),
     ("calls", "/calls"),
     ("failures", "/failures"),
     ("fallbacks", "/fallbacks"),
@@ -197,16 +211,6 @@ const STEPS: [(&str, &str); 5] = [
     ("digest", "/digest"),
 ];
 
-/// What of a group of differing answers is shown.
-const GROUPS: [(&str, &str); 6] = [
-    ("class", "/class"),
-    ("live", "/live"),
-    ("candidate", "/candidate"),
-    ("answers", "/count"),
-    ("keys", "/keys"),
-    ("example", "/examples/0/request"),
-];
-
 fn show_shadow(shadow: &Value, output: &Output) {
     if output.is_json() {
         return output.json(shadow);
@@ -217,11 +221,53 @@ fn show_shadow(shadow: &Value, output: &Output) {
     let mut counts = shadow.clone();
     let groups = counts.as_object_mut().and_then(|counts| counts.remove("groups"));
     output.record(&counts);
-    output.list(groups.as_ref().and_then(Value::as_array).map_or(&[], Vec::as_slice), &GROUPS);
+    let groups = groups.as_ref().and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    if groups.is_empty() {
+        return;
+    }
+    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let titles = ["class", "live", "candidate", "answers", "keys", "fields that differ"].map(str::to_owned).to_vec();
+    let row = |group: &Value| {
+        let fields = group["fields"].as_object().into_iter().flatten();
+        let fields: Vec<String> = fields
+            .map(|(field, count)| format!("{} ({count})", if field == "." { "all" } else { field.as_str() }))
+            .collect();
+        let cell = |name: &str| text(&group[name]);
+        vec![cell("class"), cell("live"), cell("candidate"), cell("count"), cell("keys"), fields.join(", ")]
+    };
+    output.line("");
+    output.rows(std::iter::once(titles).chain(groups.iter().map(row)).collect());
+    for example in groups.iter().filter_map(|group| group["examples"].as_array()?.first()) {
+        output.line("");
+        for name in ["request", "live", "candidate"] {
+            output.line(format!("{name:9}  {}", text(&example[name])));
+        }
+    }
 }
 
 fn shown(slot: &Value, output: &Output) {
-    if output.is_json() { output.json(slot) } else { output.list(std::slice::from_ref(slot), &COLUMNS) }
+    if output.is_json() { output.json(slot) } else { list(std::slice::from_ref(slot), output) }
+}
+
+fn list(slots: &[Value], output: &Output) {
+    if output.is_json() {
+        return output.list(slots, &COLUMNS);
+    }
+    let with_trial = |slot: &Value| {
+        let mut slot = slot.clone();
+        slot["trial"] = trial(&slot).map_or(Value::Null, Value::String);
+        slot
+    };
+    output.list(&slots.iter().map(with_trial).collect::<Vec<_>>(), &COLUMNS);
+}
+
+/// The generation on trial: `shadow 3`, or `canary 3, 10%`.
+fn trial(slot: &Value) -> Option<String> {
+    slot["generations"].as_array()?.iter().find_map(|generation| match generation["role"].as_str()? {
+        "shadow" => Some(format!("shadow {}", generation["generation"])),
+        "canary" => Some(format!("canary {}, {}%", generation["generation"], generation["percent"])),
+        _ => None,
+    })
 }
 
 /// Where a slot is changed; the slash of `agent/bob` is part of its name.

@@ -1,16 +1,16 @@
 //! `tenon plugin replay` and `tenon plugin explain`: recorded calls, made again on another component or configuration.
 //! A journal may come from another machine; without one, it is that of the node in `--dir`.
 
-use std::fs;
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Error, Result};
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
-use tenon::config::Config;
+use tenon::config::{Config, FILE};
 use tenon_runtime::Digest;
-use tenon_runtime::journal::RecordId;
+use tenon_runtime::journal::{NoJournal, RecordId};
 use tenon_runtime::replay::{Again, Against, Budgets, Explanation, MemoryMode, Options, Report, Side};
 
 use super::Outcome;
@@ -109,6 +109,48 @@ impl Journal {
         tenon_runtime::journal::Journal::dir_of(&data(&admin.dir).join("plugins/journal"), &self.slot)
     }
 
+    /// `error`, with what an operator can do about it where the node has recorded nothing of the slot.
+    fn hint(&self, dir: &Path, error: Error) -> Error {
+        let is_missing = match error.downcast_ref() {
+            _ if self.path.is_some() => return error,
+            Some(NoJournal::Nothing(_)) => false,
+            Some(NoJournal::Unreadable { error, .. }) if error.kind() == io::ErrorKind::NotFound => true,
+            _ => return error,
+        };
+        let why = match Config::load(dir) {
+            Ok(config) => self.why_nothing(dir, &config),
+            Err(_) => format!(
+                "{} is not a node's directory: --dir names one that has recorded calls, --journal a journal",
+                dir.display()
+            ),
+        };
+        if is_missing { Error::msg(why) } else { error.context(why) }
+    }
+
+    fn why_nothing(&self, dir: &Path, config: &Config) -> String {
+        let (slot, file) = (&self.slot, dir.join(FILE));
+        let plugins = &config.plugins;
+        let mut slots = vec![
+            ("rate-limit".to_owned(), "[plugins.rate-limit]", &plugins.rate_limit.journal),
+            ("sync".to_owned(), "[plugins.sync]", &plugins.sync.journal),
+        ];
+        slots.extend(config.agents.iter().map(|agent| (agent.slot(), "its [[agents]] section", &agent.journal)));
+        match slots.iter().find(|(name, ..)| name == slot) {
+            Some((_, section, None)) => format!(
+                "slot {slot} has recorded nothing: its calls are recorded from the node's next start on with \
+                 `journal = {{}}` in {section} of {}",
+                file.display()
+            ),
+            Some(_) => {
+                format!("slot {slot} has recorded nothing yet: no call since the node started with its journal on")
+            }
+            None => {
+                let known: Vec<String> = slots.into_iter().map(|(name, ..)| name).collect();
+                format!("{} has no slot {slot}, known: {}", file.display(), known.join(", "))
+            }
+        }
+    }
+
     fn options(&self) -> Options {
         Options { settings: self.config.clone(), memory: self.memory.map(Into::into), ..Options::default() }
     }
@@ -127,7 +169,8 @@ impl Replay {
             Some(bytes) => Against::Component(bytes),
             None => Against::Journal(&kept),
         };
-        let report = tenon::bindings::replay(&journal, &candidate, against, &options)?;
+        let report = tenon::bindings::replay(&journal, &candidate, against, &options)
+            .map_err(|error| self.journal.hint(dir, error))?;
         if output.is_json() {
             output.json(&serde_json::to_value(&report)?);
         } else {
@@ -151,7 +194,8 @@ impl Explain {
             self.call,
             |about| Ok(with.or_else(|| kept(dir, about?.digest))),
             &options,
-        )?;
+        )
+        .map_err(|error| self.journal.hint(dir, error))?;
         if output.is_json() {
             output.json(&serde_json::to_value(&explanation)?);
         } else {

@@ -6,10 +6,11 @@ use anyhow::Result;
 use clap::Subcommand;
 use serde_json::Value;
 
-use super::Outcome;
 use super::http::Node;
 use super::output::Output;
 use super::transact::POLL;
+use super::watch::watch;
+use super::{Global, Outcome};
 
 /// How far a node is behind its sources.
 #[derive(Subcommand)]
@@ -22,7 +23,10 @@ pub enum Sync {
         #[arg(long, default_value_t = 600)]
         timeout: u64,
     },
-    /// Shows where the node stands until interrupted
+    /// Shows where nodes stand until told to stop: live on a terminal, a line for each change elsewhere
+    ///
+    /// `--node` can be given several times. On a terminal `q` ends it. The exit code says how the nodes stood last: 0
+    /// all live, 4 one behind, diverged or not reachable, 3 none reachable.
     Watch,
 }
 
@@ -69,21 +73,21 @@ impl Status {
 }
 
 impl Sync {
-    pub async fn run(self, node: &Node, output: &Output) -> Result<Outcome> {
+    pub async fn run(self, global: &Global, output: &Output) -> Result<Outcome> {
         match self {
             Self::Status => {
-                let status = Status::of(node).await?;
+                let status = Status::of(&global.node(None)?).await?;
                 output.record(&status.answer);
                 Ok(status.outcome())
             }
-            Self::Once { timeout } => watch(node, Some(Duration::from_secs(timeout)), output).await,
-            Self::Watch => watch(node, None, output).await,
+            Self::Once { timeout } => once(&global.node(None)?, Duration::from_secs(timeout), output).await,
+            Self::Watch => watch(&global.nodes()?, output).await,
         }
     }
 }
 
-/// Shows progress: for good, or with `patience` until the node has caught up.
-async fn watch(node: &Node, patience: Option<Duration>, output: &Output) -> Result<Outcome> {
+/// Shows progress until the node has caught up, or `patience` ends.
+async fn once(node: &Node, patience: Duration, output: &Output) -> Result<Outcome> {
     let started = Instant::now();
     let bar = output.progress(0, "catching up");
     let mut last_line = String::new();
@@ -99,8 +103,7 @@ async fn watch(node: &Node, patience: Option<Duration>, output: &Output) -> Resu
             output.line(&line);
             last_line.clone_from(&line);
         }
-        let is_over = patience.is_some_and(|patience| started.elapsed() >= patience);
-        if patience.is_some() && (status.is_live() || status.is_stuck() || is_over) {
+        if status.is_live() || status.is_stuck() || started.elapsed() >= patience {
             bar.finish_and_clear();
             if line != last_line {
                 output.note(line);

@@ -23,9 +23,7 @@ pub fn check(config: &Config) -> Vec<Problem> {
     agents(config, &mut problems);
     plugins(config, &mut problems);
     secret(&config.admin.token_file, "admin.token_file", &mut problems);
-    if !config.monitor.webhook.is_empty() {
-        problems.push(error("monitor.webhook", "alerts by webhook are not available yet; leave it empty"));
-    }
+    webhook(config, &mut problems);
     // Stable: within a severity the order of the sections stays.
     problems.sort_by_key(|problem| std::cmp::Reverse(problem.severity));
     problems
@@ -51,6 +49,14 @@ fn listeners(config: &Config, problems: &mut Vec<Problem>) {
     if !admin.ip().is_loopback() {
         let text = format!("{admin} is reachable from other machines, and its token travels unencrypted");
         problems.push(Problem::warning("admin.listen", text));
+    }
+}
+
+fn webhook(config: &Config, problems: &mut Vec<Problem>) {
+    let text = &config.monitor.webhook;
+    let is_http = |url: &url::Url| matches!(url.scheme(), "http" | "https") && url.host().is_some();
+    if !text.is_empty() && !text.parse().is_ok_and(|url| is_http(&url)) {
+        problems.push(error("monitor.webhook", format!("`{text}` is no http or https URL")));
     }
 }
 

@@ -23,6 +23,9 @@ section! {
     pub struct Chain {
         /// The file that the chain starts from; the same, to the letter, on every node of it.
         genesis: PathBuf = "genesis.json".into();
+        /// Blocks that a switch to a better branch may take back. A better branch that leaves ours deeper is refused, and the
+        /// node says that it has diverged: then a person has to decide.
+        max_reorg_depth: u64 = 256, 0..=crate::storage::UNDO_DEPTH;
     }
 }
 
@@ -66,6 +69,8 @@ section! {
         connections_max: u64 = 1_024, 1..=1_000_000;
         /// Connections of one caller that is neither loopback nor a peer; more are closed at once.
         connections_per_client_max: u64 = 128, 1..=1_000_000;
+        /// Callers of `/rpc/events` and the WebSockets at a time; each keeps a connection.
+        event_streams_max: u64 = 256, 1..=1_000_000;
         /// Milliseconds that a connection may idle, and the head of a request take.
         idle_timeout_ms: u64 = 60_000, 100..=3_600_000;
         /// Milliseconds that requests under way may take when the node stops.
@@ -100,14 +105,39 @@ section! {
 }
 
 section! {
-    /// `[monitor]`: when the node says of itself that it is behind.
+    /// `[snapshot]`: which snapshots of its chain the node makes and serves.
+    pub struct Snapshots {
+        /// The folder that they lie in.
+        dir: PathBuf = "data/snapshots".into();
+        /// A snapshot of every block whose height is a multiple of this; 0: only when asked for. Nodes with the same number
+        /// make the same snapshots, so that others can download from several of them at once.
+        every_blocks: u64 = 0, 0..=1_000_000_000;
+        /// How many are kept; the oldest go.
+        keep: u64 = 2, 1..=100;
+        /// Blocks that must follow a snapshot's block before it is made, so that it does not outlive its block on the chain.
+        depth: u64 = 16, 0..=1_000;
+        /// Whole blocks in a snapshot, counted from its own downwards; below there are headers. 1000000000: all of them.
+        blocks: u64 = 1, 1..=1_000_000_000;
+    }
+}
+
+section! {
+    /// `[monitor]`: when the node says of itself that something is wrong, and to whom.
     pub struct Monitor {
         /// Blocks that may be missing while the node still counts as live, and `/ready` answers 200.
         lag_blocks: u64 = 10, 0..=1_000_000;
         /// Seconds without a new block after which a node below its sources is behind, and `/ready` answers 503.
         lag_seconds: u64 = 60, 1..=86_400;
-        /// A URL to call on an alert; not available yet.
+        /// Bytes below which the free space on the disk of the database is an alert; 0: never.
+        disk_free_min_bytes: u64 = 1 << 30, 0..=1 << 60;
+        /// Seconds that most conditions have to hold before they are alerts; a few, like two chains, are at once.
+        alert_seconds: u64 = 30, 0..=86_400;
+        /// Seconds that a condition has to be over before its alert is.
+        clear_seconds: u64 = 60, 0..=86_400;
+        /// A URL that alerts are posted to as JSON when they begin and when they are over; empty: none.
         webhook: String = String::new();
+        /// Milliseconds that it may take to answer.
+        webhook_timeout_ms: u64 = 10_000, 100..=120_000;
     }
 }
 

@@ -17,8 +17,8 @@ use serde::Serialize;
 use crate::p2p::P2pConfig;
 use crate::sync::SyncConfig;
 
-pub use given::{Given, Origin};
-pub use knobs::{Admin, Agent, Chain, Mempool, Monitor, PluginSlot, Plugins, Producer, Rpc, Store};
+pub use given::{Content, Given, Origin};
+pub use knobs::{Admin, Agent, Chain, Mempool, Monitor, PluginSlot, Plugins, Producer, Rpc, Snapshots, Store};
 pub(crate) use section::section;
 pub use section::{Key, Knob};
 pub use tenon_runtime::OnFailure;
@@ -51,6 +51,8 @@ pub struct Config {
     /// `[p2p]`; absent on a node that is connected with nobody.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub p2p: Option<P2pConfig>,
+    /// `[snapshot]`
+    pub snapshot: Snapshots,
     /// `[monitor]`
     pub monitor: Monitor,
     /// `[plugins]`
@@ -180,6 +182,7 @@ impl Config {
             Producer::keys("producer"),
             SyncConfig::keys("sync"),
             P2pConfig::keys("p2p"),
+            Snapshots::keys("snapshot"),
             Monitor::keys("monitor"),
             knobs::PluginDirectory::keys("plugins"),
             PluginSlot::keys("plugins.rate-limit"),
@@ -196,6 +199,7 @@ impl Config {
         self.rpc.resolve(dir);
         self.admin.resolve(dir);
         self.sync.resolve(dir);
+        self.snapshot.resolve(dir);
         self.monitor.resolve(dir);
         self.plugins.directory.resolve(dir);
         self.plugins.rate_limit.resolve(dir);
@@ -212,13 +216,11 @@ impl Config {
     }
 
     fn read(given: &Given, problems: &mut Vec<Problem>) -> Self {
-        const SECTIONS: [&str; 11] =
-            ["chain", "store", "mempool", "rpc", "admin", "producer", "sync", "p2p", "monitor", "plugins", "agents"];
+        const SECTIONS: [&str; 12] = [
+            "chain", "store", "mempool", "rpc", "admin", "producer", "sync", "p2p", "snapshot", "monitor", "plugins",
+            "agents",
+        ];
         section::unknown(given, "", &SECTIONS, &[], problems);
-        if let Some(every) = given.get("sync").and_then(|sync| sync.get("verify_state_every")) {
-            let text = "verifying the state now and then is not available yet; it is verified at every start";
-            problems.push(Problem::error(&every.origin, "sync.verify_state_every", text));
-        }
         Self {
             chain: Chain::read(given.get("chain"), "chain", &[], problems),
             store: Store::read(given.get("store"), "store", &[], problems),
@@ -226,8 +228,9 @@ impl Config {
             rpc: Rpc::read(given.get("rpc"), "rpc", &[], problems),
             admin: Admin::read(given.get("admin"), "admin", &[], problems),
             producer: given.get("producer").map(|producer| Producer::read(Some(producer), "producer", &[], problems)),
-            sync: SyncConfig::read(given.get("sync"), "sync", &["verify_state_every"], problems),
+            sync: SyncConfig::read(given.get("sync"), "sync", &[], problems),
             p2p: given.get("p2p").map(|p2p| P2pConfig::read(Some(p2p), "p2p", &[], problems)),
+            snapshot: Snapshots::read(given.get("snapshot"), "snapshot", &[], problems),
             monitor: Monitor::read(given.get("monitor"), "monitor", &[], problems),
             plugins: Plugins::read(given.get("plugins"), problems),
             agents: knobs::read_agents(given.get("agents"), problems),
@@ -246,7 +249,7 @@ fn overlay(given: &mut Given, name: &str, value: String, problems: &mut Vec<Prob
     let origin = Origin::Variable(name.to_owned());
     if let Some(key) = keys.iter().find(|key| variable(key) == name) {
         let path: Vec<&str> = key.name.split('.').collect();
-        given.set(&path, Given { origin, content: given::Content::Untyped(value) });
+        given.set(&path, Given { origin, content: Content::Untyped(value) });
         return;
     }
     let variables: Vec<String> = keys.iter().map(variable).collect();

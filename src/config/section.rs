@@ -120,7 +120,7 @@ macro_rules! section {
             }
 
             /// Makes its relative paths ones below `dir`.
-            pub(crate) fn resolve(&mut self, dir: &std::path::Path) {
+            pub fn resolve(&mut self, dir: &std::path::Path) {
                 $( $crate::config::Knob::resolve(&mut self.$key, dir); )+
             }
         }

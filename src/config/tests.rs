@@ -56,6 +56,13 @@ fn everything_that_the_design_names_is_read() {
         [sync]
         sources = ["http://10.0.0.1:8006"]
         watchdog_ms = 200
+        verify_state_every = 9
+        [snapshot]
+        dir = "elsewhere"
+        every_blocks = 5000
+        keep = 3
+        depth = 0
+        blocks = 10
         [monitor]
         lag_blocks = 3
         lag_seconds = 4
@@ -136,10 +143,12 @@ fn what_is_out_of_range_or_not_available_yet_says_so() {
         ("[plugins.sync]\nrollout = { mode = \"canary\", steps = [10, 1] }", "ascending percentages"),
         ("[plugins.sync]\nprobation = { failures = 0 }", "failures is 0, expected 1 or more"),
         ("[plugins.sync]\njournal = { sample = 1.5 }", "sample is 1.5, expected 0 to 1"),
-        ("[sync]\nverify_state_every = 9", "not available yet"),
         ("[p2p]\nlisten = \"0.0.0.0:7070\"", "p2p.listen: expected a multiaddress like \"/ip4/0.0.0.0/tcp/7070\""),
         ("[p2p]\npeers = [\"/ip4/10.0.0.1/tcp/7070\"]", "`tenon p2p id` on that node prints its id"),
         ("[p2p]\nconnections_max = 0", "p2p.connections_max: expected a whole number, 1 to 1000, got 0"),
+        ("[sync]\nverify_state_every = -1", "sync.verify_state_every"),
+        ("[snapshot]\nkeep = 0", "1 to 100"),
+        ("[snapshot]\ndepth = 1001", "0 to 1000"),
     ] {
         let lines = lines(text, &[]);
         assert!(lines.len() == 1 && lines[0].contains(expected), "{lines:?}");
@@ -332,7 +341,7 @@ fn nothing_is_wrong_with_a_good_node() {
 #[test]
 fn each_thing_that_does_not_fit_is_found() {
     type Change = fn(&Path, &mut Config);
-    let cases: [(Severity, &str, &str, Change); 25] = [
+    let cases: [(Severity, &str, &str, Change); 26] = [
         (Severity::Error, "chain.genesis", "cannot read", |_, c| c.chain.genesis = "nowhere".into()),
         (Severity::Error, "chain.genesis", "genesis", |dir, _| std::fs::write(dir.join("genesis.json"), "{}").unwrap()),
         (Severity::Error, "rpc.costs", "`/nowhere` is no route", |_, c| _ = c.rpc.costs.insert("/nowhere".into(), 2)),
@@ -346,6 +355,7 @@ fn each_thing_that_does_not_fit_is_found() {
         (Severity::Error, "sync.sources", "admin.listen", |_, c| c.sync.sources = vec!["http://localhost:8007".into()]),
         (Severity::Error, "sync.sources", "no http", |_, c| c.sync.sources = vec!["ftp://a".into()]),
         (Severity::Warning, "sync.sources", "only grow", |_, c| c.producer = None),
+        (Severity::Error, "monitor.webhook", "no http", |_, c| c.monitor.webhook = "hooks.example/x".into()),
         (Severity::Error, "p2p.key", "64 hexadecimal", |dir, c| {
             let key = dir.join("p2p.key");
             std::fs::write(&key, "x").unwrap();

@@ -11,7 +11,7 @@ use crate::chain::{Hash, Height, Time, Transaction};
 use crate::ledger::Ledger;
 use crate::mempool::{Mempool, SubmitError};
 use crate::rate_limit::{self, Callers, Class, Policy, Trust, Verdict};
-use crate::storage::StorageError;
+use crate::storage::{BelowBase, Reader, StorageError};
 use crate::sync::HeightRange;
 
 /// Blocks in one range at most.
@@ -155,6 +155,7 @@ impl Server {
             tracing::error!(%error, "a range could not be read for a peer");
             refused(500, "internal error")
         })?;
+        let body = body.map_err(|below| refused(404, &below.to_string()))?;
         let held = (body.len() / PERMIT_BYTES + 1).min(permit.num_permits());
         let held = permit.split(held).expect("no more than there are");
         Ok(Served { answered: Answered::blocks(head, body), permit: Some(held) })
@@ -172,12 +173,12 @@ impl Server {
     }
 }
 
-async fn framed(ledger: &Ledger, first: Height, last: Height) -> Result<Vec<u8>, StorageError> {
+async fn framed(ledger: &Ledger, first: Height, last: Height) -> Result<Result<Vec<u8>, BelowBase>, StorageError> {
     if last < first {
-        return Ok(Vec::new());
+        return Ok(Ok(Vec::new()));
     }
-    let read = move |reader: &crate::storage::Reader<'_>| reader.framed_blocks(first, last, RANGE_BYTES_MAX);
-    Ok(ledger.storage().read_async(read).await?.body)
+    let read = move |reader: &Reader<'_>| reader.framed_blocks(first, last, RANGE_BYTES_MAX);
+    Ok(ledger.storage().read_async(read).await?.map(|frames| frames.body))
 }
 
 fn refused(status: u16, reason: &str) -> Answer {

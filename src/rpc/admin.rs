@@ -1,4 +1,5 @@
-//! The operator's routes, on a listener of their own: `GET /admin/plugins` and `POST /admin/plugins/{slot}/{action}`.
+//! The operator's routes, on a listener of their own: `GET /admin/plugins` and `POST /admin/plugins/{slot}/{action}`,
+//! `POST /admin/snapshot` and `POST /admin/sync/verify`.
 //!
 //! Every request carries the token of `admin.token` as `Authorization: Bearer …`. A slot's name may hold a slash, as it is
 //! or as `%2F`: `/admin/plugins/agent/bob/reload`.
@@ -19,6 +20,10 @@ use tenon_runtime::{ControlError, Host};
 
 use super::error::{ApiError, Result};
 use super::request::{read_body, shown, utf8};
+use super::snapshots::SnapshotJson;
+use crate::maintenance::audit::Auditor;
+use crate::maintenance::shelf::{MakeError, Shelf};
+use crate::snapshot::SnapshotError;
 
 /// Bytes of a plugin's configuration at most.
 const BODY_MAX: usize = 1 << 20;
@@ -27,6 +32,10 @@ const BODY_MAX: usize = 1 << 20;
 pub struct AdminParts {
     /// The plugins.
     pub host: Host,
+    /// The snapshots.
+    pub shelf: Shelf,
+    /// Who verifies the state.
+    pub auditor: Auditor,
     /// What callers have to show.
     pub token: String,
 }
@@ -36,17 +45,21 @@ struct Admin(Arc<Shared>);
 
 struct Shared {
     host: Host,
+    shelf: Shelf,
+    auditor: Auditor,
     /// Compared in place of the token: how long the comparison takes then says nothing about the token.
     token: [u8; 32],
 }
 
 pub(super) fn router(parts: AdminParts) -> Router {
     let token = Sha256::digest(parts.token.trim()).into();
-    let admin = Admin(Arc::new(Shared { host: parts.host, token }));
+    let admin = Admin(Arc::new(Shared { host: parts.host, shelf: parts.shelf, auditor: parts.auditor, token }));
     Router::new()
         .route("/admin/plugins", get(list))
         .route("/admin/plugins/", get(list))
         .route("/admin/plugins/{*order}", post(order).get(question))
+        .route("/admin/snapshot", post(snapshot))
+        .route("/admin/sync/verify", post(verify))
         .method_not_allowed_fallback(super::method_not_allowed)
         .fallback(not_found)
         .layer(middleware::from_fn_with_state(admin.clone(), authorise))
@@ -56,7 +69,8 @@ pub(super) fn router(parts: AdminParts) -> Router {
 async fn not_found() -> ApiError {
     ApiError::not_found(
         "not found; there are `GET /admin/plugins`, `GET /admin/plugins/{slot}/{history,shadow,journal}` and \
-         `POST /admin/plugins/{slot}/{reload,use,config,promote,rollback}`",
+         `POST /admin/plugins/{slot}/{reload,use,config,promote,rollback}`, `POST /admin/snapshot` and \
+         `POST /admin/sync/verify`",
     )
 }
 
@@ -187,6 +201,44 @@ fn plugin(body: &Bytes) -> Result<Option<String>> {
 
 fn configuration(body: &Bytes) -> Result<Value> {
     object(body).map(Value::Object)
+}
+
+/// Makes a snapshot of the head, or of the block that `{"height": …}` names, and answers when it is there.
+async fn snapshot(State(admin): State<Admin>, headers: HeaderMap, body: Body) -> Result<Response> {
+    let body = read_body(&headers, body, BODY_MAX).await?;
+    let height = if body.is_empty() {
+        None
+    } else {
+        let mut fields = object(&body)?;
+        let height = fields.remove("height").unwrap_or(Value::Null);
+        if let Some(name) = fields.keys().next() {
+            return Err(ApiError::invalid(format!("unknown field `{}`", shown(name))));
+        }
+        if !height.is_null() && height.as_u64().is_none() {
+            return Err(ApiError::field("height", "expected a whole number that is not negative"));
+        }
+        height.as_u64()
+    };
+    let made = admin.0.shelf.make(height).await?;
+    Ok(Json(SnapshotJson::of(&made)).into_response())
+}
+
+/// Reads all accounts, and answers whether they make the head's state root.
+async fn verify(State(admin): State<Admin>) -> Result<Response> {
+    Ok(Json(admin.0.auditor.verify().await?).into_response())
+}
+
+impl From<MakeError> for ApiError {
+    fn from(error: MakeError) -> Self {
+        let text = error.to_string();
+        match error {
+            MakeError::Busy => Self::new(StatusCode::CONFLICT, "not-now", text),
+            MakeError::Snapshot(SnapshotError::NotHere(_)) => Self::new(StatusCode::NOT_FOUND, "not-found", text),
+            MakeError::Snapshot(SnapshotError::Stopped) => Self::unavailable("stopping", text),
+            // The operator is the one to know.
+            MakeError::Snapshot(_) => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "not-made", text),
+        }
+    }
 }
 
 impl From<ControlError> for ApiError {

@@ -6,7 +6,7 @@ use arc_swap::ArcSwap;
 use axum::body::Bytes;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::Response;
 use serde::Serialize;
 
@@ -16,7 +16,7 @@ use super::wire::BlockJson;
 use super::{Rpc, json_bytes};
 use crate::chain::{Block, Hash, Head, Header, Height, Time};
 use crate::ledger::Ledger;
-use crate::storage::{Frames, Reader, StorageError};
+use crate::storage::{BelowBase, Frames, Reader, StorageError};
 
 /// Blocks in one range at most.
 pub const RANGE_BLOCKS_MAX: u64 = 1_000;
@@ -103,17 +103,26 @@ pub(super) async fn block(
             Key::Height(height) => Some(*height),
             Key::Hash(hash) => reader.block_height(hash)?,
         };
-        let mut json = None;
-        if let Some(height) = height {
-            each_as_json(reader, height, height, include_tx, |block| {
-                json = Some(block.to_vec());
-                false
-            })?;
+        let Some(height) = height else { return Ok(None) };
+        if let Err(below) = reader.whole(height, height)? {
+            return Ok(Some(Err(below)));
         }
+        let mut json = None;
+        each_as_json(reader, height, height, include_tx, |block| {
+            json = Some(Ok(block.to_vec()));
+            false
+        })?;
         Ok(json)
     };
     let json = rpc.parts.ledger.storage().read_brief(read).await?;
-    json.map(json_bytes).ok_or_else(|| ApiError::not_found(format!("no block `{}` here", shown(&text))))
+    let json = json.ok_or_else(|| ApiError::not_found(format!("no block `{}` here", shown(&text))))?;
+    Ok(json_bytes(json?))
+}
+
+impl From<BelowBase> for ApiError {
+    fn from(below: BelowBase) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "below-base", below.to_string())
+    }
 }
 
 pub(super) async fn range(State(rpc): State<Rpc>, headers: HeaderMap, params: Params) -> Result<Response> {
@@ -138,13 +147,13 @@ pub(super) async fn range(State(rpc): State<Rpc>, headers: HeaderMap, params: Pa
     let storage = rpc.parts.ledger.storage();
     if !binary {
         let read = move |reader: &Reader<'_>| range_json(reader, start, end, include_tx, head.height);
-        return Ok(json_bytes(storage.read_async(read).await?));
+        return Ok(json_bytes(storage.read_async(read).await??));
     }
     // Most ranges are small; the others are begun again on a thread that may block.
-    let small = storage.read_brief(move |reader| reader.framed_blocks(start, end, RANGE_BYTES_BRIEF)).await?;
+    let small = storage.read_brief(move |reader| reader.framed_blocks(start, end, RANGE_BYTES_BRIEF)).await??;
     let Frames { body, next, .. } = match small {
         Frames { cut: false, .. } => small,
-        _ => storage.read_async(move |reader| reader.framed_blocks(start, end, RANGE_BYTES_MAX)).await?,
+        _ => storage.read_async(move |reader| reader.framed_blocks(start, end, RANGE_BYTES_MAX)).await??,
     };
     let mut response = Response::new(body.into());
     let headers = response.headers_mut();
@@ -162,7 +171,11 @@ fn range_json(
     end: Height,
     include_tx: bool,
     head: Height,
-) -> Result<Vec<u8>, StorageError> {
+) -> Result<Result<Vec<u8>, BelowBase>, StorageError> {
+    let end = match reader.whole(start, end)? {
+        Ok(end) => end,
+        Err(below) => return Ok(Err(below)),
+    };
     let mut body = b"{\"success\":true,\"blocks\":[".to_vec();
     let mut count = 0;
     each_as_json(reader, start, end, include_tx, |block| {
@@ -179,7 +192,7 @@ fn range_json(
     let next = start + count;
     let next = if count > 0 && next <= end.min(head) { next.to_string() } else { "null".into() };
     body.extend_from_slice(format!("],\"count\":{count},\"next\":{next}}}").as_bytes());
-    Ok(body)
+    Ok(Ok(body))
 }
 
 /// Shows `each` the blocks `first..=last` as JSON, until it answers false.

@@ -43,10 +43,11 @@ pub(super) async fn import_block(State(rpc): State<Rpc>, headers: HeaderMap, bod
         checked.map_err(ApiError::internal)??
     };
     let (height, hash) = (block.height(), block.hash());
-    let imported = ledger.import(vec![block]).await.pop().expect("one block in, one answer out")?;
+    let imported = ledger.offer(block).await?;
     let reason = match imported {
         Imported::Extended => "extended the chain",
         Imported::Known => "block already exists",
+        Imported::Reorged => "replaced our block at its height",
     };
     Ok(Json(ImportedJson {
         success: true,
@@ -55,7 +56,7 @@ pub(super) async fn import_block(State(rpc): State<Rpc>, headers: HeaderMap, bod
         block_height: height,
         block_hash: hash,
         reason,
-        reorged: false,
+        reorged: imported == Imported::Reorged,
     }))
 }
 

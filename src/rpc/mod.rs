@@ -7,13 +7,17 @@
 mod accounts;
 pub mod admin;
 mod chain;
+mod cursor;
 pub mod error;
+mod events;
 mod import;
 pub mod limit;
 mod messages;
 mod node;
 mod request;
 mod server;
+mod snapshots;
+mod state;
 mod transactions;
 pub mod wire;
 
@@ -28,13 +32,17 @@ use axum::routing::{MethodRouter, get, post};
 use ipnet::IpNet;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, broadcast, watch};
 use tokio::task::JoinHandle;
 use tower_http::compression::predicate::{NotForContentType, Predicate, SizeAbove};
 use tower_http::compression::{CompressionLayer, CompressionLevel};
 
+use crate::events::Hub;
 use crate::ledger::Ledger;
+use crate::maintenance::audit::Auditor;
+use crate::maintenance::shelf::Shelf;
 use crate::mempool::Mempool;
+use crate::monitor::Monitor;
 use crate::p2p::P2pStatus;
 use crate::p2p::serve::{Price, Prices};
 use crate::rate_limit::{Class, Networks, Policy};
@@ -145,7 +153,7 @@ pub static ROUTES: &[Route] = &[
         aliases: &[],
         class: Some(Class::Read),
         cost: Cost { base: 2, asked: Asked::Items, per_unit: 10 },
-        about: "messages to or from `address`, oldest first; after, limit",
+        about: "messages to or from `address`, oldest first; after, limit; 409 with `next` where a reorg took the cursor's block",
         handler: || get(messages::list).layer(compression()),
     },
     Route {
@@ -217,7 +225,7 @@ pub static ROUTES: &[Route] = &[
         aliases: &[],
         class: Some(Class::Read),
         cost: CHEAP,
-        about: "this list",
+        about: "this list; in a browser a page that shows the node live",
         handler: || get(node::index),
     },
     Route {
@@ -229,7 +237,91 @@ pub static ROUTES: &[Route] = &[
         about: "whom the node reads from, and with whom it is connected",
         handler: || get(node::peers),
     },
+    Route {
+        method: "GET",
+        path: "/rpc/state/root",
+        aliases: &[],
+        class: Some(Class::Read),
+        cost: CHEAP,
+        about: "the state root after the block at `height`, or the head",
+        handler: || get(state::root),
+    },
+    Route {
+        method: "GET",
+        path: "/rpc/state/node",
+        aliases: &[],
+        class: Some(Class::Read),
+        cost: Cost::fixed(2),
+        about: "what lies below `path` in the trie of the head's accounts; `height` must be the head's where it is given",
+        handler: || get(state::node),
+    },
+    Route {
+        method: "GET",
+        path: "/rpc/snapshots",
+        aliases: &[],
+        class: Some(Class::Sync),
+        cost: CHEAP,
+        about: "the snapshots that can be downloaded here",
+        handler: || get(snapshots::list),
+    },
+    Route {
+        method: "GET",
+        path: "/rpc/snapshot/{id}/manifest",
+        aliases: &[],
+        class: Some(Class::Sync),
+        cost: Cost::fixed(10),
+        about: "what a snapshot consists of; its id is the SHA-256 of this",
+        handler: || get(snapshots::manifest),
+    },
+    Route {
+        method: "GET",
+        path: "/rpc/snapshot/{id}/{chunk}",
+        aliases: &[],
+        class: Some(Class::Sync),
+        cost: Cost::fixed(10),
+        about: "one chunk of a snapshot, from 0; compressed",
+        handler: || get(snapshots::chunk),
+    },
+    Route {
+        method: "GET",
+        path: "/rpc/events",
+        aliases: &[],
+        class: Some(Class::Read),
+        cost: Cost::fixed(10),
+        about: "what happens, as server-sent events; types (block,transaction,message,reorg,sync,plugin,alert), after",
+        handler: || get(events::events),
+    },
+    Route {
+        method: "GET",
+        path: "/rpc/ws/blocks",
+        aliases: &[],
+        class: Some(Class::Read),
+        cost: Cost::fixed(10),
+        about: "new blocks, a frame each, over a WebSocket",
+        handler: || get(events::blocks),
+    },
+    Route {
+        method: "GET",
+        path: "/rpc/ws/transactions",
+        aliases: &[],
+        class: Some(Class::Read),
+        cost: Cost::fixed(10),
+        about: "transactions that wait, are in a block or were dropped, a frame each, over a WebSocket",
+        handler: || get(events::transactions),
+    },
+    Route {
+        method: "GET",
+        path: "/rpc/alerts",
+        aliases: &[],
+        class: Some(Class::Read),
+        cost: CHEAP,
+        about: "what is wrong, was until an hour ago, or will be an alert if it stays",
+        handler: || get(node::alerts),
+    },
 ];
+
+/// Looks at the state that wait for the ledger's thread at most.
+const LOOKS_MAX: usize = 4;
 
 /// The number of every path that is not in [`ROUTES`].
 const UNKNOWN_ROUTE: usize = u32::MAX as usize;
@@ -311,12 +403,22 @@ pub struct RpcParts {
     pub sync: watch::Receiver<SyncStatus>,
     /// How the connections to peers are; none on a node that has none.
     pub p2p: Option<watch::Receiver<P2pStatus>>,
+    /// The snapshots that it serves.
+    pub shelf: Shelf,
+    /// Who verifies its state.
+    pub auditor: Auditor,
     /// Who this node is.
     pub info: NodeInfo,
     /// Renders the metrics.
     pub metrics: PrometheusHandle,
     /// Called before metrics are rendered: for gauges that nobody else sets.
     pub collect: Vec<Arc<dyn Fn() + Send + Sync>>,
+    /// What happens.
+    pub events: Hub,
+    /// What happens to plugins; none on a node without them.
+    pub plugin_events: Option<broadcast::Receiver<tenon_runtime::Event>>,
+    /// What is wrong.
+    pub monitor: Monitor,
 }
 
 /// What the handlers share.
@@ -329,6 +431,9 @@ struct Shared {
     import_body_max: usize,
     /// Blocks that are read and verified at a time; each takes a thread.
     imports: Semaphore,
+    /// Looks at the state at a time; the ledger's thread takes them.
+    looks: Semaphore,
+    stop: Stop,
 }
 
 impl std::ops::Deref for Rpc {
@@ -352,13 +457,15 @@ impl FromRef<Rpc> for Mempool {
 }
 
 impl Rpc {
-    fn new(parts: RpcParts) -> Self {
+    fn new(parts: RpcParts, stop: Stop) -> Self {
         let genesis = parts.ledger.genesis();
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         Self(Arc::new(Shared {
             head: chain::HeadBody::new(&parts.ledger),
             import_body_max: import::body_max(genesis),
             imports: Semaphore::new(2 * cores),
+            looks: Semaphore::new(LOOKS_MAX),
+            stop,
             parts,
         }))
     }
@@ -373,24 +480,36 @@ impl Rpc {
 /// Errors: [`RpcConfig::check`]'s.
 pub fn serve(
     listener: TcpListener,
-    parts: RpcParts,
+    mut parts: RpcParts,
     config: RpcConfig,
     stop: watch::Receiver<bool>,
 ) -> Result<JoinHandle<()>, String> {
     config.check()?;
+    let stop = Stop::new(stop);
     let limiter = Arc::new(Limiter::new(
         Arc::clone(&parts.policy),
         Networks { peers: config.peers.clone(), proxies: config.proxies.clone() },
         parts.ledger.clone(),
     ));
     let metrics = parts.metrics.clone();
-    let router = router(Rpc::new(parts), &limiter, &config);
-    let server = server::run(listener, router, limiter, config, Stop::new(stop.clone()));
+    let feed = events::feed::Feed {
+        hub: parts.events.clone(),
+        ledger: parts.ledger.clone(),
+        mempool: parts.mempool.clone(),
+        sync: parts.sync.clone(),
+        plugins: parts.plugin_events.take(),
+    };
+    let feeding = tokio::spawn(feed.run(stop.clone()));
+    let router = router(Rpc::new(parts, stop.clone()), &limiter, &config);
+    let server = server::run(listener, router, limiter, config, stop);
     Ok(tokio::spawn(async move {
         tokio::select! {
             () = server => {}
             // Never ends before the server does; samples of histograms pile up until somebody merges them.
             () = server::upkeep(metrics) => {}
+        }
+        if let Err(error) = feeding.await {
+            tracing::error!(%error, "the feed of events did not end well");
         }
     }))
 }

@@ -1,4 +1,5 @@
-//! What the node says of itself: `/rpc/info`, `/rpc/genesis`, `/rpc/sync/status`, `/rpc/peers`, `/health`, `/ready`,
+//! What the node says of itself: `/rpc/info`, `/rpc/genesis`, `/rpc/sync/status`, `/rpc/peers`, `/rpc/alerts`, `/health`,
+//! `/ready`,
 //! `/metrics`, `/`.
 
 use std::fmt::Write as _;
@@ -6,16 +7,21 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::{HeaderValue, StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{Html, IntoResponse, Response};
 use metrics::{counter, gauge};
 use serde::Serialize;
 
 use super::error::{ApiError, Result};
 use super::request::Params;
+use super::snapshots::SnapshotJson;
 use super::{ROUTES, Rpc, json_bytes};
 use crate::chain::{Address, Hash, Height, Time};
+use crate::ledger::{Equivocation, Reorg};
+use crate::maintenance::audit::StateCheck;
+use crate::monitor::{Alerts, Readiness, readiness};
 use crate::p2p::P2pStatus;
+use crate::storage::Reader;
 use crate::sync::{PeerStatus, SyncState, SyncStatus};
 use crate::telemetry;
 
@@ -79,7 +85,47 @@ struct InfoJson<'a> {
     sync_state: SyncState,
     started: Time,
     min_fee: u64,
+    /// The lowest height from which on all blocks are here; 0: all of them are.
+    base: Height,
+    /// The newest snapshot that is served.
+    snapshot: Option<SnapshotJson>,
+    /// What came of the last time that all accounts were read.
+    state_check: Option<StateCheck>,
     genesis_params: GenesisParams,
+    /// Switches to another branch since the node started, and the last of them.
+    reorgs: u64,
+    last_reorg: Option<ReorgJson>,
+    /// Authorities that were seen to sign two blocks for one height.
+    equivocations: Vec<Equivocation>,
+}
+
+#[derive(Serialize)]
+struct ReorgJson {
+    at: Time,
+    /// The highest block that both branches have.
+    common_height: Height,
+    from_height: Height,
+    from_hash: Hash,
+    to_height: Height,
+    to_hash: Hash,
+    undone: u64,
+    applied: u64,
+}
+
+impl From<Reorg> for ReorgJson {
+    fn from(reorg: Reorg) -> Self {
+        let Reorg { common, from, to, undone, applied, at } = reorg;
+        Self {
+            at,
+            common_height: common,
+            from_height: from.height,
+            from_hash: from.hash,
+            to_height: to.height,
+            to_hash: to.hash,
+            undone,
+            applied,
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -93,7 +139,8 @@ pub(super) async fn info(State(rpc): State<Rpc>, params: Params) -> Result<Respo
     params.only(&[], rpc.chain_id())?;
     let parts = &rpc.parts;
     let (genesis, info) = (parts.ledger.genesis(), &parts.info);
-    let counts = parts.ledger.storage().read_async(|reader| reader.counts()).await?;
+    let read = |reader: &Reader<'_>| Ok((reader.counts()?, reader.base()?));
+    let (counts, base) = parts.ledger.storage().read_async(read).await?;
     let head = parts.ledger.head();
     Ok(Json(InfoJson {
         chain_id: &genesis.chain_id,
@@ -115,11 +162,17 @@ pub(super) async fn info(State(rpc): State<Rpc>, params: Params) -> Result<Respo
         sync_state: parts.sync.borrow().state,
         started: info.started,
         min_fee: genesis.min_fee,
+        base,
+        snapshot: parts.shelf.newest().map(|kept| SnapshotJson::of(&kept)),
+        state_check: parts.auditor.last(),
         genesis_params: GenesisParams {
             block_time_seconds: genesis.slot_ms as f64 / 1_000.0,
             max_block_size_bytes: genesis.block_bytes_max,
             max_block_transactions: genesis.block_txs_max,
         },
+        reorgs: parts.ledger.import_stats().reorgs,
+        last_reorg: parts.ledger.last_reorg().map(ReorgJson::from),
+        equivocations: parts.ledger.equivocations(),
     })
     .into_response())
 }
@@ -136,7 +189,8 @@ pub(super) async fn sync_status(State(rpc): State<Rpc>, params: Params) -> Resul
     params.only(&[], rpc.chain_id())?;
     let mut status = rpc.parts.sync.borrow().clone();
     // What sync last published may be a block or two behind.
-    status.head_height = rpc.parts.ledger.head().height;
+    let head = rpc.parts.ledger.head();
+    (status.head_height, status.head_hash) = (head.height, head.hash);
     Ok(Json(status))
 }
 
@@ -192,45 +246,44 @@ pub(super) async fn health(State(rpc): State<Rpc>) -> Response {
 
 #[derive(Serialize)]
 struct ReadyJson {
-    ready: bool,
+    #[serde(flatten)]
+    readiness: Readiness,
     sync_state: SyncState,
     height: Height,
     best_height: Height,
     lag_blocks: u64,
+    lag_seconds: u64,
 }
 
-/// Whether requests should come here rather than to another node.
-fn is_ready(state: SyncState) -> bool {
-    matches!(state, SyncState::Live | SyncState::Authority)
-}
-
+/// Whether requests should come here rather than to another node, and if not, why.
 pub(super) async fn ready(State(rpc): State<Rpc>) -> Response {
-    let height = rpc.parts.ledger.head().height;
-    let json = {
-        let sync = rpc.parts.sync.borrow();
-        let (sync_state, best_height, lag_blocks) = (sync.state, sync.best_height, sync.lag_blocks);
-        ReadyJson { ready: is_ready(sync_state), sync_state, height, best_height: best_height.max(height), lag_blocks }
+    let seen = rpc.parts.monitor.observe();
+    let json = ReadyJson {
+        readiness: readiness(&seen),
+        sync_state: seen.sync.state,
+        height: seen.height,
+        best_height: seen.sync.best_height,
+        lag_blocks: seen.sync.lag_blocks,
+        lag_seconds: seen.sync.lag_seconds,
     };
-    let status = if json.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let status = if json.readiness.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(json)).into_response()
+}
+
+pub(super) async fn alerts(State(rpc): State<Rpc>, params: Params) -> Result<Json<Alerts>> {
+    params.only(&[], rpc.chain_id())?;
+    Ok(Json(rpc.parts.monitor.alerts()))
 }
 
 pub(super) async fn metrics(State(rpc): State<Rpc>) -> Response {
     let parts = &rpc.parts;
-    let (head, now) = (parts.ledger.head(), Time::now());
-    gauge!(telemetry::HEAD_HEIGHT).set(head.height as f64);
-    gauge!(telemetry::HEAD_AGE).set(now.ms_since(head.timestamp) as f64 / 1_000.0);
-    gauge!(telemetry::MEMPOOL).set(parts.mempool.len() as f64);
+    telemetry::monitor(&parts.monitor);
+    gauge!(telemetry::EVENT_LISTENERS).set(parts.events.listeners() as f64);
     {
         let sync = parts.sync.borrow();
-        gauge!(telemetry::BEST_HEIGHT).set(sync.best_height.max(head.height) as f64);
-        gauge!(telemetry::LAG_BLOCKS).set(sync.lag_blocks as f64);
-        gauge!(telemetry::LAG_SECONDS).set(sync.lag_seconds as f64);
-        gauge!(telemetry::DIVERGED).set(if sync.state == SyncState::Diverged { 1.0 } else { 0.0 });
-        let up = sync.peers.iter().filter(|peer| peer.standing == "up").count();
-        gauge!(telemetry::SYNC_SOURCES_UP).set(up as f64);
         gauge!(telemetry::SYNC_IN_FLIGHT).set(f64::from(sync.in_flight));
         gauge!(telemetry::SYNC_BUFFERED_BYTES).set(sync.buffered_bytes as f64);
+        gauge!(telemetry::SYNC_RATE).set(sync.blocks_per_second);
         counter!(telemetry::SYNC_REQUESTS).absolute(sync.requests);
         counter!(telemetry::SYNC_RESCUES).absolute(sync.rescues);
         counter!(telemetry::SYNC_FAILED).absolute(sync.failed_requests);
@@ -245,6 +298,11 @@ pub(super) async fn metrics(State(rpc): State<Rpc>) -> Response {
     counter!(telemetry::IMPORTED_BLOCKS).absolute(stats.blocks);
     counter!(telemetry::IMPORTED_TRANSACTIONS).absolute(stats.transactions);
     counter!(telemetry::IMPORT_COMMITS).absolute(stats.commits);
+    counter!(telemetry::REORGS).absolute(stats.reorgs);
+    counter!(telemetry::REORG_BLOCKS).absolute(stats.blocks_undone);
+    counter!(telemetry::REORGS_REFUSED).absolute(stats.reorgs_refused);
+    counter!(telemetry::EQUIVOCATIONS).absolute(stats.equivocations);
+    counter!(telemetry::COMMIT_FAILURES).absolute(stats.failed_commits);
     for collect in &parts.collect {
         collect();
     }
@@ -252,8 +310,16 @@ pub(super) async fn metrics(State(rpc): State<Rpc>) -> Response {
     ([(header::CONTENT_TYPE, text)], parts.metrics.render()).into_response()
 }
 
-/// A list of all routes, for people.
-pub(super) async fn index(State(rpc): State<Rpc>) -> Response {
+/// For people: in a browser a page that shows the node live, elsewhere a list of all routes.
+pub(super) async fn index(State(rpc): State<Rpc>, headers: HeaderMap) -> Response {
+    const PAGE: &str = include_str!("dashboard.html");
+    // Nothing from elsewhere, and nothing to anywhere else.
+    const POLICY: &str =
+        "default-src 'none'; connect-src 'self'; script-src 'unsafe-inline'; style-src 'unsafe-inline'";
+    let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    if accepted.into_iter().any(|value| value.contains("text/html")) {
+        return ([(header::CONTENT_SECURITY_POLICY, POLICY)], Html(PAGE)).into_response();
+    }
     let mut text = format!("tenon {}, chain {}\n\n", rpc.parts.info.version, rpc.chain_id());
     let width = ROUTES.iter().map(|route| route.path.len()).max().unwrap_or(0);
     for route in ROUTES {

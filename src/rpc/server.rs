@@ -177,7 +177,8 @@ async fn connection(stream: TcpStream, router: Router, caller: Option<Caller>, i
         .timer(TokioTimer::new())
         .header_read_timeout(idle)
         .max_buf_size(HEAD_BYTES_MAX)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
     let mut serving = std::pin::pin!(serving);
     let ended = tokio::select! {
         ended = serving.as_mut() => ended,

@@ -12,6 +12,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use super::Rpc;
+use super::cursor::PageCursor;
 use super::error::{ApiError, Result};
 use super::request::{Params, read_body, shown, utf8};
 use super::wire::{self, ListedTransaction, Place, TransactionJson};
@@ -71,7 +72,7 @@ pub(super) async fn list(State(rpc): State<Rpc>, params: Params) -> Result<Respo
             }
         },
     };
-    let after: Option<Cursor> = params.optional("after")?;
+    let after: Option<PageCursor> = params.optional("after")?;
     let limit = params.limit(LIST_DEFAULT, LIST_MAX)?;
     // Before the blocks are read: what leaves the pool in between is then in them, and not lost between the two.
     let mempool = &rpc.parts.mempool;
@@ -84,13 +85,30 @@ pub(super) async fn list(State(rpc): State<Rpc>, params: Params) -> Result<Respo
     pending.sort_by_key(|pending| Reverse((pending.received, pending.hash)));
     pending.truncate(limit);
     let (rest, storage) = (limit - pending.len(), rpc.parts.ledger.storage());
-    let (stored, next) = storage.read_async(move |reader| reader.transactions(&filter, after, rest)).await?;
+    let read = move |reader: &Reader<'_>| {
+        if let Some(moved) = after.map_or(Ok(None), |after| after.check(reader))? {
+            return Ok(Err(moved));
+        }
+        let (stored, next) = reader.transactions(&filter, after.map(|after| after.at), rest)?;
+        let next = match next {
+            // A page full of pending ones goes on at the head.
+            _ if rest == 0 => {
+                let head = reader.head()?.map_or(0, |head| head.height);
+                Some(PageCursor::new(Cursor { height: head + 1, position: 0 }, None))
+            }
+            Some(next) => Some(PageCursor::new(next, reader.hash_at(next.height)?)),
+            None => None,
+        };
+        Ok(Ok((stored, next)))
+    };
+    let (stored, next) = match storage.read_async(read).await? {
+        Ok(page) => page,
+        Err(moved) => return Ok(moved.into_response()),
+    };
     let confirmed: HashSet<Hash> = stored.iter().map(|stored| stored.hash).collect();
     pending.retain(|pending| !confirmed.contains(&pending.hash));
 
-    // A page full of pending ones goes on at the head.
-    let above = Cursor { height: rpc.parts.ledger.head().height + 1, position: 0 };
-    let next = if rest == 0 { Some(above) } else { next }.map(|cursor| cursor.to_string());
+    let next = next.map(|cursor| cursor.to_string());
     let mut transactions: Vec<_> = pending.iter().map(|pending| listed(pending, rpc.chain_id())).collect();
     transactions.extend(stored.iter().map(|stored| ListedTransaction::stored(stored, rpc.chain_id())));
     Ok(Json(ListJson { success: true, count: transactions.len(), transactions, next }).into_response())

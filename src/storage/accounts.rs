@@ -1,5 +1,7 @@
 //! Accounts as they are after the head, and the keys that the chain has seen.
 
+use std::collections::BTreeMap;
+
 use rusqlite::{OptionalExtension, params};
 
 use super::{Reader, Result, Writer, from_sql, to_sql};
@@ -54,6 +56,23 @@ impl Writer<'_> {
                  SET balance = ?2, nonce = ?3, public_key = coalesce(?4, public_key)",
             )?
             .execute(params![address.0, to_sql(account.balance), to_sql(account.nonce), key.map(|key| key.0)])?;
+        Ok(())
+    }
+
+    /// Sets an account back to what it was before a block, whose first transaction of it may be the one that taught the
+    /// chain its key: before that the key was known to nobody, but for those in `known`, which genesis names.
+    pub(super) fn restore_account(
+        &self,
+        address: &Address,
+        account: &Account,
+        known: &BTreeMap<Address, PublicKey>,
+    ) -> Result<()> {
+        let forget = account.nonce == 0 && !known.contains_key(address);
+        self.connection()
+            .prepare_cached(
+                "UPDATE account SET balance = ?2, nonce = ?3, public_key = iif(?4, NULL, public_key) WHERE address = ?1",
+            )?
+            .execute(params![address.0, to_sql(account.balance), to_sql(account.nonce), forget])?;
         Ok(())
     }
 

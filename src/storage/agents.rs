@@ -1,10 +1,12 @@
 //! What agents keep: their place in the chain, their memory, what waits or is set aside, timers, replies on their way and
 //! what they cost. All of it changes in the transaction of the block that caused it.
 
+use std::collections::HashMap;
+
 use rusqlite::{OptionalExtension, Row, params};
 
 use super::{Cursor, Reader, Result, StorageError, Writer, from_sql, to_sql};
-use crate::chain::{Address, Height, Time, Transaction};
+use crate::chain::{Address, Hash, Height, Time, Transaction};
 
 /// An agent's row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -49,6 +51,28 @@ pub struct ParkedEvent {
     pub reason: String,
 }
 
+/// How far an agent has come, whether the node is configured with it or not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AgentPlace {
+    /// Its row.
+    pub id: AgentId,
+    /// Its wallet.
+    pub wallet: Address,
+    /// See [`StoredAgent::since`].
+    pub since: Time,
+}
+
+/// A message that an agent has handled and that was taken off the chain since.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HandledMessage {
+    /// Who sent it.
+    pub sender: Address,
+    /// Its nonce.
+    pub nonce: u64,
+    /// Where the sender's nonce was first seen to be beyond, so that no later block can hold it.
+    pub passed: Option<Height>,
+}
+
 /// A signed transaction that is not in a block yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OutboxRow {
@@ -87,6 +111,42 @@ impl Reader<'_> {
             })
         });
         Ok(agent.optional()?)
+    }
+
+    /// The agents that have seen the block at `height`.
+    pub fn agents_beyond(&self, height: Height) -> Result<Vec<AgentPlace>> {
+        let mut statement =
+            self.connection().prepare_cached("SELECT id, wallet, since FROM agent WHERE cursor >= ?")?;
+        let rows = statement.query_map([to_sql(height)], |row| {
+            Ok(AgentPlace {
+                id: AgentId(row.get(0)?),
+                wallet: Address(row.get(1)?),
+                since: Time(from_sql(row.get(2)?)),
+            })
+        })?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// The messages that an agent has handled and that no block of the chain holds now.
+    pub fn handled_messages(&self, agent: AgentId) -> Result<HashMap<Hash, HandledMessage>> {
+        let mut statement = self
+            .connection()
+            .prepare_cached("SELECT hash, sender, nonce, passed FROM agent_handled WHERE agent = ?")?;
+        let rows = statement.query_map([agent.0], |row| {
+            let (sender, nonce) = (Address(row.get(1)?), from_sql(row.get(2)?));
+            let passed = row.get::<_, Option<i64>>(3)?.map(from_sql);
+            Ok((Hash(row.get(0)?), HandledMessage { sender, nonce, passed }))
+        })?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// The positions of the messages of one block that an agent has not handled yet: they wait, or are set aside.
+    pub fn open_messages(&self, agent: AgentId, height: Height) -> Result<Vec<u32>> {
+        let mut statement = self
+            .connection()
+            .prepare_cached("SELECT position FROM agent_event WHERE height = ? AND tag IS NULL AND agent = ?")?;
+        let rows = statement.query_map([to_sql(height), agent.0], |row| row.get(0))?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
 
     /// The oldest events that wait to be handled, with their rows; at most `limit`.
@@ -146,8 +206,9 @@ impl Reader<'_> {
 
     /// The replies that are not in a block yet, oldest first.
     pub fn outbox(&self, agent: AgentId) -> Result<Vec<OutboxRow>> {
-        let mut statement =
-            self.connection().prepare_cached("SELECT id, body FROM agent_outbox WHERE agent = ? ORDER BY id")?;
+        let mut statement = self
+            .connection()
+            .prepare_cached("SELECT id, body FROM agent_outbox WHERE agent = ? AND height IS NULL ORDER BY id")?;
         let rows = statement.query_map([agent.0], |row| Ok((row.get(0)?, row.get(1)?)))?;
         rows.map(|row| {
             let (id, body): (i64, Vec<u8>) = row?;
@@ -256,9 +317,70 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// Forgets a transaction that is in a block.
-    pub fn take_outgoing(&self, id: i64) -> Result<()> {
-        self.execute("DELETE FROM agent_outbox WHERE id = ?", [id])?;
+    /// Notes that a transaction is in the block at `height`: it waits no more, but for that block's being undone.
+    pub fn settle_outgoing(&self, id: i64, height: Height) -> Result<()> {
+        self.execute("UPDATE agent_outbox SET height = ? WHERE id = ?", [to_sql(height), id])?;
+        Ok(())
+    }
+
+    /// Forgets the transactions of an agent that are in blocks up to `deepest`.
+    pub fn forget_outgoing(&self, agent: AgentId, deepest: Height) -> Result<()> {
+        self.execute("DELETE FROM agent_outbox WHERE height <= ? AND agent = ?", [to_sql(deepest), agent.0])?;
+        Ok(())
+    }
+
+    /// Lets the agents' transactions of a block that is taken back wait again, and takes back what they cost. `at` is the
+    /// block's time.
+    pub fn unsettle_outgoing(&self, height: Height, at: Time) -> Result<()> {
+        self.execute("UPDATE agent_outbox SET height = NULL WHERE height = ?", [to_sql(height)])?;
+        self.execute("DELETE FROM agent_spending WHERE at = ?", [to_sql(at.0)])?;
+        Ok(())
+    }
+
+    /// Sets an agent back to before the block at `height`, of which it has skipped so many messages: what it has not
+    /// handled of that block is forgotten.
+    pub fn set_agent_back(&self, agent: AgentId, height: Height, skipped: u64) -> Result<()> {
+        self.execute(
+            "DELETE FROM agent_event WHERE height = ? AND tag IS NULL AND agent = ?",
+            [to_sql(height), agent.0],
+        )?;
+        self.execute(
+            "UPDATE agent SET cursor = ?, skipped = max(0, skipped - ?) WHERE id = ?",
+            [to_sql(height - 1), to_sql(skipped), agent.0],
+        )?;
+        Ok(())
+    }
+
+    /// Remembers a message that an agent has handled, though no block holds it now.
+    pub fn put_handled(&self, agent: AgentId, hash: &Hash, message: &HandledMessage) -> Result<()> {
+        let HandledMessage { sender, nonce, passed } = message;
+        self.execute(
+            "INSERT OR REPLACE INTO agent_handled (agent, hash, sender, nonce, passed) VALUES (?, ?, ?, ?, ?)",
+            params![agent.0, hash.0, sender.0, to_sql(*nonce), passed.map(to_sql)],
+        )?;
+        Ok(())
+    }
+
+    /// Forgets of an agent's handled messages those beyond `max` that are least likely to come again. Answers how many.
+    pub fn trim_handled(&self, agent: AgentId, max: usize) -> Result<usize> {
+        self.execute(
+            "DELETE FROM agent_handled WHERE agent = ?1 AND hash IN (
+                 SELECT hash FROM agent_handled WHERE agent = ?1
+                 ORDER BY passed IS NOT NULL, passed DESC LIMIT -1 OFFSET ?2
+             )",
+            params![agent.0, sql_limit(max)],
+        )
+    }
+
+    /// Forgets one: a block holds it again, or none ever can.
+    pub fn take_handled(&self, agent: AgentId, hash: &Hash) -> Result<()> {
+        self.execute("DELETE FROM agent_handled WHERE agent = ? AND hash = ?", params![agent.0, hash.0])?;
+        Ok(())
+    }
+
+    /// Forgets of all agents' handled messages that the block at `height`, or one above, passed their nonces.
+    pub fn unpass_handled(&self, height: Height) -> Result<()> {
+        self.execute("UPDATE agent_handled SET passed = NULL WHERE passed >= ?", [to_sql(height)])?;
         Ok(())
     }
 

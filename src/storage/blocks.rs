@@ -1,12 +1,19 @@
 //! Blocks: one canonical blob each, found by height or by the first bytes of their hash; and what undoes them.
 
+use std::collections::BTreeMap;
+
 use rusqlite::{OptionalExtension, params};
 
-use super::{Reader, Result, StorageError, Writer, from_sql, to_sql, transactions};
-use crate::chain::{Account, Address, Block, Change, DecodeError, Hash, Head, Header, Height, VerifiedBlock};
+use super::{BelowBase, Reader, Result, StorageError, Writer, from_sql, to_sql, transactions};
+use crate::chain::{
+    Account, Address, Block, Change, DecodeError, Hash, Head, Header, Height, PublicKey, Time, VerifiedBlock,
+};
 
 /// How many blocks below the head can be undone.
-const UNDO_DEPTH: u64 = 1_024;
+pub const UNDO_DEPTH: u64 = 1_024;
+
+/// How many blocks that were taken back are remembered, with their parents.
+const UNDONE_MAX: i64 = 65_536;
 
 /// Index rows of many blocks, collected so that they go into each B-tree in its own order.
 #[derive(Default)]
@@ -28,6 +35,31 @@ pub struct Frames {
     pub next: Height,
     /// Whether more was asked for than there was room.
     pub cut: bool,
+}
+
+/// A block that was taken off the chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TakenBlock {
+    /// The block.
+    pub block: Block,
+    /// Its hash.
+    pub hash: Hash,
+    /// Its transactions' hashes, in order.
+    pub transaction_hashes: Vec<Hash>,
+}
+
+impl TakenBlock {
+    /// Its height.
+    pub fn height(&self) -> Height {
+        self.block.header.height
+    }
+}
+
+impl BlockRows {
+    /// Collects the index row of a block, without how to undo it.
+    pub(super) fn add_block(&mut self, hash: &Hash, height: Height) {
+        self.blocks.push((hash.prefix(), to_sql(height)));
+    }
 }
 
 fn damaged(height: Height) -> impl Fn(DecodeError) -> StorageError {
@@ -54,12 +86,15 @@ impl Reader<'_> {
         body.map(|body| Block::decode(&body).map_err(damaged(height))).transpose()
     }
 
-    /// The header at `height`, without reading its transactions.
+    /// The header at `height`, without reading its transactions, which need not be here.
     pub fn header(&self, height: Height) -> Result<Option<Header>> {
         let mut statement =
             self.connection().prepare_cached("SELECT substr(body, 1, 512) FROM block WHERE height = ?")?;
         let start: Option<Vec<u8>> = statement.query_row([to_sql(height)], |row| row.get(0)).optional()?;
-        start.map(|start| Ok(Header::decode_start(&start).map_err(damaged(height))?.0)).transpose()
+        match start {
+            Some(start) => Ok(Some(Header::decode_start(&start).map_err(damaged(height))?.0)),
+            None => Ok(self.kept_header(height)?.map(|(header, _)| header)),
+        }
     }
 
     /// The hash of the block at `height`.
@@ -111,7 +146,11 @@ impl Reader<'_> {
 
     /// The stored bytes of the blocks `first..=last` as frames, each after its length in four bytes, big-endian: what a
     /// range carries. At most `bytes_max` of them, or one block that is larger.
-    pub fn framed_blocks(&self, first: Height, last: Height, bytes_max: usize) -> Result<Frames> {
+    pub fn framed_blocks(&self, first: Height, last: Height, bytes_max: usize) -> Result<Result<Frames, BelowBase>> {
+        let last = match self.whole(first, last)? {
+            Ok(last) => last,
+            Err(below) => return Ok(Err(below)),
+        };
         let mut frames = Frames { body: Vec::new(), next: first, cut: false };
         self.each_encoded_block(first, last, |block| {
             let (body, frame) = (&mut frames.body, block.len() + 4);
@@ -129,7 +168,45 @@ impl Reader<'_> {
             frames.next += 1;
             true
         })?;
-        Ok(frames)
+        Ok(Ok(frames))
+    }
+
+    /// The time of the newest block that this node has signed, whether it is still on the chain or not; none before the
+    /// first.
+    pub fn signed(&self) -> Result<Option<Time>> {
+        let mut statement = self.connection().prepare_cached("SELECT value FROM meta WHERE key = 'signed'")?;
+        let bytes: Option<[u8; 8]> = statement.query_row([], |row| row.get(0)).optional()?;
+        Ok(bytes.map(|bytes| Time(u64::from_be_bytes(bytes))))
+    }
+
+    /// The lowest height from which on, up to the head, every block can be undone by its record; none where not even the
+    /// head can.
+    pub fn lowest_undo(&self) -> Result<Option<Height>> {
+        // Records are written block by block and pruned from below, so they have no gaps.
+        let mut statement = self.connection().prepare_cached("SELECT min(height) FROM undo")?;
+        Ok(statement.query_row([], |row| row.get::<_, Option<i64>>(0))?.map(from_sql))
+    }
+
+    /// Whether the block at `height` has a hash with this [`Hash::prefix`].
+    pub fn has_block(&self, height: Height, prefix: i64) -> Result<bool> {
+        let mut statement =
+            self.connection().prepare_cached("SELECT 1 FROM block_index WHERE prefix = ? AND height = ?")?;
+        Ok(statement.exists([prefix, to_sql(height)])?)
+    }
+
+    /// Where the chain of a block leaves ours: the highest block that both have. The block is named by its height and its
+    /// hash's [`Hash::prefix`]; none where it is neither ours nor one that was taken back and is remembered.
+    pub fn fork_of(&self, mut height: Height, mut prefix: i64) -> Result<Option<Height>> {
+        let mut statement =
+            self.connection().prepare_cached("SELECT parent FROM undone_block WHERE prefix = ? AND height = ?")?;
+        loop {
+            if self.has_block(height, prefix)? {
+                return Ok(Some(height));
+            }
+            let parent = statement.query_row([prefix, to_sql(height)], |row| row.get(0)).optional()?;
+            let (Some(parent), Some(below)) = (parent, height.checked_sub(1)) else { return Ok(None) };
+            (height, prefix) = (below, parent);
+        }
     }
 
     /// What the block at `height` changed; none when it lies too deep to be undone.
@@ -185,31 +262,66 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// Takes the block at `height`, which must be the head, out of the database again: block, index rows, accounts.
-    /// Answers what it had changed. Errors: no undo record so deep.
-    pub fn take_block(&self, height: Height) -> Result<Vec<Change>> {
-        let missing = |what: &str| StorageError::Inconsistent(format!("{what} of block {height} is not there"));
-        let block = self.reader().block(height)?.ok_or_else(|| missing("the body"))?;
-        let changes = self.reader().changes(height)?.ok_or_else(|| missing("the undo record"))?;
+    /// Remembers the parent of a block that is taken back, for [`Reader::fork_of`]. The oldest are forgotten.
+    pub(super) fn put_undone(&self, block: &TakenBlock) -> Result<()> {
+        let row = [to_sql(block.height()), block.hash.prefix(), block.block.header.parent_hash.prefix()];
+        self.connection()
+            .prepare_cached("INSERT OR REPLACE INTO undone_block (height, prefix, parent) VALUES (?, ?, ?)")?
+            .execute(row)?;
+        self.connection()
+            .prepare_cached("DELETE FROM undone_block WHERE id <= (SELECT max(id) FROM undone_block) - ?")?
+            .execute([UNDONE_MAX])?;
+        Ok(())
+    }
+
+    /// Notes the time of the newest block that this node has signed.
+    pub fn put_signed(&self, time: Time) -> Result<()> {
+        self.connection()
+            .prepare_cached("INSERT OR REPLACE INTO meta (key, value) VALUES ('signed', ?)")?
+            .execute([&time.0.to_be_bytes()[..]])?;
+        Ok(())
+    }
+
+    /// Takes the block at `height`, which must be the head, out of the database again: block, index rows, accounts, and
+    /// the keys that it brought; `known` are those that genesis names. Answers the block and what it had changed.
+    /// Errors: no undo record so deep.
+    pub fn take_block(
+        &self,
+        height: Height,
+        known: &BTreeMap<Address, PublicKey>,
+    ) -> Result<(TakenBlock, Vec<Change>)> {
+        let missing = || StorageError::Inconsistent(format!("the undo record of block {height} is not there"));
+        let changes = self.reader().changes(height)?.ok_or_else(missing)?;
+        let taken = self.take_block_alone(height)?;
+        for change in &changes {
+            match change.before {
+                Some(account) => self.restore_account(&change.address, &account, known)?,
+                None => self.take_account(&change.address)?,
+            }
+        }
+        Ok((taken, changes))
+    }
+
+    /// As [`Writer::take_block`], but leaves the accounts as they are: for whoever makes them anew.
+    pub fn take_block_alone(&self, height: Height) -> Result<TakenBlock> {
+        let missing = || StorageError::Inconsistent(format!("the body of block {height} is not there"));
+        let block = self.reader().block(height)?.ok_or_else(missing)?;
+        let hash = block.hash();
         let connection = self.connection();
         connection.prepare_cached("DELETE FROM block WHERE height = ?")?.execute([to_sql(height)])?;
         connection.prepare_cached("DELETE FROM undo WHERE height = ?")?.execute([to_sql(height)])?;
         connection
             .prepare_cached("DELETE FROM block_index WHERE prefix = ? AND height = ?")?
-            .execute([block.hash().prefix(), to_sql(height)])?;
-        self.take_transactions(&block)?;
-        for change in &changes {
-            match change.before {
-                Some(account) => self.put_account(&change.address, &account, None)?,
-                None => self.take_account(&change.address)?,
-            }
-        }
-        Ok(changes)
+            .execute([hash.prefix(), to_sql(height)])?;
+        let transaction_hashes = self.take_transactions(&block)?;
+        let taken = TakenBlock { block, hash, transaction_hashes };
+        self.put_undone(&taken)?;
+        Ok(taken)
     }
 }
 
 /// 20 bytes address, a flag, 16 bytes before (if it was there), 16 bytes after.
-fn encode_changes(changes: &[Change]) -> Vec<u8> {
+pub(super) fn encode_changes(changes: &[Change]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(changes.len() * 53);
     let push = |bytes: &mut Vec<u8>, account: &Account| {
         bytes.extend_from_slice(&account.balance.to_be_bytes());

@@ -3,8 +3,13 @@
 
 mod accounts;
 mod agents;
+mod backup;
 mod blocks;
+mod check;
+mod file;
+mod history;
 mod mempool;
+mod rebuild;
 mod schema;
 mod transactions;
 
@@ -16,9 +21,13 @@ use rusqlite::{Connection, OpenFlags};
 use crate::chain::{DecodeError, Hash};
 
 pub use accounts::StoredAccount;
-pub use agents::{AgentEvent, AgentId, OutboxRow, ParkedEvent, StoredAgent};
-pub use blocks::{BlockRows, Frames};
+pub use agents::{AgentEvent, AgentId, AgentPlace, HandledMessage, OutboxRow, ParkedEvent, StoredAgent};
+pub use blocks::{BlockRows, Frames, TakenBlock, UNDO_DEPTH};
+pub use check::{BlocksChecked, PROBLEMS_MAX};
+pub use file::{Lock, remove};
+pub use history::BelowBase;
 pub use mempool::KeptTransaction;
+pub use rebuild::{Rebuilt, Replayed};
 pub use transactions::{Cursor, StoredTransaction, TransactionFilter};
 
 /// Why the database did not do what was asked.
@@ -232,23 +241,17 @@ pub struct WriteConnection {
     connection: Connection,
     path: PathBuf,
     /// Held as long as this process may write.
-    _lock: std::fs::File,
+    lock: Lock,
 }
 
 impl WriteConnection {
     /// Opens or makes the database, brings it to the newest schema and checks that it is the chain of `genesis`.
     pub fn open(path: &Path, genesis: &Hash) -> Result<(Self, Storage)> {
-        let shown = || path.display().to_string();
-        let io = |error| StorageError::Io { path: shown(), error };
-        if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-            std::fs::create_dir_all(folder).map_err(io)?;
-        }
-        let lock = std::fs::File::create(path.with_extension("lock")).map_err(io)?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(std::fs::TryLockError::WouldBlock) => return Err(StorageError::InUse(shown())),
-            Err(std::fs::TryLockError::Error(error)) => return Err(io(error)),
-        }
+        Self::open_locked(path, genesis, Lock::take(path)?)
+    }
+
+    /// As [`WriteConnection::open`], by the holder of the lock.
+    pub fn open_locked(path: &Path, genesis: &Hash, lock: Lock) -> Result<(Self, Storage)> {
         let connection = Connection::open(path)?;
         connection.execute_batch(
             // FULL: a commit is on disk when it is answered. Groups make it cheap; without it an authority could sign
@@ -260,9 +263,9 @@ impl WriteConnection {
         schema::migrate(&connection, path)?;
         let found = schema::genesis(&connection, genesis)?;
         if found != *genesis {
-            return Err(StorageError::OtherChain { path: shown(), found, expected: *genesis });
+            return Err(StorageError::OtherChain { path: path.display().to_string(), found, expected: *genesis });
         }
-        Ok((Self { connection, path: path.to_owned(), _lock: lock }, Storage::open(path)))
+        Ok((Self { connection, path: path.to_owned(), lock }, Storage::open(path)))
     }
 
     /// Starts the transaction that everything until [`WriteConnection::commit`] belongs to.

@@ -47,12 +47,40 @@ const MIGRATIONS: &[&str] = &[
          id INTEGER PRIMARY KEY, agent INTEGER NOT NULL REFERENCES agent (id), at INTEGER NOT NULL, fee INTEGER NOT NULL
      );
      CREATE INDEX agent_spending_at ON agent_spending (agent, at);",
+    // 3: reorgs. `undone_block` has the parents of blocks that were taken back, so that a list can say where a cursor into
+    // one of them leaves our chain. `agent_handled`: messages that an agent has handled and that no block holds now;
+    // `passed` is where the sender's nonce was first seen beyond. A reply keeps its row, with the height of its block,
+    // as long as that can be undone.
+    "CREATE TABLE undone_block (
+         id INTEGER PRIMARY KEY, height INTEGER NOT NULL, prefix INTEGER NOT NULL, parent INTEGER NOT NULL,
+         UNIQUE (prefix, height)
+     );
+     CREATE TABLE agent_handled (
+         agent INTEGER NOT NULL REFERENCES agent (id), hash BLOB NOT NULL, sender BLOB NOT NULL,
+         nonce INTEGER NOT NULL, passed INTEGER, PRIMARY KEY (agent, hash)
+     ) WITHOUT ROWID;
+     ALTER TABLE agent_outbox ADD COLUMN height INTEGER;
+     DROP INDEX agent_outbox_agent;
+     CREATE INDEX agent_outbox_waiting ON agent_outbox (agent, id) WHERE height IS NULL;
+     CREATE INDEX agent_outbox_held ON agent_outbox (height) WHERE height IS NOT NULL;
+     CREATE INDEX agent_event_height ON agent_event (height) WHERE tag IS NULL;",
+    // 4: headers without their blocks.
+    super::history::MIGRATION,
 ];
+
+/// The version of a file.
+pub(super) fn version(connection: &Connection) -> Result<u32> {
+    Ok(connection.pragma_query_value(None, "user_version", |row| row.get(0))?)
+}
+
+/// The version that this program makes.
+pub(super) fn known() -> u32 {
+    u32::try_from(MIGRATIONS.len()).expect("a handful")
+}
 
 /// Brings the file to the newest version, each step in a transaction of its own. Errors: a file from a newer program.
 pub(super) fn migrate(connection: &Connection, path: &Path) -> Result<()> {
-    let found: u32 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
-    let known = u32::try_from(MIGRATIONS.len()).expect("a handful");
+    let (found, known) = (version(connection)?, known());
     if found > known {
         return Err(StorageError::Newer { path: path.display().to_string(), found, known });
     }
@@ -64,11 +92,16 @@ pub(super) fn migrate(connection: &Connection, path: &Path) -> Result<()> {
 
 /// The genesis that this file was made for; `genesis` if it is new.
 pub(super) fn genesis(connection: &Connection, genesis: &Hash) -> Result<Hash> {
-    let found: Option<[u8; 32]> =
-        connection.query_row("SELECT value FROM meta WHERE key = 'genesis'", [], |row| row.get(0)).optional()?;
-    if let Some(found) = found {
-        return Ok(Hash(found));
+    if let Some(found) = found_genesis(connection)? {
+        return Ok(found);
     }
     connection.execute("INSERT INTO meta (key, value) VALUES ('genesis', ?)", [&genesis.0[..]])?;
     Ok(*genesis)
+}
+
+/// The genesis that this file was made for, if it says so.
+pub(super) fn found_genesis(connection: &Connection) -> Result<Option<Hash>> {
+    let found: Option<[u8; 32]> =
+        connection.query_row("SELECT value FROM meta WHERE key = 'genesis'", [], |row| row.get(0)).optional()?;
+    Ok(found.map(Hash))
 }

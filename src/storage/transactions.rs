@@ -117,10 +117,23 @@ fn prefix(address: &Address) -> i64 {
 
 /// The index rows of a block's transactions.
 pub(super) fn collect_rows(verified: &VerifiedBlock, rows: &mut BlockRows) {
-    for (position, (transaction, hash)) in
-        (0..).zip(verified.block().transactions.iter().zip(verified.transaction_hashes()))
-    {
-        let place = Cursor { height: verified.height(), position }.place();
+    collect(verified.block(), verified.transaction_hashes(), rows);
+}
+
+/// The places that a block at `height` has, first and last.
+pub(super) fn places(height: Height) -> (i64, i64) {
+    (Cursor { height, position: 0 }.place(), Cursor::end_of(height).place())
+}
+
+/// A place as people read it.
+pub(super) fn place_name(place: i64) -> Cursor {
+    Cursor::at(place)
+}
+
+/// The index rows of the transactions of `block`, which have these hashes.
+pub(super) fn collect(block: &Block, hashes: &[Hash], rows: &mut BlockRows) {
+    for (position, (transaction, hash)) in (0..).zip(block.transactions.iter().zip(hashes)) {
+        let place = Cursor { height: block.header.height, position }.place();
         let (from, to) = (prefix(&transaction.from()), prefix(&transaction.to));
         rows.transactions.push((hash.prefix(), place));
         rows.accounts.push((from, place));
@@ -250,25 +263,26 @@ impl Reader<'_> {
 }
 
 impl Writer<'_> {
-    /// Takes the index rows of a block's transactions away again.
-    pub(super) fn take_transactions(&self, block: &Block) -> Result<()> {
+    /// Takes the index rows of a block's transactions away again; answers their hashes.
+    pub(super) fn take_transactions(&self, block: &Block) -> Result<Vec<Hash>> {
+        let mut hashes = Vec::with_capacity(block.transactions.len());
         for (position, transaction) in (0..).zip(&block.transactions) {
             let place = Cursor { height: block.header.height, position }.place();
             let hash = transaction.hash(&block.header.chain_id);
+            let (from, to) = (prefix(&transaction.from()), prefix(&transaction.to));
             let rows = [
-                ("transaction_index", hash.prefix()),
-                ("account_transaction", prefix(&transaction.from())),
-                ("account_transaction", prefix(&transaction.to)),
-                ("account_message", prefix(&transaction.from())),
-                ("account_message", prefix(&transaction.to)),
+                ("DELETE FROM transaction_index WHERE prefix = ? AND place = ?", hash.prefix()),
+                ("DELETE FROM account_transaction WHERE prefix = ? AND place = ?", from),
+                ("DELETE FROM account_transaction WHERE prefix = ? AND place = ?", to),
+                ("DELETE FROM account_message WHERE prefix = ? AND place = ?", from),
+                ("DELETE FROM account_message WHERE prefix = ? AND place = ?", to),
             ];
-            for (table, prefix) in rows {
-                self.connection()
-                    .prepare_cached(&format!("DELETE FROM {table} WHERE prefix = ? AND place = ?"))?
-                    .execute([prefix, place])?;
+            for (sql, prefix) in rows {
+                self.connection().prepare_cached(sql)?.execute([prefix, place])?;
             }
+            hashes.push(hash);
         }
-        Ok(())
+        Ok(hashes)
     }
 }
 

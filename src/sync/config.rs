@@ -8,7 +8,7 @@ use crate::config::section;
 pub enum OnDivergence {
     /// Say so, and import nothing more.
     Halt,
-    /// Take the better branch, within `max_reorg_depth`.
+    /// Take the better branch, within the chain's `max_reorg_depth`.
     #[default]
     Reorg,
     /// Take the better branch.
@@ -49,13 +49,13 @@ section! {
         backoff_max_ms: u64 = 30_000, 100..=3_600_000;
         /// Milliseconds after which a pending transaction is handed to a source once more.
         forward_again_ms: u64 = 15_000, 1_000..=3_600_000;
+        /// Blocks after which all accounts are read again, and must make the head's state root; 0: only at the start.
+        verify_state_every: u64 = 10_000, 0..=1_000_000_000;
         /// What to do where a peer has another valid block than we: `"halt"` (say so and import nothing more, from anyone),
         /// `"reorg"` (take the better branch, unless too many blocks would have to be taken back; then say so) or
         /// `"resync"` (take the better branch, however many that are). The longer branch is the better one, of two that
         /// are equally long the one whose head has the lower hash.
         on_divergence: OnDivergence = OnDivergence::Reorg;
-        /// Blocks that may be taken back for a better branch.
-        max_reorg_depth: u64 = 256, 1..=1_024;
     }
 }
 
@@ -66,8 +66,7 @@ mod tests {
     #[test]
     fn the_defaults_are_in_range_and_each_knob_out_of_it_is_named() {
         assert_eq!(SyncConfig::default().check(), Ok(()));
-        let cases: [(&str, SyncConfig); 5] = [
-            ("max_reorg_depth", SyncConfig { max_reorg_depth: 1_025, ..SyncConfig::default() }),
+        let cases: [(&str, SyncConfig); 4] = [
             ("poll_ms", SyncConfig { poll_ms: 0, ..SyncConfig::default() }),
             ("watchdog_ms", SyncConfig { watchdog_ms: 60_000, ..SyncConfig::default() }),
             ("range_blocks_max", SyncConfig { range_blocks_max: 1_001, ..SyncConfig::default() }),

@@ -107,6 +107,7 @@ impl Follower {
         let verifier = Verifier::new(config.verify_threads, genesis)?;
         let mut head = ledger.watch();
         let mut engine = Engine::new(us, config, head.borrow_and_update().clone(), clock.now());
+        engine.limit_reorgs(ledger.max_reorg_depth());
         // Unbounded, but every task that sends sends once, and tasks are bounded.
         let (sender, wakes) = mpsc::unbounded_channel();
         let (job_sender, jobs) = mpsc::channel(pipeline::JOBS_MAX);

@@ -25,7 +25,7 @@ mod tasks;
 use crate::chain::{Hash, Height, Time};
 
 pub use config::{OnDivergence, SyncConfig};
-pub use status::{Diverged, PeerStatus, SyncState, SyncStatus, Tolerance};
+pub use status::{Diverged, PeerStatus, RefusedReorg, SyncState, SyncStatus, Tolerance};
 
 /// A peer, numbered for as long as it is known.
 pub type PeerId = u32;

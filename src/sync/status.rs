@@ -30,6 +30,34 @@ pub enum SyncState {
     Authority,
 }
 
+impl SyncState {
+    /// Each of them.
+    pub const ALL: [Self; 8] = [
+        Self::Starting,
+        Self::Syncing,
+        Self::Live,
+        Self::Behind,
+        Self::Ahead,
+        Self::Diverged,
+        Self::NoSource,
+        Self::Authority,
+    ];
+
+    /// Its name on the wire.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Syncing => "syncing",
+            Self::Live => "live",
+            Self::Behind => "behind",
+            Self::Ahead => "ahead",
+            Self::Diverged => "diverged",
+            Self::NoSource => "no-source",
+            Self::Authority => "authority",
+        }
+    }
+}
+
 /// Two valid blocks at one height.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Diverged {
@@ -95,6 +123,8 @@ pub struct SyncStatus {
     pub in_flight: u32,
     /// Blocks that are here and not stored yet.
     pub waiting: u64,
+    /// Of those, how many are being verified.
+    pub verifying: u64,
     /// Encoded bytes taken by what is under way or waiting.
     pub buffered_bytes: u64,
     /// The most that these were since the node started.
@@ -111,6 +141,8 @@ pub struct SyncStatus {
     pub refused_actions: u64,
     /// Answers that were not usable.
     pub failed_requests: u64,
+    /// The last better branch that would have taken back too many blocks.
+    pub refused_reorg: Option<RefusedReorg>,
     /// The strategy's last line for the operator.
     pub report: Option<String>,
     /// Two valid blocks at one height, if a source has another one.
@@ -119,6 +151,17 @@ pub struct SyncStatus {
     pub diverged_since: Option<Time>,
     /// What keeps sync from going on, if something does: a block that no source has in a valid form, a full disk.
     pub problem: Option<String>,
+}
+
+/// A better branch that was not taken, since too many blocks would have had to be taken back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusedReorg {
+    /// When it was last looked at.
+    pub at: Time,
+    /// How many blocks it would have taken back.
+    pub depth: u64,
+    /// Who has it.
+    pub peer: String,
 }
 
 /// How far below its sources a node may be and still count as live: `[monitor]`.
@@ -309,6 +352,13 @@ mod tests {
         assert_eq!((after(true, &[0, 4], 9_000), after(false, &[0, 4], 9_000)), (SyncState::Live, SyncState::Ahead));
         assert_eq!((after(false, &[4], 1_000), after(false, &[4], 1_001)), (SyncState::Live, SyncState::Ahead));
         assert_eq!((after(false, &[4, 5], 9_000), after(false, &[9], 500)), (SyncState::Live, SyncState::Syncing));
+    }
+
+    #[test]
+    fn a_state_has_one_name() {
+        for state in SyncState::ALL {
+            assert_eq!(serde_json::to_value(state).unwrap(), state.name());
+        }
     }
 
     #[test]

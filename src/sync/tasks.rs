@@ -14,7 +14,7 @@ use super::pipeline::Verifier;
 use super::source::{Source, SourceError};
 use super::{PeerId, RequestId, Strategy};
 use crate::chain::VerifiedBlock;
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, Reach};
 
 /// What the engine moves where blocks are real.
 pub type Blocks = Vec<VerifiedBlock>;
@@ -183,6 +183,14 @@ async fn look(source: &Arc<dyn Source>, ledger: &Ledger, introduce: bool) -> Res
 }
 
 /// Takes `branch` in place of our blocks, in one commit. `deep`: however many of ours that takes back.
-async fn switch_branch(_ledger: &Ledger, _branch: Blocks, _deep: bool) -> Result<(), SwitchError> {
-    Err(SwitchError::Refused("this ledger cannot take blocks back yet".into()))
+async fn switch_branch(ledger: &Ledger, branch: Blocks, deep: bool) -> Result<(), SwitchError> {
+    use crate::ledger::SwitchError as Why;
+    let reach = if deep { Reach::Any } else { Reach::Limited };
+    match ledger.switch_branch(branch, reach).await {
+        Ok(_) => Ok(()),
+        Err(Why::Invalid { height, error, .. }) => Err(SwitchError::Invalid { height, reason: error.to_string() }),
+        Err(Why::Storage(reason)) => Err(SwitchError::Storage(reason)),
+        Err(Why::Stopped) => Err(SwitchError::Stopped),
+        Err(refused) => Err(SwitchError::Refused(refused.to_string())),
+    }
 }

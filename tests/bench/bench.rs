@@ -1,7 +1,7 @@
 //! `make bench`: every figure that Tenon promises, measured on this machine, with a floor program beside it where the
 //! hardware decides. Prints a table and writes `target/bench.json`. With words as arguments only the parts whose names
-//! hold one of them run: `policy`, `journal`, `replay`, `catch-up`, `serve`, `lifecycle`, `node`,
-//! `gossip`.
+//! hold one of them run: `policy`, `journal`, `replay`, `simulate`, `catch-up`, `serve`, `lifecycle`, `node`, `gossip`,
+//! `verify`.
 
 mod bare;
 mod catch_up;
@@ -20,6 +20,10 @@ mod process;
 mod replay;
 mod report;
 mod serve;
+mod simulate;
+#[path = "../support/traffic.rs"]
+mod traffic;
+mod verify;
 
 use std::path::Path;
 
@@ -46,6 +50,9 @@ fn main() -> std::process::ExitCode {
         let dir = dir();
         runtime.block_on(replay::run(dir.path(), &mut report));
     }
+    if runs("simulate") {
+        simulate::run(&mut report);
+    }
     if runs("catch-up") {
         let dir = dir();
         runtime.block_on(catch_up::run(dir.path(), &mut report));
@@ -64,6 +71,10 @@ fn main() -> std::process::ExitCode {
     }
     if runs("gossip") {
         runtime.block_on(gossip::run(&mut report));
+    }
+    if runs("verify") {
+        let dir = dir();
+        runtime.block_on(verify::run(dir.path(), &mut report));
     }
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("the target directory");
     let met = report.finish(&target.join("bench.json"));

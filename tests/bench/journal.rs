@@ -13,6 +13,7 @@ use tenon_runtime::replay::{Against, Options, Replay};
 use tenon_runtime::{Builtin as _, Digest, MemoryId};
 
 use crate::report::{Report, median};
+use crate::traffic;
 
 /// Callers that take turns.
 const CLIENTS: u64 = 1_024;
@@ -23,8 +24,10 @@ const CALLS: u64 = 200_000;
 const ROUNDS: u64 = 2;
 /// Samples, of which the median counts.
 const SAMPLES: usize = 9;
-/// Mutants that are tried.
+/// Mutants that are tried at most.
 const MUTANTS: usize = 200;
+/// Calls that each of them makes again.
+const TRAFFIC: usize = 20_000;
 
 /// A decision as a slot would record it.
 struct Decided {
@@ -73,9 +76,7 @@ fn replay(journal: &Path, scratch: &Path, report: &mut Report) {
 
 /// How many slips of an author a replay of recorded traffic shows, and whether it cries wolf.
 fn mutants(dir: &Path, report: &mut Report) {
-    let calls: Vec<Decided> = decided().into_iter().take(20_000).collect();
-    record(dir, &calls);
-    let source = Source::open(&Journal::dir_of(dir, "rate-limit")).expect("a journal");
+    let source = traffic::journal(dir, &traffic::decisions(TRAFFIC));
     let replay = Replay::<RateLimit>::new(&dir.join("scratch")).expect("an engine");
     let component = std::fs::read(tenon_build::path("token-bucket")).expect("the plugin is built");
     let run = |bytes: &[u8]| replay.run(&source, bytes, Against::Journal(&|_| None), &Options::default());
@@ -87,7 +88,8 @@ fn mutants(dir: &Path, report: &mut Report) {
         0.0,
         None,
     );
-    let mutants = tenon_build::mutants(&component, 1, MUTANTS).expect("a component");
+    let mutants = tenon_build::mutants(&component, "tenon:rate-limit/policy@0.1.0#check", 1, MUTANTS);
+    let mutants = mutants.expect("a component");
     let shown = |mutant: &Vec<u8>| match run(mutant) {
         Ok(result) => result.changed > 0 || result.failures.values().sum::<u64>() > 0,
         // It does not even load.
@@ -95,7 +97,7 @@ fn mutants(dir: &Path, report: &mut Report) {
     };
     let detected = mutants.iter().filter(|mutant| shown(mutant)).count();
     report.note(
-        format!("mutants of token-bucket, of {}, that a replay of recorded calls shows", mutants.len()),
+        format!("mutants of token-bucket's check, of {}, that a replay of recorded calls shows", mutants.len()),
         detected as f64 / mutants.len() as f64,
         "share",
     );

@@ -5,8 +5,13 @@ use std::sync::Arc;
 use serde_json::Value;
 use tenon::bindings::{RateLimit, builtin};
 use tenon::chain::{Address, Genesis, SecretKey, Time};
+use tenon::events::{Hub, HubLimits, Mark};
 use tenon::ledger::{Ledger, LedgerOptions};
+use tenon::maintenance::audit::Auditor;
+use tenon::maintenance::shelf::{Shelf, ShelfConfig};
 use tenon::mempool::{Mempool, MempoolConfig, MempoolHook};
+use tenon::monitor::alert::Timing;
+use tenon::monitor::{Monitor, MonitorParts, Observed, Observer, Thresholds};
 use tenon::rate_limit::token_bucket::Settings;
 use tenon::rpc::admin::AdminParts;
 use tenon::rpc::{self, NodeInfo, RpcConfig, RpcParts};
@@ -30,12 +35,17 @@ pub struct Node {
     pub mempool: Mempool,
     /// What its sync says.
     pub sync: watch::Sender<SyncStatus>,
+    /// What happens in it.
+    pub events: Hub,
+    /// Its eye on itself, which looks when told to.
+    pub monitor: Monitor,
     pub stop: watch::Sender<bool>,
     pub server: JoinHandle<()>,
     pub client: reqwest::Client,
     authority: SecretKey,
-    host: Host,
-    _dir: tempfile::TempDir,
+    /// Its plugins.
+    pub host: Host,
+    dir: Option<tempfile::TempDir>,
 }
 
 /// An answer, read to the end.
@@ -87,6 +97,16 @@ impl Node {
         answer.json()
     }
 
+    /// Where its components are.
+    pub fn plugin_dir(&self) -> std::path::PathBuf {
+        self.dir.as_ref().expect("it is there until the end").path().join("plugins")
+    }
+
+    /// Stops, and leaves the directory with its chain to the next one.
+    pub fn end(mut self) -> tempfile::TempDir {
+        self.dir.take().expect("it is there until now")
+    }
+
     /// Makes a block of what waits.
     pub async fn produce(&self) {
         producer::produce(&self.ledger, &self.mempool, &self.authority, Time::now(), true).await;
@@ -104,11 +124,23 @@ impl Drop for Node {
 /// Starts a node on `genesis`, whose authority has the key `authority`.
 pub async fn start(genesis: &Genesis, authority: &SecretKey, limits: Settings, config: RpcConfig) -> Node {
     let dir = tempfile::tempdir().expect("a directory");
+    start_in(dir, genesis, authority, limits, config, HubLimits::default()).await
+}
+
+/// The same, in a directory that may have a chain already, with other limits on events.
+pub async fn start_in(
+    dir: tempfile::TempDir,
+    genesis: &Genesis,
+    authority: &SecretKey,
+    limits: Settings,
+    config: RpcConfig,
+    hub_limits: HubLimits,
+) -> Node {
     let hook = MempoolHook::new();
     let handle = hook.handle();
     let options = LedgerOptions::new(dir.path().join("chain.db"), genesis.clone());
-    let ledger = Ledger::open(options, vec![Box::new(hook)]).expect("a new database");
-    let mempool = Mempool::open(ledger.clone(), handle, MempoolConfig::default()).expect("an empty one");
+    let ledger = Ledger::open(options, vec![Box::new(hook)]).expect("a database");
+    let mempool = Mempool::open(ledger.clone(), handle, MempoolConfig::default()).expect("a mempool");
     let host = Host::new(HostConfig::new(dir.path().join("plugins"), dir.path().join("state"))).expect("a host");
     let builtin = || builtin::TokenBucket::new(limits.clone()).expect("settings in range");
     let policy = host.slot::<RateLimit>("rate-limit", PluginConfig::default(), builtin()).expect("a slot");
@@ -116,25 +148,54 @@ pub async fn start(genesis: &Genesis, authority: &SecretKey, limits: Settings, c
     host.open();
     let (sync, status) = watch::channel(SyncStatus { state: SyncState::Authority, ..SyncStatus::default() });
     let (stop, stopped) = watch::channel(false);
+    // Before any part sets a figure, or nobody would have it.
+    let metrics = telemetry::install();
+    let shelf_config = ShelfConfig { dir: dir.path().join("snapshots"), every_blocks: 0, keep: 2, depth: 0, blocks: 1 };
+    let shelf = Shelf::open(ledger.clone(), shelf_config).expect("a folder for snapshots");
+    let auditor = Auditor::new(ledger.clone());
+    let (started, head) = (Time::now(), ledger.head());
+    let events = Hub::new(started, Mark::new(head.height, &head.hash), hub_limits);
+    let observed = Observed {
+        ledger: ledger.clone(),
+        mempool: mempool.clone(),
+        sync: status.clone(),
+        auditor: auditor.clone(),
+        is_authority: true,
+        started,
+        plugins: Arc::new(Vec::new),
+        queues: Vec::new(),
+    };
+    let monitor = Monitor::new(MonitorParts {
+        observer: Observer::new(observed),
+        thresholds: Thresholds::default(),
+        timing: Timing { for_ms: 0, clear_ms: 0 },
+        hub: events.clone(),
+        webhook: None,
+    });
     let parts = RpcParts {
         ledger: ledger.clone(),
         mempool: mempool.clone(),
         policy: Arc::new(policy),
         sync: status,
         p2p: None,
-        info: NodeInfo::new(Some(Address::of(&authority.public_key())), Time::now()),
-        metrics: telemetry::install(),
+        shelf: shelf.clone(),
+        auditor: auditor.clone(),
+        info: NodeInfo::new(Some(Address::of(&authority.public_key())), started),
+        metrics,
         collect: Vec::new(),
+        events: events.clone(),
+        plugin_events: Some(host.events()),
+        monitor: monitor.clone(),
     };
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let admin_listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let url = format!("http://{}", listener.local_addr().expect("bound"));
     let admin = format!("http://{}", admin_listener.local_addr().expect("bound"));
     let server = rpc::serve(listener, parts, config, stopped.clone()).expect("a configuration that can be used");
-    rpc::serve_admin(admin_listener, AdminParts { host: host.clone(), token: TOKEN.into() }, stopped);
+    rpc::serve_admin(admin_listener, AdminParts { host: host.clone(), shelf, auditor, token: TOKEN.into() }, stopped);
     // The provider of cryptography; another test may have set the same one before.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let client = reqwest::Client::builder().no_proxy().build().expect("a client");
     let authority = authority.clone();
-    Node { url, admin, ledger, mempool, sync, stop, server, client, authority, host, _dir: dir }
+    Node { url, admin, ledger, mempool, sync, events, monitor, stop, server, client, authority, host, dir: Some(dir) }
 }

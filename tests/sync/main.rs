@@ -17,6 +17,7 @@ mod bounds;
 mod faults;
 mod heads;
 mod peers;
+#[path = "../support/source.rs"]
 mod source;
 mod strategies;
 mod zoo;

@@ -11,6 +11,7 @@
 pub mod fixture;
 pub mod toolchain;
 
+mod author;
 mod cargo;
 mod component;
 mod contract;
@@ -18,6 +19,7 @@ mod mutate;
 mod sysroot;
 mod workspace;
 
+pub use author::build_dir;
 pub use component::{encode, restamp};
 pub use mutate::mutants;
-pub use workspace::{build_all, build_dir, path};
+pub use workspace::{build_all, path};

@@ -1,26 +1,23 @@
 //! Components that are nearly right: one instruction differs, in type and size the same, as if an author had slipped.
 
-use anyhow::{Context, Result};
-use wasmparser::{Operator, Parser, Payload};
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::{Context, Result, bail};
+use wasmparser::{Encoding, ExternalKind, FunctionBody, Operator, Parser, Payload, TypeRef};
+use wit_parser::decoding::{DecodedWasm, decode};
+use wit_parser::{LiftLowerAbi, ManglingAndAbi, WasmExport, WasmExportKind, WorldItem};
 
 /// Up to `count` versions of `component`, each with one other instruction (`<` for `<=`, `+` for `-`, a constant that is
-/// off by one); the same ones for the same `seed`.
+/// off by one) in what runs when `export` is called; the same ones for the same `seed`, fewer where there are fewer places.
 ///
-/// Errors: it is no component.
-pub fn mutants(component: &[u8], seed: u64, count: usize) -> Result<Vec<Vec<u8>>> {
-    let mut places = Vec::new();
-    for payload in Parser::new(0).parse_all(component) {
-        if let Payload::CodeSectionEntry(body) = payload.context("reading the component")? {
-            for operator in body.get_operators_reader()?.into_iter_with_offsets() {
-                let (operator, at) = operator?;
-                if let Some(other) = other(&operator) {
-                    // A constant's value stands behind its opcode.
-                    let is_constant = matches!(operator, Operator::I64Const { .. } | Operator::I32Const { .. });
-                    places.push((at + usize::from(is_constant), other));
-                }
-            }
-        }
-    }
+/// `export` is an interface and one of its functions: `tenon:rate-limit/policy@0.1.0#check`. What runs is the core function
+/// behind it, by the names that encoders of components give those, and all that it calls directly. Two kinds of calls are
+/// not followed: those through a table, and those that are known to trap (an `unreachable` stands behind them), since
+/// neither the text of a panic nor how it is formatted is an answer.
+///
+/// Errors: it is no component, it does not export that function, or none of its modules has it by a known name.
+pub fn mutants(component: &[u8], export: &str, seed: u64, count: usize) -> Result<Vec<Vec<u8>>> {
+    let mut places = places(component, export)?;
     let mut state = seed;
     let mut mutants = Vec::new();
     while mutants.len() < count && !places.is_empty() {
@@ -33,6 +30,123 @@ pub fn mutants(component: &[u8], seed: u64, count: usize) -> Result<Vec<Vec<u8>>
         mutants.push(mutant);
     }
     Ok(mutants)
+}
+
+/// A core module, as far as it matters who calls whom.
+#[derive(Default)]
+struct Module {
+    imported: u32,
+    /// By name, the number of the function.
+    exports: BTreeMap<String, u32>,
+    /// Those that it defines, in order; their numbers follow those of the imported ones.
+    functions: Vec<Function>,
+}
+
+#[derive(Default)]
+struct Function {
+    calls: BTreeSet<u32>,
+    /// Where a byte of the component can be another one, and which.
+    places: Vec<(usize, u8)>,
+}
+
+/// Where a byte can differ in what `export` runs.
+fn places(component: &[u8], export: &str) -> Result<Vec<(usize, u8)>> {
+    let names = core_names(component, export)?;
+    let modules = modules(component).context("reading the component")?;
+    let root = |module: &Module| names.iter().find_map(|name| module.exports.get(name).copied());
+    let found = modules.iter().find_map(|module| Some((module, root(module)?)));
+    let (module, root) = found.with_context(|| format!("no module exports {}", names.join(" or ")))?;
+    let mut waiting = vec![root];
+    let (mut met, mut places) = (BTreeSet::new(), Vec::new());
+    while let Some(number) = waiting.pop() {
+        // One that is imported has no body here.
+        let own = number.checked_sub(module.imported).and_then(|own| module.functions.get(own as usize));
+        if let Some(function) = own
+            && met.insert(number)
+        {
+            waiting.extend(&function.calls);
+            places.extend(&function.places);
+        }
+    }
+    Ok(places)
+}
+
+/// What the core function behind `export` is called: there are two ways to write it.
+fn core_names(component: &[u8], export: &str) -> Result<[String; 2]> {
+    let (resolve, world) = match decode(component).context("reading the component's types")? {
+        DecodedWasm::Component(resolve, world) => (resolve, world),
+        DecodedWasm::WitPackage(..) => bail!("an encoded WIT package, not a component"),
+    };
+    let (interface, function) = export.split_once('#').with_context(|| format!("{export} has no #"))?;
+    let exports = &resolve.worlds[world].exports;
+    let found = exports.iter().find_map(|(key, item)| match item {
+        WorldItem::Interface { id, .. } if resolve.name_world_key(key) == interface => {
+            Some((key, resolve.interfaces[*id].functions.get(function)?))
+        }
+        _ => None,
+    });
+    let (key, func) = found.with_context(|| {
+        let names: Vec<String> = exports.keys().map(|key| resolve.name_world_key(key)).collect();
+        format!("no function {function} in an exported interface {interface}, but the interfaces {}", names.join(", "))
+    })?;
+    let name = |mangling| {
+        let kind = WasmExportKind::Normal;
+        resolve.wasm_export_name(mangling, WasmExport::Func { interface: Some(key), func, kind })
+    };
+    Ok([name(ManglingAndAbi::Legacy(LiftLowerAbi::Sync)), name(ManglingAndAbi::Standard32)])
+}
+
+/// The core modules in `component`, at any depth.
+fn modules(component: &[u8]) -> Result<Vec<Module>> {
+    let mut modules = Vec::new();
+    // What is open: modules, and (none) components around them.
+    let mut open: Vec<Option<Module>> = Vec::new();
+    for payload in Parser::new(0).parse_all(component) {
+        match (payload?, open.last_mut()) {
+            (Payload::Version { encoding, .. }, _) => {
+                open.push((encoding == Encoding::Module).then(Module::default));
+            }
+            (Payload::End(_), _) => modules.extend(open.pop().flatten()),
+            (Payload::ImportSection(section), Some(Some(module))) => {
+                for import in section.into_imports() {
+                    module.imported += u32::from(matches!(import?.ty, TypeRef::Func(_) | TypeRef::FuncExact(_)));
+                }
+            }
+            (Payload::ExportSection(section), Some(Some(module))) => {
+                for export in section {
+                    let export = export?;
+                    if export.kind == ExternalKind::Func {
+                        module.exports.insert(export.name.to_owned(), export.index);
+                    }
+                }
+            }
+            (Payload::CodeSectionEntry(body), Some(Some(module))) => module.functions.push(function(&body)?),
+            _ => {}
+        }
+    }
+    Ok(modules)
+}
+
+fn function(body: &FunctionBody<'_>) -> Result<Function> {
+    let mut function = Function::default();
+    // A call, until it is known whether it comes back.
+    let mut called = None;
+    for operator in body.get_operators_reader()?.into_iter_with_offsets() {
+        let (operator, at) = operator?;
+        if !matches!(operator, Operator::Unreachable) {
+            function.calls.extend(called);
+        }
+        called = match operator {
+            Operator::Call { function_index } | Operator::ReturnCall { function_index } => Some(function_index),
+            _ => None,
+        };
+        if let Some(other) = other(&operator) {
+            // A constant's value stands behind its opcode.
+            let is_constant = matches!(operator, Operator::I64Const { .. } | Operator::I32Const { .. });
+            function.places.push((at + usize::from(is_constant), other));
+        }
+    }
+    Ok(function)
 }
 
 /// The byte that makes another instruction of the same type of `operator`; none: it is left alone.
@@ -67,19 +181,115 @@ fn other(operator: &Operator<'_>) -> Option<u8> {
 mod tests {
     use super::*;
 
+    const CHECK: &str = "tenon:rate-limit/policy@0.1.0#check";
+
+    /// Every place is a constant of its own, which says in which function it is.
+    const CALLS: &str = r#"
+(component
+  (core module $other
+    (func (export "log"))
+    (func (export "cm32p2|x:y/z|check") i64.const 50 drop))
+  (core module $main
+    (import "host" "log" (func $log))
+    (type $nothing (func))
+    (table 1 funcref)
+    (elem (i32.const 0) $by-table)
+    (func $check (export "tenon:rate-limit/policy@0.1.0#check")
+      i64.const 1 drop
+      call $log
+      call $direct
+      i32.const -1
+      call_indirect (type $nothing))
+    (func $configure (export "tenon:host/lifecycle@0.1.0#configure")
+      i64.const 20 drop
+      call $shared
+      call $only-configure)
+    (func $direct
+      i64.const 2 drop
+      call $shared
+      call $direct
+      block call $panic unreachable end)
+    (func $shared i64.const 3 drop)
+    (func $only-configure i64.const 21 drop)
+    (func $panic i64.const 22 drop call $formats unreachable)
+    (func $formats i64.const 23 drop)
+    (func $by-table i64.const 24 drop))
+  (core instance $host (instantiate $other))
+  (core instance $plugin (instantiate $main (with "host" (instance $host))))
+  (func $z (canon lift (core func $host "cm32p2|x:y/z|check")))
+  (instance $the-z (export "check" (func $z)))
+  (export "x:y/z" (instance $the-z))
+  (func $check (canon lift (core func $plugin "tenon:rate-limit/policy@0.1.0#check")))
+  (instance $policy (export "check" (func $check)))
+  (export "tenon:rate-limit/policy@0.1.0" (instance $policy))
+  (func $configure (canon lift (core func $plugin "tenon:host/lifecycle@0.1.0#configure")))
+  (instance $lifecycle (export "configure" (func $configure)))
+  (export "tenon:host/lifecycle@0.1.0" (instance $lifecycle)))"#;
+
+    /// The values of all 64-bit constants in `component`.
+    fn constants(component: &[u8]) -> Vec<i64> {
+        let mut constants = Vec::new();
+        for payload in Parser::new(0).parse_all(component) {
+            if let Payload::CodeSectionEntry(body) = payload.unwrap() {
+                for operator in body.get_operators_reader().unwrap() {
+                    if let Operator::I64Const { value } = operator.unwrap() {
+                        constants.push(value);
+                    }
+                }
+            }
+        }
+        constants
+    }
+
+    #[test]
+    fn only_what_the_export_runs_is_changed() {
+        let component = wat::parse_str(CALLS).unwrap();
+        let before = constants(&component);
+        let changed = |export: &str| -> BTreeSet<i64> {
+            let mutants = mutants(&component, export, 1, 100).unwrap();
+            let constants = mutants.iter().map(|mutant| constants(mutant));
+            let changes: Vec<Vec<i64>> = constants
+                .map(|after| {
+                    before
+                        .iter()
+                        .zip(after)
+                        .filter(|(before, after)| *before != after)
+                        .map(|(before, _)| *before)
+                        .collect()
+                })
+                .collect();
+            assert!(changes.iter().all(|values| values.len() == 1), "{changes:?}");
+            changes.into_iter().flatten().collect()
+        };
+        assert_eq!(changed(CHECK), BTreeSet::from([1, 2, 3]));
+        assert_eq!(changed("tenon:host/lifecycle@0.1.0#configure"), BTreeSet::from([3, 20, 21]));
+        assert_eq!(changed("x:y/z#check"), BTreeSet::from([50]));
+        let error = |export: &str| mutants(&component, export, 1, 1).unwrap_err().to_string();
+        let there = "but the interfaces x:y/z, tenon:rate-limit/policy@0.1.0, tenon:host/lifecycle@0.1.0";
+        assert_eq!(error("x:y/z#chek"), format!("no function chek in an exported interface x:y/z, {there}"));
+        assert_eq!(error("x:y/a#check"), format!("no function check in an exported interface x:y/a, {there}"));
+        let renamed = wat::parse_str(CALLS.replace("cm32p2|x:y/z|check", "run")).unwrap();
+        let error = mutants(&renamed, "x:y/z#check", 1, 1).unwrap_err().to_string();
+        assert_eq!(error, "no module exports x:y/z#check or cm32p2|x:y/z|check");
+    }
+
     #[test]
     fn each_mutant_differs_in_one_byte_and_is_still_a_component() {
         let component = crate::fixture::idle("rate-limit-policy").unwrap();
-        assert!(mutants(&component, 1, 10).unwrap().len() <= 10, "there may be nothing to change in it");
+        assert!(mutants(&component, CHECK, 1, 10).unwrap().len() <= 10, "there may be nothing to change in it");
         let component = std::fs::read(crate::path("token-bucket")).unwrap();
-        let some = mutants(&component, 1, 50).unwrap();
+        let some = mutants(&component, CHECK, 1, 50).unwrap();
         assert_eq!(some.len(), 50);
-        assert_eq!(some, mutants(&component, 1, 50).unwrap());
-        assert_ne!(some, mutants(&component, 2, 50).unwrap());
+        assert_eq!(some, mutants(&component, CHECK, 1, 50).unwrap());
+        assert_ne!(some, mutants(&component, CHECK, 2, 50).unwrap());
         for mutant in &some {
             let differing = component.iter().zip(mutant).filter(|(one, other)| one != other).count();
             assert_eq!((differing, mutant.len()), (1, component.len()));
             Parser::new(0).parse_all(mutant).for_each(|payload| drop(payload.unwrap()));
         }
+        let all = |export: &str| places(&component, export).unwrap().len();
+        let configure = all("tenon:host/lifecycle@0.1.0#configure");
+        assert!(all(CHECK) * 4 < configure, "{} places in check, {configure} in configure", all(CHECK));
+        println!("{} places in check, {configure} in configure", all(CHECK));
     }
 }

@@ -99,7 +99,8 @@ fn is_stage(file: &str) -> bool {
     file.starts_with("libstage-")
 }
 
-fn remove(dir: &Path) -> Result<()> {
+/// Removes the folder `dir` with all that is in it, if there is one.
+pub(crate) fn remove(dir: &Path) -> Result<()> {
     match fs::remove_dir_all(dir) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(error).with_context(|| format!("removing {}", dir.display()))

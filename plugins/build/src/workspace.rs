@@ -1,4 +1,5 @@
-//! The plugins of this repository: which there are, whether they have to be built again, and who builds them.
+//! The plugins of this repository: which there are, whether they have to be built again, and who builds them; and the
+//! libraries that they have in common.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -13,6 +14,9 @@ use crate::cargo::{self, CoreModule};
 use crate::component::{encode, label};
 use crate::sysroot;
 use crate::toolchain::Toolchain;
+
+/// The folder, beside those of other compilers' and of authors' crates, where cargo compiles the repository's guests.
+const GUESTS: &str = "guests";
 
 /// Builds every plugin of this repository to `target/plugins/NAME.wasm`, and gives the paths, sorted.
 ///
@@ -48,48 +52,6 @@ pub fn path(name: &str) -> PathBuf {
     found.cloned().unwrap_or_else(|| panic!("no plugin {name} among {paths:?}"))
 }
 
-/// Builds an author's own crate in `dir` to the file `out`, or to `out/NAME.wasm` where `out` is a folder.
-///
-/// The crate is a `cdylib` that uses `tenon-sdk`; its own workspace and lock file hold.
-pub fn build_dir(dir: &Path, out: &Path) -> Result<PathBuf> {
-    let dir = dir.canonicalize().with_context(|| format!("no folder {}", dir.display()))?;
-    ensure!(dir.join("Cargo.toml").is_file(), "no Cargo.toml in {}", dir.display());
-    let toolchain = Toolchain::find()?;
-    // With the repository at hand, its standard library and its libraries as compiled for guests are shared.
-    let home = match Workspace::here() {
-        Ok(workspace) => workspace.build_home(),
-        Err(_) => dir.join("target/wasm"),
-    };
-    // Held to the end: two crates of one name would write the same file.
-    let _lock = Lock::take(&home)?;
-    let home = home.join(toolchain.key());
-    let sysroot = sysroot::prepare(&toolchain, &home)?;
-    let arguments: Vec<String> = std::iter::once("--profile=guest".to_owned()).chain(guest_profile()).collect();
-    let module = cargo::build(&toolchain, sysroot.as_deref(), &dir, &home.join("guests"), None, &arguments)?;
-    let out = if out.is_dir() { out.join(format!("{}.wasm", module.name)) } else { out.to_owned() };
-    finish(&module, &out)?;
-    Ok(out)
-}
-
-/// The profile `guest` of the repository's manifest, for crates elsewhere. The same to the letter: cargo shares what it
-/// has compiled only between equal profiles.
-fn guest_profile() -> impl Iterator<Item = String> {
-    const PROFILE: [&str; 11] = [
-        r#"inherits="release""#,
-        "opt-level=3",
-        "lto=true",
-        "codegen-units=1",
-        r#"panic="abort""#,
-        r#"strip="symbols""#,
-        r#"package.serde_json.opt-level="z""#,
-        r#"package.serde_core.opt-level="z""#,
-        r#"package.zmij.opt-level="z""#,
-        r#"package.itoa.opt-level="z""#,
-        r#"package.memchr.opt-level="z""#,
-    ];
-    PROFILE.into_iter().map(|setting| format!("--config=profile.guest.{setting}"))
-}
-
 /// A number that differs when `bytes` do, for file names and stamps; FNV-1a.
 pub(crate) fn digest(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
@@ -106,12 +68,12 @@ pub(crate) fn root() -> Result<PathBuf> {
 }
 
 /// This repository.
-struct Workspace {
+pub(crate) struct Workspace {
     root: PathBuf,
 }
 
 impl Workspace {
-    fn here() -> Result<Self> {
+    pub(crate) fn here() -> Result<Self> {
         Ok(Self { root: root()? })
     }
 
@@ -128,7 +90,8 @@ impl Workspace {
         Ok(guests)
     }
 
-    fn build_home(&self) -> PathBuf {
+    /// Where guests are compiled; a folder for each compiler is in it.
+    pub(crate) fn build_home(&self) -> PathBuf {
         self.root.join("target/wasm")
     }
 
@@ -177,13 +140,32 @@ impl Workspace {
         let toolchain = Toolchain::find()?;
         let home = self.build_home().join(toolchain.key());
         let sysroot = sysroot::prepare(&toolchain, &home)?;
-        let target_dir = home.join("guests");
-        let arguments = ["--profile=guest".to_owned()];
         for (name, output) in guests.iter().zip(self.outputs(guests)) {
-            let module = cargo::build(&toolchain, sysroot.as_deref(), &self.root, &target_dir, Some(name), &arguments)?;
-            finish(&module, &output)?;
+            finish(&self.compile(&toolchain, sysroot.as_deref(), &home, name)?, &output)?;
         }
         self.remove_strangers(guests)
+    }
+
+    /// Compiles the plugin `name` and, where that was not done yet, the libraries that it uses.
+    fn compile(&self, toolchain: &Toolchain, sysroot: Option<&Path>, home: &Path, name: &str) -> Result<CoreModule> {
+        let arguments = ["--profile=guest".to_owned()];
+        cargo::build(toolchain, sysroot, &self.root, &home.join(GUESTS), Some(name), &arguments)
+    }
+
+    /// The folder in `home` where the libraries are that every guest uses, compiled if they have to be.
+    pub(crate) fn libraries(&self, toolchain: &Toolchain, sysroot: Option<&Path>, home: &Path) -> Result<PathBuf> {
+        // Each guest uses the SDK, and with it all the rest.
+        let guests = self.guests()?;
+        self.compile(toolchain, sysroot, home, guests.first().context("plugins/ holds no guest")?)?;
+        Ok(home.join(GUESTS))
+    }
+
+    /// Names of the packages that the repository's guests may use and that are no part of it: the same bytes wherever
+    /// they are compiled.
+    pub(crate) fn foreign_packages(&self) -> Result<BTreeSet<String>> {
+        let path = self.root.join("Cargo.lock");
+        let lock = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+        Ok(foreign_packages(&lock))
     }
 
     /// Components of plugins that are no more would else be installed and tested for ever.
@@ -199,8 +181,18 @@ impl Workspace {
     }
 }
 
+/// The packages of a lock file that have a source: those by path have none.
+fn foreign_packages(lock: &str) -> BTreeSet<String> {
+    let value = |package: &str, key: &str| {
+        let line = package.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(" = "));
+        line.map(|value| value.trim_matches('"').to_owned())
+    };
+    let packages = lock.split("[[package]]").skip(1);
+    packages.filter(|package| value(package, "source").is_some()).filter_map(|package| value(package, "name")).collect()
+}
+
 /// Encodes, labels and writes what cargo has linked.
-fn finish(module: &CoreModule, out: &Path) -> Result<()> {
+pub(crate) fn finish(module: &CoreModule, out: &Path) -> Result<()> {
     let core = fs::read(&module.path).with_context(|| format!("reading {}", module.path.display()))?;
     let component = encode(&core).with_context(|| format!("making a component of {}", module.name))?;
     write_if_changed(out, &label(&component, &module.name, &module.version)?)
@@ -223,10 +215,10 @@ fn write_if_changed(path: &Path, bytes: &[u8]) -> Result<()> {
 }
 
 /// Keeps other processes out while it lives; the system lets go of it when its process ends, however that ends.
-struct Lock(#[expect(dead_code, reason = "held, not read: closing the file gives the lock back")] File);
+pub(crate) struct Lock(#[expect(dead_code, reason = "held, not read: closing the file gives the lock back")] File);
 
 impl Lock {
-    fn take(home: &Path) -> Result<Self> {
+    pub(crate) fn take(home: &Path) -> Result<Self> {
         fs::create_dir_all(home).with_context(|| format!("creating {}", home.display()))?;
         let path = home.join("lock");
         let file = File::create(&path).with_context(|| format!("creating {}", path.display()))?;
@@ -240,21 +232,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn crates_elsewhere_get_the_profile_of_the_manifest() {
-        let manifest = fs::read_to_string(root().unwrap().join("Cargo.toml")).unwrap();
-        let (_, guest) = manifest.split_once("[profile.guest]\n").unwrap();
-        let said = guest.lines().take_while(|line| !line.is_empty()).filter(|line| !line.starts_with('['));
-        let said: Vec<String> = said.map(|line| line.replace(' ', "")).collect();
-        let own: Vec<String> = guest_profile()
-            .map(|setting| setting.replace("--config=profile.guest.", "").replace("package.", ""))
-            .collect();
-        assert_eq!(own, said);
-    }
-
-    #[test]
     fn every_guest_of_the_repository_is_found() {
         let guests = Workspace::here().unwrap().guests().unwrap();
         assert!(guests.contains("token-bucket") && guests.contains("faults-sync"), "{guests:?}");
         assert!(!guests.contains("sdk") && !guests.contains("build"), "{guests:?}");
+    }
+
+    #[test]
+    fn packages_of_the_repository_are_not_foreign() {
+        let foreign = Workspace::here().unwrap().foreign_packages().unwrap();
+        assert!(foreign.contains("serde") && foreign.contains("wit-bindgen"), "{foreign:?}");
+        for own in ["tenon", "tenon-sdk", "token-bucket"] {
+            assert!(!foreign.contains(own), "{own}");
+        }
     }
 }

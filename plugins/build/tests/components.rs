@@ -1,6 +1,6 @@
 //! The plugins as they are built, run in an engine without a node around it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::{fs, slice};
 
@@ -8,7 +8,16 @@ use tenon_build::fixture::{self, Description};
 use wasmtime::component::{Component, Instance, Linker, Val};
 use wasmtime::{Engine, Store};
 
-const SHIPPED: [&str; 5] = ["allow-all", "parallel-range", "ping-pong", "sliding-window", "token-bucket"];
+const SHIPPED: [&str; 8] = [
+    "allow-all",
+    "parallel-range",
+    "ping-pong",
+    "polite",
+    "sequential",
+    "sliding-window",
+    "snapshot-first",
+    "token-bucket",
+];
 const FAULTS: [&str; 3] = ["faults", "faults-agent", "faults-sync"];
 
 /// Lines that a component has written: level and text.
@@ -189,8 +198,7 @@ fn a_fixture_says_what_it_is_told() {
     assert_eq!(guest.check(&cell).unwrap(), (Val::Variant("pass".to_owned(), None), cell));
 }
 
-/// A crate of this name, version 2.3.4, with this `src/lib.rs`, outside the repository. Crates of one name share the folder
-/// that guests are built in, so tests that run at a time use names of their own.
+/// A crate of this name, version 2.3.4, with this `src/lib.rs`, outside the repository.
 fn authors_crate(name: &str, source: &str) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap();
@@ -328,4 +336,80 @@ tenon_sdk::export_policy!(NoOpinion);
     assert!(error.to_string().contains("could not build"), "{error}");
     let error = tenon_build::build_dir(&dir.path().join("src"), dir.path()).unwrap_err();
     assert!(error.to_string().contains("no Cargo.toml"), "{error}");
+}
+
+/// A policy without an opinion that remembers `mark`.
+fn remembering(mark: u64) -> String {
+    format!(
+        r#"
+use tenon_sdk::rate_limit::{{Cell, Policy, Request, Verdict}};
+use tenon_sdk::serde::de::IgnoredAny;
+use tenon_sdk::Plugin;
+
+pub struct Marks;
+
+impl Plugin for Marks {{
+    type Settings = IgnoredAny;
+
+    fn new(_: IgnoredAny) -> Result<Self, String> {{
+        Ok(Self)
+    }}
+}}
+
+impl Policy for Marks {{
+    fn check(&self, _: &Request, _: Cell) -> (Verdict, Cell) {{
+        (Verdict::Pass, ({mark}, 0, 0, 0))
+    }}
+}}
+
+tenon_sdk::export_policy!(Marks);
+"#
+    )
+}
+
+/// The folder of the repository where the crate in `dir` is compiled.
+fn room_of(dir: &Path) -> PathBuf {
+    let wasm = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/wasm");
+    let folders = |path: &Path| fs::read_dir(path).into_iter().flatten().map(|entry| entry.unwrap().path());
+    let mut rooms = folders(&wasm).flat_map(|compiler| folders(&compiler.join("crates")).collect::<Vec<_>>());
+    let dir = dir.canonicalize().unwrap();
+    let is_its = |room: &PathBuf| fs::read_to_string(room.join("crate")).is_ok_and(|of| Path::new(&of) == dir);
+    rooms.find(is_its).unwrap_or_else(|| panic!("no room of {} in {}", dir.display(), wasm.display()))
+}
+
+#[test]
+fn crates_of_one_name_are_never_taken_for_each_other() {
+    // All sources are older than all that is built of them.
+    let (one, other) = (authors_crate("a-name", &remembering(1)), authors_crate("a-name", &remembering(2)));
+    let marked = |dir: &tempfile::TempDir| {
+        let built = tenon_build::build_dir(dir.path(), dir.path()).unwrap();
+        let mut guest = Guest::new(&fs::read(&built).unwrap());
+        guest.configure("{}").unwrap();
+        let (_, cell) = guest.check(&empty_cell()).unwrap();
+        match cell {
+            Val::Tuple(words) => words[0].clone(),
+            other => panic!("no cell: {other:?}"),
+        }
+    };
+    for _ in 0..2 {
+        assert_eq!(marked(&one), Val::U64(1));
+        assert_eq!(marked(&other), Val::U64(2));
+    }
+    fs::write(one.path().join("src/lib.rs"), remembering(3)).unwrap();
+    assert_eq!(marked(&other), Val::U64(2));
+    assert_eq!(marked(&one), Val::U64(3));
+
+    // What both use was compiled for neither of them.
+    for dir in [&one, &other] {
+        let room = room_of(dir.path());
+        let libraries = room.join("wasm32-unknown-unknown/guest/deps");
+        let serde = fs::read_dir(&libraries).unwrap().map(|entry| entry.unwrap().path()).find(|path| {
+            let name = path.file_name().unwrap().to_string_lossy();
+            name.starts_with("libserde_core-") && name.ends_with(".rlib")
+        });
+        let serde = serde.expect("the SDK uses serde");
+        let shared = room.join("../../guests").join(serde.strip_prefix(&room).unwrap());
+        let built = |path: &Path| fs::metadata(path).unwrap().modified().unwrap();
+        assert_eq!(built(&serde), built(&shared), "{}", serde.display());
+    }
 }

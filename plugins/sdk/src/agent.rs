@@ -53,7 +53,7 @@ pub trait Handler: Plugin {
 /// Takes over the memory of older versions, and gives it back.
 ///
 /// The node asks with the agent's next event. Its memory lies in the node's database, so unlike with other kinds nothing
-/// is tried out before this version goes live: test it.
+/// is tried out before this version goes live: test it. Nothing is lost by a mistake; see [`upgrade`](Self::upgrade).
 ///
 /// ```
 /// use tenon_sdk::Form;
@@ -99,7 +99,8 @@ pub trait Handler: Plugin {
 pub trait Migrate: Handler {
     /// Reads the memory that an older version left in the form `from`; never an empty one.
     ///
-    /// Errors: why it cannot be read; the agent then begins with no memory, and an event of the node says so.
+    /// Errors: why it cannot be read. The memory then stays as it was, and the event goes to the version before or is set
+    /// aside with that text.
     fn upgrade(&self, from: Form<'_>, memory: &[u8]) -> Result<Self::Memory, String>;
 
     /// Writes a memory for an older version in the form `to`.

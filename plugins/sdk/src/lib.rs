@@ -42,8 +42,8 @@
 //! ```
 //!
 //! # Memory in another form
-//! A version that remembers something else, or otherwise, raises [`Plugin::MEMORY_VERSION`]; its memory then begins anew.
-//! To take over what older versions left, and to give it back when one of them serves again, it implements its kind's
+//! A version that remembers something else, or otherwise, raises [`Plugin::MEMORY_VERSION`]; its memory then begins anew,
+//! or, an agent's, waits for a version that can read it. To take over what older versions left, and to give it back when one of them serves again, it implements its kind's
 //! `Migrate` ([`rate_limit::Migrate`], [`sync::Migrate`], [`agent::Migrate`]) and says so to the macro:
 //! `export_policy!(Everybody, migrating)`.
 //!

@@ -15,7 +15,7 @@ pub trait Plugin: Sized + 'static {
 
     /// Which form the memory has: raise it when an older version's memory must not be read as it is. The node hands
     /// memory on to a new version of this plugin when the number is the same, or through its kind's `Migrate`; else
-    /// memory begins anew.
+    /// memory begins anew, but for an agent's, which stays as it is and waits for a version that can read it.
     const MEMORY_VERSION: u32 = 1;
 
     /// Makes the plugin.

@@ -160,6 +160,21 @@ impl Inner {
             tracing::info!(path = %path.display(), key, "signature accepted");
         }
         let known = control.catalog.file(&path);
+        // Those that want what the file holds, or held last.
+        let receivers = self.receivers();
+        let concerned = |plugin: &Plugin| {
+            let wants = |receiver: &&Arc<dyn Receiver>| {
+                let wanted = &control.wanted[&**receiver.name()].plugin;
+                receiver.kind() == plugin.kind && wanted.as_deref() == Some(&*plugin.name)
+            };
+            receivers.iter().filter(wants).collect::<Vec<_>>()
+        };
+        if let Ok(plugin) = &now
+            && known.is_some_and(|file| file.now.is_err())
+        {
+            let serves = |receiver: &&&Arc<dyn Receiver>| receiver.live().is_some_and(|live| live.0 == plugin.digest);
+            concerned(plugin).iter().filter(serves).for_each(|receiver| receiver.settled());
+        }
         let good = match &now {
             Ok(plugin) => Some(Arc::clone(plugin)),
             Err(_) => known
@@ -172,16 +187,17 @@ impl Inner {
             let is_news = known.is_none_or(|file| file.now.as_ref().err() != Some(rejection));
             if is_news {
                 let plugin = good.as_ref().map(|plugin| &plugin.name);
-                let receivers = self.receivers();
-                let concerned = receivers.iter().find(|receiver| {
-                    let wanted = control.wanted.get(&**receiver.name());
-                    let wanted = wanted.and_then(|wanted| wanted.plugin.as_deref());
-                    wanted.is_some() && wanted == plugin.map(|name| &**name)
-                });
-                if let Some(receiver) = concerned {
-                    receiver.reject(rejection.clone());
+                let concerned = good.as_deref().map(concerned).unwrap_or_default();
+                for receiver in &concerned {
+                    // At first, what is good is taken after this, and then this is noted.
+                    if why != Why::First {
+                        receiver.reject(rejection.clone());
+                    }
+                    self.rejected(Some(&***receiver), plugin, rejection);
                 }
-                self.rejected(concerned.map(|receiver| &**receiver), plugin, rejection);
+                if concerned.is_empty() {
+                    self.rejected(None, plugin, rejection);
+                }
                 looked.rejected.push(rejection.clone());
             }
         }
@@ -233,13 +249,21 @@ impl Inner {
             };
             let Some(plugin) = control.catalog.plugin(receiver.kind(), &plugin_name) else {
                 receiver.retire("no file holds the plugin any more");
+                receiver.lacks(&plugin_name);
                 control.of(name).offered = None;
                 self.keep(control, &*receiver);
                 continue;
             };
             let plugin = Arc::clone(plugin);
             let offer = (plugin.digest, wanted.settings_of(&plugin_name));
-            if wanted.offered.as_ref() != Some(&offer) && receiver.live().as_ref() != Some(&offer) {
+            if wanted.offered.as_ref() == Some(&offer) {
+                continue;
+            }
+            if receiver.live().as_ref() == Some(&offer) {
+                // Something else was offered, and is gone.
+                receiver.settled();
+                control.of(name).offered = Some(offer);
+            } else {
                 due.push(Due { receiver, plugin, offer });
             }
         }
@@ -262,10 +286,13 @@ impl Inner {
         }
         for due in due {
             let at_once = why == Why::First;
-            let how = How { at_once, forced: false };
+            let how = How { at_once, ..How::default() };
             control.of(due.receiver.name()).offered = Some(due.offer.clone());
             match Arc::clone(&due.receiver).prepare(&due.plugin, &due.offer.1, how).and_then(|taken| taken(None)) {
                 Ok(()) => {
+                    if at_once && let Some(rejection) = control.catalog.rejection(due.plugin.kind, &due.plugin.name) {
+                        due.receiver.reject(rejection.clone());
+                    }
                     control.takes(&*due.receiver, &due.plugin, due.offer.1);
                     self.keep(control, &*due.receiver);
                 }
@@ -276,7 +303,7 @@ impl Inner {
 
     /// Takes all of a set at one instant, or nothing of it.
     fn take_set(&self, control: &mut Control, members: Vec<Due>, looked: &mut Looked) {
-        let how = How { at_once: true, forced: false };
+        let how = How { at_once: true, ..How::default() };
         let prepared: Vec<_> = members
             .iter()
             .map(|due| {
@@ -322,7 +349,8 @@ impl Inner {
                 && good.plugin == *plugin.name
                 && good.digest != plugin.digest
                 && let Some(plugin) = self.kept(control, good.digest)
-                && let Ok(taken) = Arc::clone(receiver).prepare(&plugin, &offer.1, How { at_once: true, forced: false })
+                && let Ok(taken) =
+                    Arc::clone(receiver).prepare(&plugin, &offer.1, How { at_once: true, ..How::default() })
                 && taken(None).is_ok()
             {
                 receiver.reject(rejection.clone());

@@ -33,25 +33,25 @@ impl Host {
         let settings = wanted.settings_of(&name);
         // The same component with the same settings has nothing to prove.
         let same = control.catalog.plugin(receiver.kind(), &name).map(|plugin| (plugin.digest, settings.clone()));
-        let how = How { at_once: receiver.live() == same, forced: false };
+        let how = How { at_once: receiver.live() == same, ..How::default() };
         inner.put(&mut control, &receiver, &name, settings, how)?;
         Ok(receiver.status())
     }
 
     /// Lets the candidate on trial serve now. With `force`, a component that is quarantined is taken all the same, at
-    /// once.
+    /// once, and one that cannot read the memory there is begins anew.
     ///
     /// Errors: nothing is on trial, and nothing is forced.
     pub fn promote(&self, slot: &str, force: bool) -> Result<Status, ControlError> {
         let inner = &*self.0;
         let (mut control, receiver) = inner.change(slot)?;
-        match receiver.promote() {
+        match receiver.promote(force) {
             Err(Refused::NoTrial) if force => {
                 let Some(name) = control.wanted[slot].plugin.clone() else {
                     return Err(ControlError::Builtin { slot: slot.into() });
                 };
                 let settings = control.wanted[slot].settings_of(&name);
-                let how = How { at_once: true, forced: true };
+                let how = How { at_once: true, forced: true, forgets: true };
                 inner.put(&mut control, &receiver, &name, settings, how)?;
             }
             done => done.map_err(|refused| not_now(slot, &refused))?,
@@ -76,7 +76,7 @@ impl Host {
             let earlier = earlier.ok_or_else(|| not_now(slot, &refused))?;
             let plugin = inner.kept(&control, earlier.digest).ok_or_else(|| not_now(slot, &refused))?;
             let settings = control.wanted[slot].settings_of(&earlier.plugin);
-            let how = How { at_once: true, forced: true };
+            let how = How { at_once: true, forced: true, forgets: false };
             let taken = Arc::clone(&receiver).prepare(&plugin, &settings, how).and_then(|taken| taken(None));
             taken.map_err(ControlError::Rejected)?;
             receiver.condemn_previous(reason);
@@ -113,6 +113,7 @@ impl Host {
             }
             None => {
                 receiver.retire("asked to");
+                receiver.settled();
                 control.of(slot).plugin = None;
                 inner.keep(&mut control, &*receiver);
             }

@@ -12,6 +12,8 @@
 //! The lengths stand in the head, so that a broken record does not hide where the next one begins, and a head is whole or
 //! cut off together with all of its records. The marker finds the next frame where a frame's own length is broken.
 
+use serde::de::DeserializeOwned;
+
 /// The first line of a segment: format and version.
 pub(super) const MAGIC: &[u8] = b"tenon journal 1\n";
 /// Where a frame begins. Not UTF-8, so no JSON holds it.
@@ -51,6 +53,17 @@ pub(super) fn frame(bytes: &[u8]) -> Option<(u8, usize)> {
 pub(super) fn sum_holds<'a>(covered: &[u8], bytes: &'a [u8]) -> Option<(bool, &'a [u8])> {
     let (sum, rest) = bytes.split_at_checked(SUM_BYTES)?;
     Some((sum == crc32fast::hash(covered).to_le_bytes(), rest))
+}
+
+/// The JSON of a frame's payload, if its checksum holds.
+pub(super) fn json<T: DeserializeOwned>(payload: &[u8]) -> Option<T> {
+    let (json, sum) = payload.split_at_checked(payload.len().checked_sub(SUM_BYTES)?)?;
+    matches!(sum_holds(json, sum), Some((true, _))).then(|| serde_json::from_slice(json).ok())?
+}
+
+/// Where `wanted` first stands in `bytes`.
+pub(super) fn find(bytes: &[u8], wanted: &[u8]) -> Option<usize> {
+    bytes.windows(wanted.len()).position(|window| window == wanted)
 }
 
 /// Appends `value` in groups of 7 bits, lowest first.

@@ -8,6 +8,7 @@ mod format;
 mod reader;
 mod record;
 mod recorder;
+mod source;
 mod writer;
 
 use std::{fmt, str::FromStr};
@@ -17,9 +18,10 @@ use serde_json::Value;
 
 use crate::{digest::Digest, load::MemoryId};
 
-pub use reader::{Call, Fault, Reader, Recorded, Source, Summary};
+pub use reader::{Call, Fault, Reader, Recorded, Summary};
 pub use record::Outcome;
 pub use recorder::{Chunk, Recorder};
+pub use source::{NoJournal, Source};
 pub use writer::Journal;
 
 /// How a slot is journaled.

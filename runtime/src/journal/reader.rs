@@ -6,65 +6,18 @@
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     fmt, fs, io,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
 };
 
-use anyhow::Context as _;
-use serde::{Serialize, de::DeserializeOwned};
+use serde::Serialize;
 
 use super::{
-    GenerationInfo, RecordId, SlotInfo,
-    format::{CHUNK, FRAME_BYTES, GENERATION, MAGIC, MARKER, SLOT, SUM_BYTES, frame, sum_holds, varint},
+    GenerationInfo, RecordId, SlotInfo, Source,
+    format::{CHUNK, FRAME_BYTES, GENERATION, MAGIC, MARKER, SLOT, find, frame, json, sum_holds, varint},
     record::{Before, Broken, Parts, PartsOutcome, parts},
-    writer::segments,
 };
 use crate::{kind::Kind, load::MemoryId};
-
-/// A journal on disk: a directory of segments, or one file of one segment or several, one after the other.
-#[derive(Clone, Debug)]
-pub struct Source {
-    files: Vec<PathBuf>,
-    about: SlotInfo,
-}
-
-impl Source {
-    /// Finds the files and the slot that they are of.
-    ///
-    /// Errors: nothing there can be read as a journal.
-    pub fn open(path: &Path) -> anyhow::Result<Source> {
-        let is_dir = fs::metadata(path).with_context(|| format!("reading {}", path.display()))?.is_dir();
-        let files: Vec<PathBuf> =
-            if is_dir { segments(path)?.into_iter().map(|(_, path)| path).collect() } else { vec![path.to_owned()] };
-        for file in &files {
-            let bytes = match fs::read(file) {
-                Err(error) if is_dir && error.kind() == io::ErrorKind::NotFound => continue,
-                read => read.with_context(|| format!("reading {}", file.display()))?,
-            };
-            if let Some(about) = first_slot(&bytes) {
-                return Ok(Source { files, about });
-            }
-        }
-        let slots = if files.is_empty() { folders(path) } else { Vec::new() };
-        if !slots.is_empty() {
-            anyhow::bail!("{} has the journals of several slots, name one: {}", path.display(), slots.join(", "));
-        }
-        anyhow::bail!("{} is not a journal, and holds none", path.display())
-    }
-
-    /// The slot that the first readable segment is of.
-    pub fn about(&self) -> &SlotInfo {
-        &self.about
-    }
-
-    /// Errors: the journal is of another kind than `K`, or of another version of its world.
-    fn check<K: Kind>(&self) -> anyhow::Result<()> {
-        match fits::<K>(&self.about) {
-            Ok(()) => Ok(()),
-            Err(reason) => Err(anyhow::anyhow!(reason)),
-        }
-    }
-}
 
 fn fits<K: Kind>(about: &SlotInfo) -> Result<(), String> {
     if about.kind == K::NAME && about.world == K::WORLD {
@@ -77,27 +30,6 @@ fn fits<K: Kind>(about: &SlotInfo) -> Result<(), String> {
         K::NAME,
         K::WORLD
     ))
-}
-
-fn folders(dir: &Path) -> Vec<String> {
-    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-    let folders = entries.filter(|entry| entry.path().is_dir());
-    let mut names: Vec<String> = folders.filter_map(|entry| entry.file_name().into_string().ok()).collect();
-    names.sort();
-    names
-}
-
-fn first_slot(bytes: &[u8]) -> Option<SlotInfo> {
-    let mut at = 0;
-    loop {
-        at += find(&bytes[at..], &MARKER)?;
-        if let Some((SLOT, length)) = frame(&bytes[at..])
-            && let Some(about) = json(bytes[at + FRAME_BYTES..].get(..length)?)
-        {
-            return Some(about);
-        }
-        at += 1;
-    }
 }
 
 /// A recorded call with everything that it takes to make it again.
@@ -237,9 +169,9 @@ struct Open {
 impl<K: Kind> Reader<K> {
     /// Reads `source`. Errors: it is of another kind, or of another version of the kind's world.
     pub fn new(source: &Source) -> anyhow::Result<Reader<K>> {
-        source.check::<K>()?;
+        fits::<K>(source.about()).map_err(|reason| anyhow::anyhow!(reason))?;
         Ok(Reader {
-            files: source.files.iter().cloned().collect(),
+            files: source.files().iter().cloned().collect(),
             file: PathBuf::new(),
             bytes: Vec::new(),
             at: 0,
@@ -446,7 +378,7 @@ impl<K: Kind> Reader<K> {
         chunk.left -= 1;
         chunk.n = chunk.n.saturating_add(1);
         let record = self.bytes.get(start..end);
-        let parts = match record.map_or(Err(Broken::Sum), parts::<K>) {
+        let parts = match record.map_or(Err(Broken::Sum), |record| parts::<K>(id, record)) {
             Ok(parts) => parts,
             Err(broken) => {
                 let what = match broken {
@@ -612,15 +544,4 @@ fn head(bytes: &[u8]) -> Option<Head> {
     let (holds, records) = sum_holds(covered, rest)?;
     let records_at = bytes.len() - records.len();
     holds.then_some(Head { shard, first, dropped, generations, count, lengths_at, records_at })
-}
-
-/// The JSON of a frame's payload, if its checksum holds.
-fn json<T: DeserializeOwned>(payload: &[u8]) -> Option<T> {
-    let (json, sum) = payload.split_at_checked(payload.len().checked_sub(SUM_BYTES)?)?;
-    matches!(sum_holds(json, sum), Some((true, _))).then(|| serde_json::from_slice(json).ok())?
-}
-
-/// Where `wanted` first stands in `bytes`.
-fn find(bytes: &[u8], wanted: &[u8]) -> Option<usize> {
-    bytes.windows(wanted.len()).position(|window| window == wanted)
 }

@@ -1,19 +1,23 @@
 //! One recorded call as bytes.
 //!
 //! ```text
-//! record = crc32 of the rest (u32 le) flags (1) request [key] [check (u16 le)] (answer | cause message)
+//! record = sum of the rest (u32 le) flags (1) request [key] [check (u16 le)] (answer | cause message)
 //!          [length before] [prefix suffix middle]
 //! flags  = generation's place in the chunk's list (high 4 bits), FAILED, SAME, BEFORE, KEY
 //! ```
-//! `KEY`: the key follows; else the request begins with its bytes. `BEFORE`: the memory before is here; else it is the one
-//! that the key's last record in this segment and shard left, and `check` tells whether it is. `SAME`: the memory did not
-//! change; else the new one is the first `prefix` bytes of the old one, `middle` (all that is left), and the last `suffix`
-//! bytes of the old one. Values are in postcard's encoding, which ends by itself.
+//! The sum is a CRC-32 that begins from which call it is (`seed`), so that no record holds in another's place. `KEY`: the
+//! key follows; else the request begins with its bytes. `BEFORE`: the memory before is here; else it is the one that the
+//! key's last record in this segment and shard left, and `check` tells whether it is. `SAME`: the memory did not change;
+//! else the new one is the first `prefix` bytes of the old one, `middle` (all that is left), and the last `suffix` bytes of
+//! the old one. Values are in postcard's encoding, which ends by itself.
 
 use postcard::ser_flavors::Flavor;
 use serde::Serialize;
 
-use super::format::{SUM_BYTES, check_of, put_varint, sum_holds, varint};
+use super::{
+    RecordId,
+    format::{SUM_BYTES, check_of, put_varint, varint},
+};
 use crate::{kind::Kind, limits::Failure};
 
 /// What a call came to, as the slot hands it over.
@@ -53,12 +57,14 @@ pub(super) struct Given<'a, K: Kind> {
     pub(super) outcome: Outcome<'a, K>,
 }
 
-/// Appends a call. `generation`: its place in the chunk's list, below 16. `is_known`: the reader has `before` already.
+/// Appends the call `id`. `generation`: its place in the chunk's list, below 16. `is_known`: the reader has `before`
+/// already.
 ///
 /// Errors: a value of the kind cannot be encoded; what was appended is then to be cut off.
 pub(super) fn put<K: Kind>(
     out: &mut Vec<u8>,
     scratch: &mut Scratch,
+    id: RecordId,
     generation: u8,
     is_known: bool,
     call: &Given<'_, K>,
@@ -116,9 +122,22 @@ pub(super) fn put<K: Kind>(
         out.extend_from_slice(&after_rest[..after_rest.len() - suffix]);
     }
     out[start + SUM_BYTES] = flags;
-    let sum = crc32fast::hash(&out[start + SUM_BYTES..]);
+    let sum = sum(id, &out[start + SUM_BYTES..]);
     out[start..start + SUM_BYTES].copy_from_slice(&sum.to_le_bytes());
     Ok(())
+}
+
+/// The checksum of the call `id`, which `covered` is the record of.
+fn sum(id: RecordId, covered: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new_with_initial(seed(id));
+    hasher.update(covered);
+    hasher.finalize()
+}
+
+/// A number for each call: neighbours, and calls of one number in two shards or segments, have different ones.
+fn seed(id: RecordId) -> u32 {
+    // Odd multipliers, so that no bit of the three is lost; which ones they are does not matter.
+    id.segment.wrapping_mul(0x9e37_79b1) ^ id.shard.wrapping_mul(0x85eb_ca6b) ^ id.n.wrapping_mul(0xc2b2_ae35)
 }
 
 fn common_prefix(one: &[u8], other: &[u8]) -> usize {
@@ -214,13 +233,13 @@ pub(super) enum Broken {
     Content,
 }
 
-/// Takes a record apart; `bytes` is all of it.
-pub(super) fn parts<K: Kind>(bytes: &[u8]) -> Result<Parts<'_, K>, Broken> {
-    let (_, covered) = bytes.split_at_checked(SUM_BYTES).ok_or(Broken::Sum)?;
-    match sum_holds(covered, bytes) {
-        Some((true, _)) => content(covered).ok_or(Broken::Content),
-        _ => Err(Broken::Sum),
+/// Takes the record of the call `id` apart; `bytes` is all of it.
+pub(super) fn parts<K: Kind>(id: RecordId, bytes: &[u8]) -> Result<Parts<'_, K>, Broken> {
+    let (written, covered) = bytes.split_first_chunk::<SUM_BYTES>().ok_or(Broken::Sum)?;
+    if u32::from_le_bytes(*written) != sum(id, covered) {
+        return Err(Broken::Sum);
     }
+    content(covered).ok_or(Broken::Content)
 }
 
 fn content<K: Kind>(bytes: &[u8]) -> Option<Parts<'_, K>> {

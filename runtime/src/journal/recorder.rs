@@ -100,7 +100,8 @@ impl<K: Kind> Recorder<K> {
         let start = self.open.records.len();
         let is_known = *known == segment;
         let call = Given { key, request, before, outcome };
-        let encoded = record::put::<K>(&mut self.open.records, &mut self.scratch, place, is_known, &call);
+        let id = RecordId { segment, shard: self.shard, n: self.next };
+        let encoded = record::put::<K>(&mut self.open.records, &mut self.scratch, id, place, is_known, &call);
         // One call may always be kept, however large its memory is.
         let is_full = start + self.closed_bytes() > 0 && self.bytes() > self.buffer_bytes;
         if encoded.is_err() || is_full {
@@ -114,9 +115,8 @@ impl<K: Kind> Recorder<K> {
         *known = segment;
         put_varint(&mut self.open.lengths, (self.open.records.len() - start) as u64);
         self.open.count += 1;
-        let n = self.next;
         self.next += 1;
-        Some(RecordId { segment, shard: self.shard, n })
+        Some(id)
     }
 
     /// What has come together, for [`Journal::write`](super::Journal::write); nothing: no call since. To be asked until

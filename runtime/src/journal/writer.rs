@@ -66,7 +66,8 @@ impl Journal {
         config.check().map_err(|reason| anyhow::anyhow!("journal of slot {slot}: {reason}"))?;
         let dir = Journal::dir_of(dir, slot);
         private_dir(&dir)?;
-        let last = segments(&dir)?.last().map_or(0, |(number, _)| *number);
+        let found = segments(&dir).with_context(|| format!("reading {}", dir.display()))?;
+        let last = found.last().map_or(0, |(number, _)| *number);
         let number = last.checked_add(1).context("the segments' numbers are used up")?;
         let shared = Arc::new(Shared::default());
         shared.segment.store(number, Ordering::Relaxed);
@@ -203,11 +204,10 @@ fn create(dir: &Path, number: u32) -> io::Result<File> {
 }
 
 /// The segment files of a directory, by number.
-pub(super) fn segments(dir: &Path) -> anyhow::Result<Vec<(u32, PathBuf)>> {
-    let read = |error: io::Error| anyhow::Error::new(error).context(format!("reading {}", dir.display()));
+pub(super) fn segments(dir: &Path) -> io::Result<Vec<(u32, PathBuf)>> {
     let mut found = Vec::new();
-    for entry in fs::read_dir(dir).map_err(read)? {
-        let path = entry.map_err(read)?.path();
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
         let number = path.file_name().and_then(|name| name.to_str()?.strip_suffix(".journal")?.parse().ok());
         if let Some(number) = number {
             found.push((number, path));
@@ -219,7 +219,7 @@ pub(super) fn segments(dir: &Path) -> anyhow::Result<Vec<(u32, PathBuf)>> {
 
 /// Removes the oldest segments until one more fits into the ring.
 fn make_room(dir: &Path, config: &JournalConfig) -> io::Result<()> {
-    let files = segments(dir).map_err(io::Error::other)?;
+    let files = segments(dir)?;
     let bytes = |path: &Path| fs::metadata(path).map_or(0, |metadata| metadata.len());
     let mut files: VecDeque<(u64, PathBuf)> = files.into_iter().map(|(_, path)| (bytes(&path), path)).collect();
     let files_max = config.segments as usize * SHORT_SEGMENTS;

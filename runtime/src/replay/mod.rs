@@ -8,6 +8,7 @@ mod compare;
 mod explain;
 mod report;
 mod runner;
+mod stepper;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -35,6 +36,7 @@ use compare::Tally;
 pub use explain::{Again, Explanation};
 pub use report::{Example, Fuel, Group, LabelCount, Report, Side};
 use runner::{Answered, Runner};
+pub use stepper::{Stepped, Stepper};
 
 /// Of so many calls one is timed: reading the clock costs as much as a small step.
 const TIMED_EVERY: u64 = 16;

@@ -114,6 +114,13 @@ impl<K: Kind> Runner<K> {
             None if about.plugin == *self.plugin.name => &about.settings,
             None => &nothing,
         };
+        self.configure(settings)?;
+        self.seated = Some(Arc::clone(about));
+        Ok(())
+    }
+
+    /// Chooses the configuration for the next calls. Errors: the component does not take it.
+    pub(super) fn configure(&mut self, settings: &Value) -> Result<(), Rejection> {
         let text = settings.to_string();
         let seat = self.seats.iter().position(|seat| seat.settings == text);
         self.seat = match seat {
@@ -128,7 +135,7 @@ impl<K: Kind> Runner<K> {
                 self.seats.len() - 1
             }
         };
-        self.seated = Some(Arc::clone(about));
+        self.seated = None;
         Ok(())
     }
 
@@ -157,7 +164,7 @@ impl<K: Kind> Runner<K> {
         self.memories.get(key).cloned().unwrap_or_default()
     }
 
-    /// One step, and the fuel it took. [`sit`](Self::sit) comes first.
+    /// One step, and the fuel it took. [`sit`](Self::sit) or [`configure`](Self::configure) comes first.
     pub(super) fn step(&mut self, request: &K::Request, memory: &K::Memory) -> (Answered<K>, u64) {
         let (limits, fuel_max) = (&self.limits, self.fuel_max);
         let seat = &mut self.seats[self.seat];

@@ -14,7 +14,7 @@ use std::{
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{Inner, Serving, Status};
+use super::{Inner, Serving, Status, memories::Lost};
 use crate::{
     digest::Digest,
     event::Change,
@@ -122,6 +122,8 @@ pub(crate) struct How {
     pub(crate) at_once: bool,
     /// Even if it is quarantined.
     pub(crate) forced: bool,
+    /// With an empty memory where it cannot read what there is, also where the kind never forgets.
+    pub(crate) forgets: bool,
 }
 
 /// A candidate that passed every check. Calling it takes it: at once, or, with a flag, as soon as that is up.
@@ -148,10 +150,14 @@ pub(crate) trait Receiver: Send + Sync {
     fn configure_builtin(&self, settings: &Value) -> Result<(), String>;
     /// Notes a candidate that never came as far as an offer.
     fn reject(&self, rejection: Rejection);
+    /// No file holds the plugin that is wanted.
+    fn lacks(&self, plugin: &str);
+    /// What serves is what is wanted: a candidate that was not taken is no news any more.
+    fn settled(&self);
     /// What serves: the component and its settings.
     fn live(&self) -> Option<(Digest, Value)>;
-    /// The candidate on trial goes live.
-    fn promote(&self) -> Result<(), Refused>;
+    /// The candidate on trial goes live; with `forget`, beginning anew where it cannot read a memory.
+    fn promote(&self, forget: bool) -> Result<(), Refused>;
     /// The candidate on trial goes, or the generation before the live one serves again.
     fn roll_back(&self, reason: &str) -> Result<(), Refused>;
     /// The generation before the live one is gone, and its bytes are not taken again.
@@ -334,7 +340,11 @@ impl<K: Kind> Inner<K> {
                 let reason =
                     if same { "the newer version does not export the migration interface" } else { "another plugin's" };
                 let (from, to) = (from.to_string(), live.memory_id.to_string());
-                let change = Change::MemoryReset { from, to, reason: reason.to_owned() };
+                let reason = reason.to_owned();
+                let change = match same && !live.forgets() {
+                    true => Change::MemoryKept { from, to, reason },
+                    false => Change::MemoryReset { from, to, reason },
+                };
                 events.push(self.event(Some(live), change));
             }
         }
@@ -405,15 +415,22 @@ impl<K: Kind> Inner<K> {
                 // Nothing is lost here: the memories are the live version's, and it still has them.
                 let adopt = |kept: &Remembered<K::Memory>| {
                     let id = self.form(kept.form);
-                    let migrated = serving.migrate(0, &shadow.generation, &id, &kept.memory);
-                    migrated.unwrap_or_else(|(asked, problem)| {
-                        let is_its_own = id.plugin == asked.memory_id.plugin && asked.can_migrate();
-                        if is_its_own && asked.number == shadow.generation.number {
-                            failed += 1;
-                            self.control().last_error = Some(format!("a live memory of {id}: {problem}"));
-                        }
-                        K::Memory::default()
-                    })
+                    let (asked, problem) = match serving.migrate(0, &shadow.generation, &id, &kept.memory) {
+                        Ok(memory) => return Ok(memory),
+                        Err(unmigrated) => unmigrated,
+                    };
+                    let error = format!("a live memory of {id}: {problem}");
+                    let is_its_own = id.plugin == asked.memory_id.plugin && asked.can_migrate();
+                    let lost = Lost::of::<K>(id, &kept.memory, &problem);
+                    if let Some(lost) = lost.filter(|lost| Self::must_read(&shadow.generation, lost)) {
+                        self.control().last_error = Some(error);
+                        return Err(lost.into());
+                    }
+                    if is_its_own && asked.number == shadow.generation.number {
+                        failed += 1;
+                        self.control().last_error = Some(error);
+                    }
+                    Ok(K::Memory::default())
                 };
                 failed += u64::from(shadow.compare(&call, adopt));
             }
@@ -463,7 +480,12 @@ impl<K: Kind> Receiver for Inner<K> {
             Ok(generation)
         });
         let generation = match prepared {
-            Ok(generation) => Arc::new(generation),
+            Ok(generation) => {
+                if how.forgets {
+                    generation.may_forget();
+                }
+                Arc::new(generation)
+            }
             Err(rejection) => {
                 self.reject(rejection.clone());
                 return Err(rejection);
@@ -509,6 +531,18 @@ impl<K: Kind> Receiver for Inner<K> {
         }
     }
 
+    fn lacks(&self, plugin: &str) {
+        self.control().last_error = Some(format!("no file that is taken holds the plugin {plugin}"));
+    }
+
+    fn settled(&self) {
+        let mut control = self.control();
+        let forgotten = control.rejected.take().map(|rejection| rejection.to_string());
+        if forgotten.is_some() && control.last_error == forgotten {
+            control.last_error = None;
+        }
+    }
+
     fn retire(&self, reason: &str) {
         let _ = self.happens(Input::Remove { reason: reason.to_owned() });
     }
@@ -542,7 +576,12 @@ impl<K: Kind> Receiver for Inner<K> {
         Some((made.generation.plugin.digest, made.settings.clone()))
     }
 
-    fn promote(&self) -> Result<(), Refused> {
+    fn promote(&self, forget: bool) -> Result<(), Refused> {
+        if forget {
+            let control = self.control();
+            let trial = control.machine.picture().trial.and_then(|trial| control.made.get(&trial.generation()));
+            trial.into_iter().for_each(|made| made.generation.may_forget());
+        }
         self.happens(Input::Promote)
     }
 

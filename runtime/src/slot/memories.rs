@@ -8,6 +8,7 @@ use crate::{
     generation::{Generation, Unmigrated, Way},
     health::Turn,
     kind::Kind,
+    limits::Failure,
     load::MemoryId,
 };
 
@@ -22,6 +23,22 @@ pub(super) struct Adopted<K: Kind> {
 pub(super) struct Lost {
     pub(super) from: MemoryId,
     pub(super) reason: String,
+    /// Whether a call failed over it, which is counted already.
+    is_counted: bool,
+}
+
+impl Lost {
+    /// None: there was nothing to lose.
+    pub(super) fn of<K: Kind>(from: MemoryId, memory: &K::Memory, problem: &Unmigrated) -> Option<Lost> {
+        let is_one = from != MemoryId::BUILTIN && *memory != K::Memory::default();
+        is_one.then(|| Lost { from, reason: problem.to_string(), is_counted: matches!(problem, Unmigrated::Failed(_)) })
+    }
+}
+
+impl From<Lost> for Failure {
+    fn from(lost: Lost) -> Failure {
+        Failure::Unreadable { of: lost.from.to_string(), reason: lost.reason }
+    }
 }
 
 impl<K: Kind> Serving<K> {
@@ -89,7 +106,7 @@ impl<K: Kind> Inner<K> {
             Ok(memory) => return Adopted { memory, lost: None },
             Err(unmigrated) => unmigrated,
         };
-        let reason = problem.to_string();
+        let lost = Lost::of::<K>(id.clone(), memory, &problem);
         if let Unmigrated::Failed(failure) = problem {
             let (failure, turn) = asked.blame(failure, None);
             if turn != Turn::None {
@@ -97,8 +114,25 @@ impl<K: Kind> Inner<K> {
             }
             self.report(asked, &failure);
         }
-        let lost = (*id != MemoryId::BUILTIN).then(|| Lost { from: id.clone(), reason });
         Adopted { memory: K::Memory::default(), lost }
+    }
+
+    /// Whether `generation` must not begin anew in the place of what is lost. That of another plugin it may: an operator
+    /// asked for this one.
+    pub(super) fn must_read(generation: &Generation<K>, lost: &Lost) -> bool {
+        !generation.forgets() && lost.from.plugin == generation.memory_id.plugin
+    }
+
+    /// Counts a step that `generation` was not asked for.
+    #[cold]
+    pub(super) fn cannot_read(&self, generation: &Generation<K>, lost: Lost) -> Failure {
+        let is_counted = lost.is_counted;
+        let failure = lost.into();
+        if !is_counted {
+            generation.was_not_asked();
+            self.report(generation, &failure);
+        }
+        failure
     }
 
     pub(super) fn form(&self, form: u32) -> MemoryId {

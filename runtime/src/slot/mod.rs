@@ -287,10 +287,7 @@ impl<K: Kind> Slot<K> {
                 }
                 Decision { answer, by: By::Generation(generation.number), failure: None, record }
             }
-            Err(failure) => {
-                inner.report(generation, &failure);
-                inner.stand_in(serving, generation, &mut kept, &asked, Some(failure))
-            }
+            Err(failure) => inner.stand_in(serving, generation, &mut kept, &asked, Some(failure)),
         }
     }
 
@@ -358,7 +355,8 @@ impl<K: Kind> Serving<K> {
 }
 
 impl<K: Kind> Inner<K> {
-    /// One call of `generation` with the memory that is kept for the key, which advances if it succeeds.
+    /// One call of `generation` with the memory that is kept for the key, which advances if it succeeds. A failure is
+    /// reported.
     fn remembering(
         &self,
         serving: &Serving<K>,
@@ -369,10 +367,15 @@ impl<K: Kind> Inner<K> {
         let Kept { plugin, waiting, recorder, .. } = kept;
         let found = plugin.find(asked.hash, asked.key);
         // Kept only with the answer: whoever stands in after a failure finds the memory in the form that it had.
-        let adopted = found
+        let mut adopted = found
             .as_deref()
             .filter(|found| found.form != generation.form)
             .map(|found| self.adopt(asked.at, serving, generation, &self.form(found.form), &found.memory));
+        if let Some(adopted) = &mut adopted
+            && let Some(lost) = adopted.lost.take_if(|lost| Self::must_read(generation, lost))
+        {
+            return Err(self.cannot_read(generation, lost));
+        }
         let none = K::Memory::default();
         let (memory, form, mut journaled) = match (&adopted, &found) {
             (Some(adopted), _) => (&adopted.memory, generation.form, 0),
@@ -399,6 +402,7 @@ impl<K: Kind> Inner<K> {
                     // Where it was adopted, the journal holds another memory than the one that stays.
                     found.epoch = if adopted.is_none() { journaled } else { 0 };
                 }
+                self.report(generation, &failure);
                 return Err(failure);
             }
         };
@@ -471,7 +475,6 @@ impl<K: Kind> Inner<K> {
                 }
                 Ok(_) => return self.builtin_decides(serving, kept, asked, failure),
                 Err(also) => {
-                    self.report(other, &also);
                     failure.get_or_insert(also);
                 }
             }

@@ -29,7 +29,7 @@ pub struct Status {
     pub digest: Option<Digest>,
     /// How it is.
     pub status: Condition,
-    /// The last candidate that was not taken, if none was since.
+    /// The last candidate that was not taken; none as soon as one is, or what serves is what is wanted again.
     pub candidate: Option<Rejection>,
     /// Its configuration.
     pub settings: Value,

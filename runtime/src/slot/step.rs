@@ -47,8 +47,8 @@ impl<K: Kind> Slot<K> {
     }
 
     /// One step with a memory that the caller keeps, and whose it is. A memory of another version is turned into one of
-    /// the plugin that serves where it knows how; one of another plugin is not handed in: the step begins with an empty
-    /// one, and an event says so.
+    /// the plugin that serves where it knows how; else the step begins with an empty one, and an event says so, or it fails
+    /// and the memory stays, as [`Kind::FORGETS`] says. One of another plugin is never handed in.
     pub fn step_from(&self, request: &K::Request, memory: &K::Memory, id: &MemoryId) -> Step<K> {
         self.step_in(request, memory, Some(id))
     }
@@ -79,7 +79,12 @@ impl<K: Kind> Slot<K> {
                 Some(id) if *id != generation.memory_id => Some(inner.adopt(turn, serving, generation, id, memory)),
                 _ => None,
             };
-            let memory = adopted.as_ref().map_or(memory, |adopted| &adopted.memory);
+            let (adopted, mut lost) = adopted.map_or((None, None), |adopted| (Some(adopted.memory), adopted.lost));
+            if let Some(lost) = lost.take_if(|lost| Inner::<K>::must_read(generation, lost)) {
+                failure.get_or_insert(inner.cannot_read(generation, lost));
+                continue;
+            }
+            let memory = adopted.as_ref().unwrap_or(memory);
             inner.counts.steps.fetch_add(1, Ordering::Relaxed);
             let (result, turned) = generation.call_anywhere(turn, request, memory);
             if turned != Turn::None {
@@ -96,7 +101,7 @@ impl<K: Kind> Slot<K> {
                     if failure.is_some() {
                         inner.counts.rescues.fetch_add(1, Ordering::Relaxed);
                     }
-                    if let Some(lost) = adopted.and_then(|adopted| adopted.lost) {
+                    if let Some(lost) = lost {
                         inner.memory_lost(generation, lost);
                     }
                     return Step { answer, memory: new, memory_id: generation.memory_id.clone(), by, failure };

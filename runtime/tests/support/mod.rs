@@ -11,6 +11,7 @@ use wit_parser::Resolve;
 
 pub const HOST_WIT: &str = include_str!("../../../wit/host/host.wit");
 pub const COUNTER_WIT: &str = include_str!("../wit/counter.wit");
+pub const LATER_WIT: &str = include_str!("../wit/counter-later.wit");
 pub const WASI_WIT: &str = include_str!("../wit/wasi.wit");
 pub const ECHO_WIT: &str = include_str!("../wit/echo.wit");
 
@@ -18,6 +19,15 @@ pub mod counter_world {
     #![allow(missing_docs, clippy::allow_attributes, reason = "generated")]
     tenon_runtime::wasmtime::component::bindgen!({
         path: ["../wit/host", "tests/wit/counter.wit"],
+        world: "tenon-test:counter/counter-plugin",
+        with: { "tenon:host": tenon_runtime::host },
+    });
+}
+
+pub mod later_world {
+    #![allow(missing_docs, clippy::allow_attributes, reason = "generated")]
+    tenon_runtime::wasmtime::component::bindgen!({
+        path: ["../wit/host", "tests/wit/counter-later.wit"],
         world: "tenon-test:counter/counter-plugin",
         with: { "tenon:host": tenon_runtime::host },
     });
@@ -32,10 +42,14 @@ pub mod echo_world {
     });
 }
 
-use counter_world::exports::tenon_test::counter::counter as wit;
-
 /// Counts by client.
 pub struct Counter;
+
+/// The same, of a host that has the interface in a later version.
+pub struct Later;
+
+/// The same, of a kind that never forgets.
+pub struct Keeper;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Request {
@@ -93,95 +107,106 @@ pub enum Answer {
     Closed,
 }
 
-impl Kind for Counter {
-    const NAME: &'static str = "counter";
-    const INTERFACE: &'static str = "tenon-test:counter/counter@0.1.0";
-    const WORLD: &'static str = "tenon-test:counter/counter-plugin@0.1.0";
-    const WIT: &'static [&'static str] = &[COUNTER_WIT];
-    type Key = u64;
-    type Request = Request;
-    type Answer = Answer;
-    type Memory = (u64, u64, u64, u64);
-    type Wire = (u64, u64, u64, u64);
-    const MIGRATION: Option<&'static str> = Some("tenon-test:counter/migration@0.1.0");
-    world!(counter_world::CounterPlugin, counter_world::CounterPluginIndices);
+/// The kind of one version of the interface: what the host has of it is the same.
+macro_rules! counter_kind {
+    ($kind:ty, $world:ident, $version:literal, $wit:expr, $forgets:literal) => {
+        impl Kind for $kind {
+            const NAME: &'static str = "counter";
+            const INTERFACE: &'static str = concat!("tenon-test:counter/counter@", $version);
+            const WORLD: &'static str = concat!("tenon-test:counter/counter-plugin@", $version);
+            const WIT: &'static [&'static str] = &[$wit];
+            type Key = u64;
+            type Request = Request;
+            type Answer = Answer;
+            type Memory = (u64, u64, u64, u64);
+            type Wire = (u64, u64, u64, u64);
+            const FORGETS: bool = $forgets;
+            const MIGRATION: Option<&'static str> = Some(concat!("tenon-test:counter/migration@", $version));
+            world!($world::CounterPlugin, $world::CounterPluginIndices);
 
-    fn step(
-        world: &Self::World,
-        store: &mut wasmtime::Store<tenon_runtime::Context>,
-        request: &Request,
-        memory: &Self::Memory,
-    ) -> wasmtime::Result<(Answer, Self::Memory)> {
-        let request = wit::Request {
-            client: request.client,
-            add: request.add,
-            mode: request.mode as u32,
-            limit: request.limit,
-            now: request.now,
-            cost: 1,
-        };
-        let counter = world.tenon_test_counter_counter();
-        let (answer, cell) = counter.call_count(store, request, *memory)?;
-        let answer = match answer {
-            wit::Answer::Total(wit::Total { sum, build }) => Answer::Total { sum, build },
-            wit::Answer::Full(_) => Answer::Full,
-            wit::Answer::Pass => Answer::Pass,
-        };
-        Ok((answer, cell))
-    }
-
-    fn check(request: &Request, answer: &Answer, _: &Limits) -> Result<(), Refusal> {
-        match answer {
-            Answer::Total { sum, .. } if request.limit > 0 && *sum > request.limit => {
-                Err(Refusal::new(format!("sum {sum} is above {}", request.limit)))
+            fn step(
+                world: &Self::World,
+                store: &mut wasmtime::Store<tenon_runtime::Context>,
+                request: &Request,
+                memory: &Self::Memory,
+            ) -> wasmtime::Result<(Answer, Self::Memory)> {
+                use $world::exports::tenon_test::counter::counter as wit;
+                let request = wit::Request {
+                    client: request.client,
+                    add: request.add,
+                    mode: request.mode as u32,
+                    limit: request.limit,
+                    now: request.now,
+                    cost: 1,
+                };
+                let counter = world.tenon_test_counter_counter();
+                let (answer, cell) = counter.call_count(store, request, *memory)?;
+                let answer = match answer {
+                    wit::Answer::Total(wit::Total { sum, build }) => Answer::Total { sum, build },
+                    wit::Answer::Full(_) => Answer::Full,
+                    wit::Answer::Pass => Answer::Pass,
+                };
+                Ok((answer, cell))
             }
-            _ => Ok(()),
+
+            fn check(request: &Request, answer: &Answer, _: &Limits) -> Result<(), Refusal> {
+                match answer {
+                    Answer::Total { sum, .. } if request.limit > 0 && *sum > request.limit => {
+                        Err(Refusal::new(format!("sum {sum} is above {}", request.limit)))
+                    }
+                    _ => Ok(()),
+                }
+            }
+
+            fn to_wire(memory: &Self::Memory) -> Self::Wire {
+                *memory
+            }
+
+            fn from_wire(wire: Self::Wire) -> Self::Memory {
+                wire
+            }
+
+            fn label(answer: &Answer) -> &'static str {
+                match answer {
+                    Answer::Total { .. } => "total",
+                    Answer::Full => "full",
+                    Answer::Pass => "pass",
+                    Answer::Open => "open",
+                    Answer::Closed => "closed",
+                }
+            }
+
+            /// Client 0 is nobody.
+            fn subject(request: &Request) -> Option<u64> {
+                (request.client > 0).then_some(request.client)
+            }
+
+            fn passes(answer: &Answer) -> bool {
+                *answer == Answer::Pass
+            }
+
+            fn open(_: &Request) -> Option<Answer> {
+                Some(Answer::Open)
+            }
+
+            fn closed(_: &Request) -> Option<Answer> {
+                Some(Answer::Closed)
+            }
+
+            fn probe() -> Option<Request> {
+                Some(Request::default())
+            }
+
+            fn now_us(request: &Request) -> u64 {
+                request.now
+            }
         }
-    }
-
-    fn to_wire(memory: &Self::Memory) -> Self::Wire {
-        *memory
-    }
-
-    fn from_wire(wire: Self::Wire) -> Self::Memory {
-        wire
-    }
-
-    fn label(answer: &Answer) -> &'static str {
-        match answer {
-            Answer::Total { .. } => "total",
-            Answer::Full => "full",
-            Answer::Pass => "pass",
-            Answer::Open => "open",
-            Answer::Closed => "closed",
-        }
-    }
-
-    /// Client 0 is nobody.
-    fn subject(request: &Request) -> Option<u64> {
-        (request.client > 0).then_some(request.client)
-    }
-
-    fn passes(answer: &Answer) -> bool {
-        *answer == Answer::Pass
-    }
-
-    fn open(_: &Request) -> Option<Answer> {
-        Some(Answer::Open)
-    }
-
-    fn closed(_: &Request) -> Option<Answer> {
-        Some(Answer::Closed)
-    }
-
-    fn probe() -> Option<Request> {
-        Some(Request::default())
-    }
-
-    fn now_us(request: &Request) -> u64 {
-        request.now
-    }
+    };
 }
+
+counter_kind!(Counter, counter_world, "0.1.0", COUNTER_WIT, true);
+counter_kind!(Later, later_world, "0.1.5", LATER_WIT, true);
+counter_kind!(Keeper, counter_world, "0.1.0", COUNTER_WIT, false);
 
 /// The native counter: build 0.
 pub fn builtin(request: &Request, cell: &(u64, u64, u64, u64)) -> (Answer, (u64, u64, u64, u64)) {
@@ -510,6 +535,22 @@ pub fn foreign(sum: &str) -> Vec<u8> {
     component(&core, &[COUNTER_WIT, WASI_WIT], world)
 }
 
+/// The component as one that was made for other versions of all its interfaces: `0.1.9` for `0.1.0`.
+pub fn of_version(component: &[u8], version: &str) -> Vec<u8> {
+    let (from, to) = (b"@0.1.0", format!("@{version}"));
+    assert_eq!(from.len(), to.len(), "names keep their length");
+    let mut bytes = component.to_vec();
+    let mut found = 0;
+    for at in 0..=bytes.len() - from.len() {
+        if bytes[at..].starts_with(from) {
+            bytes[at..at + from.len()].copy_from_slice(to.as_bytes());
+            found += 1;
+        }
+    }
+    assert!(found > 0, "it names no version");
+    bytes
+}
+
 /// Encodes the text of a core module as a component of `world`.
 pub fn component(core: &str, wit: &[&str], world: &str) -> Vec<u8> {
     let mut resolve = Resolve::default();
@@ -640,6 +681,7 @@ pub fn names(events: &[Event]) -> Vec<&'static str> {
             Change::Quarantined { .. } => "quarantined",
             Change::Recovered => "recovered",
             Change::MemoryReset { .. } => "memory-reset",
+            Change::MemoryKept { .. } => "memory-kept",
             Change::Removed { .. } => "removed",
             Change::Duplicate { .. } => "duplicate",
             Change::Shadow => "shadow",

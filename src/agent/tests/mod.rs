@@ -1,6 +1,9 @@
-//! The promises of the dispatcher and the outbox, one by one; [`model`] has them all at once.
+//! The promises of the dispatcher and the outbox, one by one; [`model`] has them all at once, [`reorgs`] and [`branches`]
+//! those that hold across branches.
 
+mod branches;
 mod model;
+mod reorgs;
 
 use std::sync::{Arc, Mutex};
 
@@ -10,9 +13,9 @@ use super::*;
 use crate::chain::execute::Execution;
 use crate::chain::{Authority, Block, Genesis, Head, Header, Kind, SecretKey, State, Transaction, VerifiedBlock};
 use crate::chain::{format, merkle, verify};
-use crate::ledger::{BlockHook, Imported, Ledger, LedgerOptions, ProduceRequest};
+use crate::ledger::{BlockHook, Imported, Ledger, LedgerOptions, ProduceRequest, Reach};
 use crate::mempool::{Mempool, MempoolConfig, MempoolHook};
-use crate::storage::{StorageError, Writer};
+use crate::storage::{StorageError, TakenBlock, Writer};
 
 const SECOND: u64 = 1_000_000;
 const START: Time = Time(1_000_000 * SECOND);
@@ -72,6 +75,16 @@ impl Chain {
         self.blocks.push(verify::verify(Block::signed(header, transactions, &key(1)), &self.genesis).unwrap());
     }
 
+    /// The chain up to `height`, to grow another branch on.
+    fn cut(&self, height: usize) -> Self {
+        let mut cut = Self::new();
+        for block in &self.blocks[..height] {
+            cut.extend(&block.block().transactions, block.block().header.timestamp);
+        }
+        assert_eq!(cut.head.hash, if height == 0 { cut.head.hash } else { self.blocks[height - 1].hash() });
+        cut
+    }
+
     fn nonce(&self, seed: u8) -> u64 {
         self.state.account(&address(&key(seed))).unwrap_or_default().nonce
     }
@@ -107,6 +120,10 @@ impl BlockHook for Saboteur {
                 Ok(())
             }
         }
+    }
+
+    fn on_undone(&mut self, _: &Writer<'_>, _: &TakenBlock) -> Result<(), StorageError> {
+        Ok(())
     }
 }
 
@@ -144,10 +161,16 @@ impl Node {
         let saboteur = Saboteur::default();
         let mut hooks: Vec<Box<dyn BlockHook>> = Vec::new();
         let mut handle = None;
-        if let Some(setup) = setup {
-            let dispatcher = setup.dispatcher();
-            handle = Some(dispatcher.handle());
-            hooks.push(Box::new(dispatcher));
+        match setup {
+            Some(setup) => {
+                let dispatcher = setup.dispatcher();
+                handle = Some(dispatcher.handle());
+                hooks.push(Box::new(dispatcher));
+            }
+            // As a node has it whose configuration names no agent.
+            None => {
+                hooks.push(Box::new(Dispatcher::new(Vec::new(), &genesis(), AgentLimits::default(), Time(0)).unwrap()))
+            }
         }
         hooks.push(Box::new(saboteur.clone()));
         let ledger = Ledger::open(LedgerOptions::new(dir.path().join("chain.db"), genesis()), hooks).unwrap();
@@ -171,6 +194,13 @@ impl Node {
         }
         self.ledger.stop();
         Self::open(copy, setup).await
+    }
+
+    /// Moves to the branch of `chain`, which must be the better one.
+    async fn switch(&self, chain: &Chain) {
+        let reorg = self.ledger.switch_branch(chain.blocks.clone(), Reach::Limited).await.unwrap();
+        assert!(reorg.undone > 0, "no reorg: {reorg:?}");
+        assert_eq!(self.ledger.head(), chain.head);
     }
 
     /// Imports what `chain` has beyond our head, at most `count` blocks, in one call.

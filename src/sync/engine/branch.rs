@@ -2,16 +2,14 @@
 //! from the first block that differs to the one that makes it better, verified like everything else, and handed to the
 //! ledger as a whole, which takes it in place of ours or leaves everything as it is.
 
-use std::cmp::Reverse;
-
 use super::ranges::{POINTS_EMPTY, ROOM_MIN};
 use super::{Blocks, Command, Engine, Fetched};
-use crate::chain::{Hash, Height};
+use crate::chain::{Height, fork_choice};
 use crate::sync::budget::Reservation;
 use crate::sync::peers::Standing;
 use crate::sync::pipeline::RangeFault;
 use crate::sync::source::SourceError;
-use crate::sync::{Event, HeightRange, OnDivergence, PeerId, RequestId};
+use crate::sync::{Event, HeightRange, OnDivergence, PeerId, RefusedReorg, RequestId};
 
 /// Blocks to be taken in place of ours.
 pub struct Switch<B> {
@@ -19,7 +17,7 @@ pub struct Switch<B> {
     pub common: Height,
     /// Those after it, up to one that makes the branch the better one.
     pub blocks: B,
-    /// Whether more of our blocks may be taken back than `max_reorg_depth`.
+    /// Whether more of our blocks may be taken back than the chain's `max_reorg_depth`.
     pub deep: bool,
     /// What they take of the budget, until they are stored.
     pub rooms: Vec<Reservation>,
@@ -78,12 +76,6 @@ impl<B: Blocks> Branch<B> {
     }
 }
 
-/// Whether the chain that ends at `theirs` is to be taken in place of the one that ends at `ours`: the longer one, of two
-/// that are equally long the one whose head has the lower hash.
-fn prefers(ours: (Height, Hash), theirs: (Height, Hash)) -> bool {
-    (theirs.0, Reverse(theirs.1)) > (ours.0, Reverse(ours.1))
-}
-
 impl<B: Blocks> Engine<B> {
     /// Whether nothing is to change any more until somebody has looked into a divergence.
     pub(super) fn is_halted(&self) -> bool {
@@ -109,16 +101,17 @@ impl<B: Blocks> Engine<B> {
         let Some(record) = self.peers.get(peer) else { return };
         let (Standing::Diverged(diverged), Some(theirs)) = (&record.standing, record.head) else { return };
         let (common, ours) = (diverged.height.saturating_sub(1), (self.head.height, self.head.hash));
-        if record.branch_not_before > self.now || !prefers(ours, theirs) {
+        if record.branch_not_before > self.now || !fork_choice::prefers(ours, theirs) {
             return;
         }
-        let (depth, max) = (ours.0.saturating_sub(common), self.config.max_reorg_depth);
+        let (depth, max) = (ours.0.saturating_sub(common), self.max_reorg_depth);
         let deep = depth > max;
         if deep && self.config.on_divergence != OnDivergence::Resync {
             let source = &record.name;
+            self.counters.refused_reorg = Some(RefusedReorg { at: self.now, depth, peer: source.clone() });
             self.counters.problem = Some(format!(
                 "{source} has a better branch that leaves ours at block {common}, {depth} below our head; at most {max} \
-                 blocks are taken back: see sync.max_reorg_depth and sync.on_divergence"
+                 blocks are taken back: see chain.max_reorg_depth and sync.on_divergence"
             ));
             return;
         }
@@ -235,7 +228,9 @@ impl<B: Blocks> Engine<B> {
             // Ours has grown meanwhile, or has as many blocks, and a lower hash decides.
             let (ours, theirs) =
                 ((self.head.height, self.head.hash), self.peers.get(branch.peer).and_then(|peer| peer.head));
-            let Some(theirs) = theirs.filter(|theirs| prefers(ours, *theirs)) else { return self.give_up_branch() };
+            let Some(theirs) = theirs.filter(|theirs| fork_choice::prefers(ours, *theirs)) else {
+                return self.give_up_branch();
+            };
             let last = theirs.0.min(ours.0 + 1);
             if last > branch.last {
                 branch.last = last;

@@ -35,9 +35,13 @@ use super::pipeline::RangeFault;
 use super::plan::Watchdog;
 use super::source::{SourceError, SourceInfo};
 use super::{
-    Action, Diverged, Event, HeightRange, PeerId, RequestId, SyncConfig, SyncState, SyncStatus, Tolerance, View,
+    Action, Diverged, Event, HeightRange, PeerId, RefusedReorg, RequestId, SyncConfig, SyncState, SyncStatus,
+    Tolerance, View,
 };
 use crate::chain::{BlockError, Hash, Head, Height, Time};
+
+/// Blocks that a ledger takes back at most, unless it says otherwise.
+pub const MAX_REORG_DEPTH: u64 = 256;
 
 /// Something that happened.
 pub enum Wake<B: Blocks> {
@@ -204,6 +208,7 @@ struct Counters {
     failed: u64,
     report: Option<String>,
     problem: Option<String>,
+    refused_reorg: Option<RefusedReorg>,
 }
 
 /// See the module.
@@ -211,6 +216,8 @@ pub struct Engine<B: Blocks> {
     us: SourceInfo,
     config: SyncConfig,
     tolerance: Tolerance,
+    /// Blocks that the ledger takes back at most.
+    max_reorg_depth: u64,
     budget: Budget,
     /// The time of the call that is under way; never goes back.
     now: Time,
@@ -266,6 +273,7 @@ impl<B: Blocks> Engine<B> {
             us,
             config,
             tolerance: Tolerance::default(),
+            max_reorg_depth: MAX_REORG_DEPTH,
             now,
             commands: Vec::new(),
             head,
@@ -297,6 +305,11 @@ impl<B: Blocks> Engine<B> {
     /// Live and behind by another measure than the usual one.
     pub fn tolerate(&mut self, tolerance: Tolerance) {
         self.tolerance = tolerance;
+    }
+
+    /// Blocks that may be taken back for a better branch, where that is not [`MAX_REORG_DEPTH`].
+    pub fn limit_reorgs(&mut self, blocks: u64) {
+        self.max_reorg_depth = blocks;
     }
 
     /// The bytes that are taken: for whoever compares chains, and whoever wants to know.

@@ -62,6 +62,7 @@ impl<B: Blocks> Engine<B> {
             peers: status::peers(&self.peers, |peer| self.in_flight_of(peer)),
             in_flight: u32::try_from(self.requests.len() + usize::from(self.is_fetching_branch())).unwrap_or(u32::MAX),
             waiting: merged(self.here()).iter().map(HeightRange::count).sum(),
+            verifying: self.verifying.values().map(|verifying| verifying.range.count()).sum(),
             buffered_bytes: self.budget.used(),
             buffered_bytes_peak: self.budget.peak(),
             blocks_per_second,
@@ -73,6 +74,7 @@ impl<B: Blocks> Engine<B> {
             // At the head it would speak of what is over.
             report: self.counters.report.clone().filter(|_| lag_blocks > 0),
             diverged_since: diverged.map(|(_, since)| since),
+            refused_reorg: self.counters.refused_reorg.clone(),
             diverged: diverged.map(|(diverged, _)| diverged.clone()),
             problem: self.counters.problem.clone().filter(|_| lag_blocks > 0 || diverged.is_some()),
         }

@@ -24,8 +24,8 @@ fn forked(seed: u64, config: SyncConfig, nature: fn(Branch) -> Nature, depth: He
     network
 }
 
-fn on(policy: OnDivergence, max_reorg_depth: u64) -> SyncConfig {
-    SyncConfig { on_divergence: policy, max_reorg_depth, ..config() }
+fn on(policy: OnDivergence) -> SyncConfig {
+    SyncConfig { on_divergence: policy, ..config() }
 }
 
 fn ends_at(network: &mut Network, height: Height, branch: Branch) -> bool {
@@ -39,7 +39,7 @@ fn ends_at(network: &mut Network, height: Height, branch: Branch) -> bool {
 #[test]
 fn a_longer_branch_is_taken_and_followed_to_its_head() {
     for (depth, more) in [(1, 1), (1, 500), (20, 1), (100, 300), (256, 3)] {
-        let mut network = forked(1, on(OnDivergence::Reorg, 256), Nature::Forked, depth, more);
+        let mut network = forked(1, on(OnDivergence::Reorg), Nature::Forked, depth, more);
         assert!(ends_at(&mut network, MAIN + more as u64, 1), "{depth} {more}: {:#?}", network.status);
         assert_eq!(network.switches, 1, "{depth} {more}");
         assert!(network.run(10_000, |network| network.status.state == SyncState::Live), "{:#?}", network.status);
@@ -53,7 +53,7 @@ fn a_longer_branch_is_taken_and_followed_to_its_head() {
 #[test]
 fn a_race_at_the_head_is_settled_at_once() {
     for announced in [false, true] {
-        let mut network = forked(9, on(OnDivergence::Reorg, 256), Nature::Forked, 1, if announced { -1 } else { 1 });
+        let mut network = forked(9, on(OnDivergence::Reorg), Nature::Forked, 1, if announced { -1 } else { 1 });
         if announced {
             network.run(10_000, |_| false);
             network.forks[0].height = MAIN + 1;
@@ -70,11 +70,11 @@ fn a_race_at_the_head_is_settled_at_once() {
 #[test]
 fn of_two_branches_that_are_equally_long_the_one_with_the_lower_hash_is_taken_by_all() {
     let lower = u8::from(hash(MAIN, 1) < hash(MAIN, 0));
-    let mut network = forked(2, on(OnDivergence::Reorg, 256), Nature::Forked, 5, 0);
+    let mut network = forked(2, on(OnDivergence::Reorg), Nature::Forked, 5, 0);
     network.run(60_000, |_| false);
     assert_eq!(network.ledger[MAIN as usize], lower, "{:#?}", network.status);
     // Coming from the other one, the same.
-    let mut network = Network::new(2, MAIN, Plans::OnePeer, on(OnDivergence::Reorg, 256));
+    let mut network = Network::new(2, MAIN, Plans::OnePeer, on(OnDivergence::Reorg));
     network.forks.push(Fork { after: MAIN - 5, height: MAIN });
     network.join(0, model("fork", Nature::Forked(1)));
     assert!(ends_at(&mut network, MAIN, 1));
@@ -85,7 +85,7 @@ fn of_two_branches_that_are_equally_long_the_one_with_the_lower_hash_is_taken_by
 
 #[test]
 fn a_worse_branch_is_left_alone_until_it_is_the_better_one() {
-    let mut network = forked(3, on(OnDivergence::Reorg, 256), Nature::Forked, 30, -10);
+    let mut network = forked(3, on(OnDivergence::Reorg), Nature::Forked, 30, -10);
     assert!(network.run(60_000, |network| network.status.state == SyncState::Diverged));
     let (at, since) = (network.status.diverged.clone().unwrap(), network.status.diverged_since.unwrap());
     assert_eq!((at.height, at.ours, at.theirs), (MAIN - 29, hash(MAIN - 29, 0), hash(MAIN - 29, 1)));
@@ -99,7 +99,7 @@ fn a_worse_branch_is_left_alone_until_it_is_the_better_one() {
 
 #[test]
 fn a_chain_goes_back_and_forth_with_whoever_is_longer() {
-    let mut network = forked(4, on(OnDivergence::Reorg, 256), Nature::Forked, 30, 5);
+    let mut network = forked(4, on(OnDivergence::Reorg), Nature::Forked, 30, 5);
     network.join(0, model("main", Nature::Honest));
     assert!(ends_at(&mut network, MAIN + 5, 1), "{:#?}", network.status);
     network.grow(0, 100);
@@ -113,21 +113,24 @@ fn a_chain_goes_back_and_forth_with_whoever_is_longer() {
 
 #[test]
 fn a_branch_that_is_too_deep_is_raised_and_taken_only_where_the_operator_says_so() {
-    let mut network = forked(5, on(OnDivergence::Reorg, 50), Nature::Forked, 51, 10);
+    let mut network = forked(5, on(OnDivergence::Reorg), Nature::Forked, 51, 10);
+    network.limit_reorgs(50);
     network.run(60_000, |_| false);
     assert_eq!((network.engine.head().height, network.switches), (MAIN, 0));
     assert_eq!(network.status.state, SyncState::Diverged);
     let problem = network.status.problem.clone().unwrap();
     assert!(problem.contains("51 below our head; at most 50") && problem.contains("fork"), "{problem}");
-    let mut network = forked(5, on(OnDivergence::Reorg, 51), Nature::Forked, 51, 10);
+    let mut network = forked(5, on(OnDivergence::Reorg), Nature::Forked, 51, 10);
+    network.limit_reorgs(51);
     assert!(ends_at(&mut network, MAIN + 10, 1), "{:#?}", network.status);
-    let mut network = forked(5, on(OnDivergence::Resync, 50), Nature::Forked, 390, 10);
+    let mut network = forked(5, on(OnDivergence::Resync), Nature::Forked, 390, 10);
+    network.limit_reorgs(50);
     assert!(ends_at(&mut network, MAIN + 10, 1), "{:#?}", network.status);
 }
 
 #[test]
 fn who_halts_imports_nothing_more_from_anybody() {
-    let mut network = forked(6, on(OnDivergence::Halt, 256), Nature::Forked, 10, 50);
+    let mut network = forked(6, on(OnDivergence::Halt), Nature::Forked, 10, 50);
     network.join(0, model("main", Nature::Honest));
     assert!(network.run(60_000, |network| network.status.state == SyncState::Diverged));
     network.grow(0, 500);
@@ -141,7 +144,7 @@ fn who_halts_imports_nothing_more_from_anybody() {
 
 #[test]
 fn a_better_branch_that_is_not_valid_costs_who_has_it_and_nothing_else() {
-    let mut network = forked(7, on(OnDivergence::Reorg, 256), Nature::Warped, 10, 50);
+    let mut network = forked(7, on(OnDivergence::Reorg), Nature::Warped, 10, 50);
     network.join(0, model("main", Nature::Honest));
     network.grow(5_000, 20);
     assert!(ends_at(&mut network, MAIN + 20, 0), "{:#?}", network.status);
@@ -156,7 +159,7 @@ fn a_better_branch_that_is_not_valid_costs_who_has_it_and_nothing_else() {
 
 #[test]
 fn a_branch_that_is_larger_than_the_buffers_is_not_fetched_to_its_end() {
-    let config = SyncConfig { buffer_bytes_max: 1 << 20, ..on(OnDivergence::Resync, 256) };
+    let config = SyncConfig { buffer_bytes_max: 1 << 20, ..on(OnDivergence::Resync) };
     let mut network = Network::new(8, 3_000, Plans::OnePeer, config);
     network.forks.push(Fork { after: 1_000, height: 3_500 });
     network.join(0, model("main", Nature::Honest));
@@ -191,7 +194,8 @@ proptest! {
         plans in prop::sample::select(vec![Plans::OnePeer, Plans::Swapped, Plans::Mad]),
         storage_faults in 0..10_u32,
     ) {
-        let mut network = Network::new(seed, main, plans, on(OnDivergence::Reorg, 1_024));
+        let mut network = Network::new(seed, main, plans, on(OnDivergence::Reorg));
+        network.limit_reorgs(1_024);
         network.storage_faults = storage_faults;
         network.join(0, model("main", Nature::Honest));
         for (branch, &(below, length, from_ms, delay_ms)) in (1..).zip(&forks) {

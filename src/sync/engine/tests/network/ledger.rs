@@ -33,6 +33,12 @@ impl Network {
         self.engine.handle(self.now, Wake::Stored(JobDone { parts, imported, error }));
     }
 
+    /// Takes back at most `blocks` for a better branch.
+    pub fn limit_reorgs(&mut self, blocks: u64) {
+        self.engine.limit_reorgs(blocks);
+        self.max_reorg_depth = blocks;
+    }
+
     pub(super) fn switch_branch(&mut self, switch: Switch<Vec<Stub>>) -> Result<(), SwitchError> {
         let Switch { common, blocks, deep, rooms } = switch;
         drop(rooms);
@@ -40,7 +46,7 @@ impl Network {
         if self.rng.random_ratio(self.storage_faults, 100) {
             return Err(SwitchError::Storage("a full disk".into()));
         }
-        if ours.height - common > self.config.max_reorg_depth && !deep {
+        if ours.height - common > self.max_reorg_depth && !deep {
             return Err(SwitchError::Refused("too deep".into()));
         }
         let last = blocks[blocks.len() - 1];

@@ -76,6 +76,7 @@ pub struct Network {
     pub refused: u64,
     pub events: Vec<Event>,
     config: SyncConfig,
+    max_reorg_depth: u64,
     /// Requests so far, by the name of whom they asked.
     asked_of: HashMap<String, u64>,
     later: BTreeMap<(Time, u64), Later>,
@@ -99,6 +100,7 @@ impl Network {
         let ledger = vec![0];
         Self {
             engine: Engine::new(us, config.clone(), head_of(&ledger), START),
+            max_reorg_depth: 256,
             now: START,
             status: SyncStatus::default(),
             rng: StdRng::seed_from_u64(seed),
