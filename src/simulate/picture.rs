@@ -204,9 +204,10 @@ mod tests {
 
     /// The coloured runs of the lane at `top`: where they begin, how long they are, their colour.
     fn runs(svg: &str) -> Vec<(usize, usize, &str)> {
-        let attribute =
-            |line: &'_ str, name: &str| line.split(&format!(" {name}=\"")).nth(1).unwrap().split('"').next();
-        let number = |line: &str, name: &str| attribute(line, name).unwrap().parse().unwrap();
+        let number = |line: &str, name: &str| {
+            let rest = line.split(&format!(" {name}=\"")).nth(1).unwrap();
+            rest.split('"').next().unwrap().parse().unwrap()
+        };
         let bars = svg.lines().filter(|line| line.starts_with("<rect") && line.contains(" height=\"7\""));
         bars.map(|line| (number(line, "x"), number(line, "width"), line.split("fill=\"").nth(1).unwrap())).collect()
     }
