@@ -143,6 +143,44 @@ fn who_halts_imports_nothing_more_from_anybody() {
 }
 
 #[test]
+fn who_halts_on_the_way_leaves_what_waits_where_it_is() {
+    let mut network = Network::new(11, 20_000, Plans::OnePeer, on(OnDivergence::Halt, 256));
+    network.forks.push(Fork { after: 50, height: 60 });
+    network.import_ms = 2_000;
+    network.join(0, model("main", Nature::Honest));
+    assert!(network.run(60_000, |network| network.engine.head().height > 100));
+    network.join(0, model("fork", Nature::Forked(1)));
+    assert!(network.run(60_000, |network| network.status.state == SyncState::Diverged));
+    let under_way = network.engine.head().height + network.importing.len() as u64;
+    assert!(network.engine.here().iter().any(|range| range.last > under_way), "something waits");
+    network.run(60_000, |_| false);
+    assert_eq!(network.engine.head().height, under_way);
+    network.leave(0, "fork");
+    assert!(ends_at(&mut network, 20_000, 0), "{:#?}", network.status);
+}
+
+#[test]
+fn a_switch_waits_for_the_imports_under_way_and_lets_go_of_what_waits() {
+    let mut network = Network::new(10, 20_000, Plans::OnePeer, on(OnDivergence::Resync, 256));
+    network.forks.push(Fork { after: 50, height: 60 });
+    network.import_ms = 2_000;
+    network.join(0, Model { delay_ms: 400, ..model("main", Nature::Honest) });
+    assert!(network.run(60_000, |network| network.engine.head().height > 100));
+    network.join(0, Model { delay_ms: 5, ..model("fork", Nature::Forked(1)) });
+    assert!(network.run(60_000, |network| network.status.diverged.is_some()));
+    network.forks[0].height = 30_000;
+    let (mut busy, mut waited) = (false, false);
+    assert!(network.run(60_000, |network| {
+        busy |= network.engine.is_switching() && !network.importing.is_empty();
+        waited |= network.engine.is_switching() && !network.engine.here().is_empty();
+        network.switches == 1
+    }));
+    assert!(busy && waited, "there was something to wait for, and to let go of");
+    assert!(network.engine.here().is_empty());
+    assert!(ends_at(&mut network, 30_000, 1), "{:#?}", network.status);
+}
+
+#[test]
 fn a_better_branch_that_is_not_valid_costs_who_has_it_and_nothing_else() {
     let mut network = forked(7, on(OnDivergence::Reorg), Nature::Warped, 10, 50);
     network.join(0, model("main", Nature::Honest));

@@ -66,6 +66,8 @@ pub struct Network {
     pub ledger: Vec<Branch>,
     /// In hundreds, how many imports the database fails.
     pub storage_faults: u32,
+    /// The most that an import takes, in milliseconds.
+    pub import_ms: u64,
     /// How often the chain went over to another branch.
     pub switches: u64,
     /// The lowest score that an honest peer had.
@@ -87,7 +89,7 @@ pub struct Network {
     imports: VecDeque<Job<Vec<Stub>>>,
     switch: Option<Switch<Vec<Stub>>>,
     /// The heights that are being imported, to see that no two imports overlap.
-    importing: BTreeSet<Height>,
+    pub importing: BTreeSet<Height>,
     asked: bool,
     memory: Vec<u8>,
     generation: u64,
@@ -109,6 +111,7 @@ impl Network {
             forks: Vec::new(),
             ledger,
             storage_faults: 0,
+            import_ms: 60,
             switches: 0,
             honest_score_min: i32::MAX,
             rounds: 0,
@@ -269,7 +272,7 @@ impl Network {
                 }
                 assert_eq!(job.range().count(), job.blocks.len() as u64);
                 self.imports.push_back(job);
-                let delay = self.rng.random_range(1..60);
+                let delay = self.rng.random_range(1..self.import_ms);
                 self.later(delay, Later::Stored);
             }
             Command::Ask { view, events } => {
