@@ -144,7 +144,7 @@ fn who_halts_imports_nothing_more_from_anybody() {
 
 #[test]
 fn who_halts_on_the_way_leaves_what_waits_where_it_is() {
-    let mut network = Network::new(11, 20_000, Plans::OnePeer, on(OnDivergence::Halt, 256));
+    let mut network = Network::new(11, 20_000, Plans::OnePeer, on(OnDivergence::Halt));
     network.forks.push(Fork { after: 50, height: 60 });
     network.import_ms = 2_000;
     network.join(0, model("main", Nature::Honest));
@@ -161,7 +161,7 @@ fn who_halts_on_the_way_leaves_what_waits_where_it_is() {
 
 #[test]
 fn a_switch_waits_for_the_imports_under_way_and_lets_go_of_what_waits() {
-    let mut network = Network::new(10, 20_000, Plans::OnePeer, on(OnDivergence::Resync, 256));
+    let mut network = Network::new(10, 20_000, Plans::OnePeer, on(OnDivergence::Resync));
     network.forks.push(Fork { after: 50, height: 60 });
     network.import_ms = 2_000;
     network.join(0, Model { delay_ms: 400, ..model("main", Nature::Honest) });
