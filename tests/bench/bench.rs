@@ -1,11 +1,12 @@
 //! `make bench`: every figure that Tenon promises, measured on this machine, with a floor program beside it where the
 //! hardware decides. Prints a table and writes `target/bench.json`. With words as arguments only the parts whose names
-//! hold one of them run: `policy`, `journal`, `replay`, `simulate`, `catch-up`, `serve`, `lifecycle`, `node`, `gossip`,
-//! `verify`.
+//! hold one of them run: `policy`, `journal`, `replay`, `simulate`, `catch-up`,
+//! `catch-up-peers`, `catch-up-height`, `serve`, `lifecycle`, `node`, `gossip`, `verify`.
 
 mod bare;
 mod catch_up;
 mod gossip;
+mod height;
 mod journal;
 mod lifecycle;
 mod load;
@@ -13,6 +14,7 @@ mod node;
 #[path = "../support/peer.rs"]
 #[expect(dead_code, reason = "shared with the tests of connections: each uses its part")]
 mod peer;
+mod peers;
 mod policy;
 #[path = "../support/process.rs"]
 #[expect(dead_code, reason = "shared with the tests of whole nodes: each uses its part")]
@@ -21,6 +23,9 @@ mod replay;
 mod report;
 mod serve;
 mod simulate;
+#[path = "../support/source.rs"]
+#[expect(dead_code, reason = "shared with the tests of sync: each uses its part")]
+mod source;
 #[path = "../support/traffic.rs"]
 mod traffic;
 mod verify;
@@ -56,6 +61,14 @@ fn main() -> std::process::ExitCode {
     if runs("catch-up") {
         let dir = dir();
         runtime.block_on(catch_up::run(dir.path(), &mut report));
+    }
+    if runs("catch-up-peers") {
+        let dir = dir();
+        runtime.block_on(peers::run(dir.path(), &mut report));
+    }
+    if runs("catch-up-height") {
+        let dir = dir();
+        runtime.block_on(height::run(dir.path(), &mut report));
     }
     if runs("serve") {
         let dir = dir();

@@ -3,7 +3,8 @@
 use std::path::Path;
 use std::time::Instant;
 
-use tenon::chain::{Genesis, verify};
+use tenon::chain::{Block, Genesis, verify};
+use tenon::ledger::{Ledger, LedgerOptions};
 use tenon::sample::Sample;
 
 use crate::process::Process;
@@ -74,8 +75,8 @@ pub async fn run(dir: &Path, report: &mut Report) {
 }
 
 /// The stored bytes of blocks.
-pub fn encode(blocks: &[tenon::chain::Block]) -> Vec<Vec<u8>> {
-    let encode = |block: &tenon::chain::Block| {
+pub fn encode(blocks: &[Block]) -> Vec<Vec<u8>> {
+    let encode = |block: &Block| {
         let mut bytes = Vec::new();
         block.encode(&mut bytes);
         bytes
@@ -113,22 +114,28 @@ pub fn prepare(dir: &Path, genesis: &Genesis, more: &str) {
 
 /// Puts blocks into the database of a node that does not run.
 pub fn store(dir: &Path, genesis: &Genesis, encoded: &[Vec<u8>]) {
-    let options = tenon::ledger::LedgerOptions::new(dir.join("data/chain.db"), genesis.clone());
-    let ledger = tenon::ledger::Ledger::open(options, Vec::new()).expect("a new ledger");
+    let options = LedgerOptions::new(dir.join("data/chain.db"), genesis.clone());
+    let ledger = Ledger::open(options, Vec::new()).expect("a new ledger");
     tokio::task::block_in_place(|| {
         for chunk in encoded.chunks(2_000) {
-            let blocks = chunk.iter().map(|bytes| tenon::chain::Block::decode(bytes).expect("our own block")).collect();
-            let verified = verify::verify_all(blocks, genesis).into_iter().map(|block| block.expect("valid")).collect();
-            let answers = tokio::runtime::Handle::current().block_on(ledger.import(verified));
-            assert!(answers.iter().all(Result::is_ok), "our own blocks follow each other");
+            let blocks = chunk.iter().map(|bytes| Block::decode(bytes).expect("our own block")).collect();
+            tokio::runtime::Handle::current().block_on(import(&ledger, blocks));
         }
         ledger.stop();
     });
 }
 
+/// Puts blocks on top of a ledger's chain.
+pub async fn import(ledger: &Ledger, blocks: Vec<Block>) {
+    let verified =
+        verify::verify_all(blocks, ledger.genesis()).into_iter().map(|block| block.expect("valid")).collect();
+    let answers = ledger.import(verified).await;
+    assert!(answers.iter().all(Result::is_ok), "our own blocks follow each other");
+}
+
 /// Waits until the follower has `blocks`; answers blocks a second from the first it had to the last, and its peak memory
 /// in MB.
-async fn follow(follower: &Process, blocks: u64) -> (f64, f64) {
+pub async fn follow(follower: &Process, blocks: u64) -> (f64, f64) {
     let mut first = None;
     loop {
         let height = follower.height().await;

@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::{Body, Bytes};
@@ -90,7 +90,15 @@ struct Shared {
     served: AtomicU64,
     sent: AtomicU64,
     looks: AtomicU64,
+    pace: Mutex<Option<Pace>>,
     submitted: watch::Sender<Vec<String>>,
+}
+
+/// How fast a source sends: all its answers share one line.
+struct Pace {
+    bytes_per_second: u64,
+    /// When the line has sent all it was given.
+    free_at: Instant,
 }
 
 #[derive(Clone, serde::Serialize)]
@@ -123,6 +131,7 @@ impl TestSource {
             served: AtomicU64::new(0),
             sent: AtomicU64::new(0),
             looks: AtomicU64::new(0),
+            pace: Mutex::default(),
             submitted: watch::Sender::default(),
         });
         let router = Router::new()
@@ -159,6 +168,11 @@ impl TestSource {
     /// From now on answers ranges like this.
     pub fn set_fault(&self, fault: Fault) {
         *self.shared.fault.lock().unwrap() = fault;
+    }
+
+    /// From now on sends answers to requests for ranges no faster than this, all of them together.
+    pub fn set_pace(&self, bytes_per_second: u64) {
+        *self.shared.pace.lock().unwrap() = Some(Pace { bytes_per_second, free_at: Instant::now() });
     }
 
     /// Reports this head, whatever it has.
@@ -227,10 +241,39 @@ async fn refusal(shared: &Shared) -> Option<Response> {
     }
 }
 
-/// A body whose bytes are counted as they go.
+/// What goes down a paced line at a time.
+const PACED_BYTES: usize = 16 << 10;
+
+/// A body whose bytes are counted as they go, each at its time.
 fn counted(shared: &Arc<Shared>, parts: impl Stream<Item = std::io::Result<Bytes>> + Send + 'static) -> Body {
-    let shared = Arc::clone(shared);
-    Body::from_stream(parts.inspect_ok(move |part| _ = shared.sent.fetch_add(part.len() as u64, Ordering::SeqCst)))
+    let (shared, line) = (Arc::clone(shared), Arc::clone(shared));
+    let is_paced = line.pace.lock().unwrap().is_some();
+    let pieces = parts.flat_map(move |part| match part {
+        Ok(mut part) if is_paced => {
+            let pieces =
+                std::iter::from_fn(move || (!part.is_empty()).then(|| Ok(part.split_to(part.len().min(PACED_BYTES)))));
+            stream::iter(pieces).boxed()
+        }
+        part => stream::iter([part]).boxed(),
+    });
+    let timely = pieces.then(move |piece| {
+        let line = Arc::clone(&line);
+        async move {
+            let at = match (&piece, line.pace.lock().unwrap().as_mut()) {
+                (Ok(piece), Some(pace)) => {
+                    let takes = Duration::from_secs_f64(piece.len() as f64 / pace.bytes_per_second as f64);
+                    pace.free_at = pace.free_at.max(Instant::now()) + takes;
+                    Some(pace.free_at)
+                }
+                _ => None,
+            };
+            if let Some(at) = at {
+                tokio::time::sleep_until(at.into()).await;
+            }
+            piece
+        }
+    });
+    Body::from_stream(timely.inspect_ok(move |part| _ = shared.sent.fetch_add(part.len() as u64, Ordering::SeqCst)))
 }
 
 /// A block whose transactions are gone.

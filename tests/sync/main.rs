@@ -18,6 +18,7 @@ mod faults;
 mod heads;
 mod peers;
 #[path = "../support/source.rs"]
+#[expect(dead_code, reason = "shared with the benchmark: each uses its part")]
 mod source;
 mod strategies;
 mod zoo;
