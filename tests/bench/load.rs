@@ -55,7 +55,7 @@ pub async fn load(address: SocketAddr, path: &str, accept: &str, connections: us
 }
 
 /// An empty histogram of nanoseconds, up to a minute.
-pub fn times() -> Histogram<u64> {
+fn times() -> Histogram<u64> {
     Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("bounds in order")
 }
 

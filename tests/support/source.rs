@@ -97,6 +97,8 @@ struct Shared {
 /// How fast a source sends: all its answers share one line.
 struct Pace {
     bytes_per_second: u64,
+    /// From a request to the first byte of its answer, on any route.
+    latency: Duration,
     /// When the line has sent all it was given.
     free_at: Instant,
 }
@@ -153,6 +155,11 @@ impl TestSource {
         &self.url
     }
 
+    /// Height of the chain that it has, whatever it reports.
+    pub fn blocks(&self) -> u64 {
+        self.shared.chain.lock().unwrap().len() as u64 - 1
+    }
+
     /// Appends blocks to its chain.
     pub fn extend(&self, blocks: &[Block]) {
         self.shared.chain.lock().unwrap().extend(blocks.iter().map(frame));
@@ -170,9 +177,10 @@ impl TestSource {
         *self.shared.fault.lock().unwrap() = fault;
     }
 
-    /// From now on sends answers to requests for ranges no faster than this, all of them together.
-    pub fn set_pace(&self, bytes_per_second: u64) {
-        *self.shared.pace.lock().unwrap() = Some(Pace { bytes_per_second, free_at: Instant::now() });
+    /// From now on sends answers to requests for ranges no faster than this, all of them together, and answers nothing
+    /// sooner than after `latency`.
+    pub fn set_pace(&self, bytes_per_second: u64, latency: Duration) {
+        *self.shared.pace.lock().unwrap() = Some(Pace { bytes_per_second, latency, free_at: Instant::now() });
     }
 
     /// Reports this head, whatever it has.
@@ -229,8 +237,12 @@ fn head(shared: &Shared) -> (u64, Hash) {
     shared.claimed.lock().unwrap().unwrap_or(own)
 }
 
-/// The answer of a source that refuses everything.
+/// The answer of a source that refuses everything; whatever it answers takes its time.
 async fn refusal(shared: &Shared) -> Option<Response> {
+    let latency = shared.pace.lock().unwrap().as_ref().map(|pace| pace.latency);
+    if let Some(latency) = latency.filter(|latency| !latency.is_zero()) {
+        tokio::time::sleep(latency).await;
+    }
     let fault = *shared.fault.lock().unwrap();
     match fault {
         Fault::Refuses(status) => {

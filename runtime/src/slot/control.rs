@@ -97,6 +97,8 @@ impl<K: Kind> Control<K> {
 
 /// While something is on trial, this often: a waiting call is then not dropped at 200,000 a second and shard.
 const ROUND: Duration = Duration::from_millis(5);
+/// Calls that the shadow is given before other threads get a turn.
+const AT_ONCE: usize = 8;
 /// While there is only a probation, or a journal.
 const ROUND_AT_REST: Duration = Duration::from_millis(50);
 
@@ -411,7 +413,12 @@ impl<K: Kind> Inner<K> {
         let mut failed = 0;
         let mut give = |calls: &mut Vec<Call<K>>| {
             // What was left over by a candidate that is gone is not in step with this one's memories.
-            for call in calls.drain(..).filter(|call| call.shadow == shadow.generation.number) {
+            let to_give = calls.drain(..).filter(|call| call.shadow == shadow.generation.number);
+            for (nth, call) in to_give.enumerate() {
+                // Whoever answers a live call waits for a few of these at most, and not for all that came together.
+                if nth % AT_ONCE == AT_ONCE - 1 {
+                    std::thread::yield_now();
+                }
                 // Nothing is lost here: the memories are the live version's, and it still has them.
                 let adopt = |kept: &Remembered<K::Memory>| {
                     let id = self.form(kept.form);
