@@ -96,6 +96,7 @@ pub use latency::Times;
 pub use limits::{Failure, Limit, Limits, OnFailure, PluginConfig, Refusal};
 pub use load::{Description, MemoryId, Rejection, Stage};
 pub use log::{LINE_MAX_BYTES, TARGET as LOG_TARGET};
+pub use priority::stand_back;
 pub use rollout::{Evidence, Phase, Probation, Rollout, Transition};
 pub use shadow::{Divergence, Example, Group};
 pub use signature::{KeyError, SIGNATURE_MAX_BYTES, TrustedKey, verify_signature};

@@ -6,9 +6,10 @@ use thread_priority::{NormalThreadSchedulePolicy, ThreadPriority, ThreadSchedule
 #[cfg(unix)]
 const BACKGROUND: u8 = 22;
 
-/// Lets the calling thread stand back behind those that answer calls: for compiling, looking after candidates and
-/// following the plugin directory, all of which can wait a moment. Where the system has no such thing nothing happens.
-pub(crate) fn stand_back() {
+/// Lets the calling thread stand back behind those that answer calls, for good: for compiling, looking after candidates
+/// and following the plugin directory, and for whatever else can wait a moment and has a thread of its own. Where the
+/// system has no such thing nothing happens.
+pub fn stand_back() {
     #[cfg(unix)]
     {
         let policy = ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Other);

@@ -9,7 +9,7 @@ use metrics::{gauge, histogram};
 use serde::Serialize;
 use tokio::sync::{Mutex, oneshot, watch};
 
-use super::{later, lower_priority};
+use super::later;
 use crate::chain::state::SortedRoot;
 use crate::chain::{Account, Address, Hash, Head, Height, State, Time};
 use crate::ledger::Ledger;
@@ -203,7 +203,7 @@ async fn in_background<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'sta
     let failed = |what: &str| StorageError::Inconsistent(format!("the thread that verifies the state {what}"));
     let (answer, answered) = oneshot::channel();
     let run = move || {
-        lower_priority();
+        tenon_runtime::stand_back();
         // Whoever asked may be gone.
         let _ = answer.send(work());
     };

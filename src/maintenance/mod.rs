@@ -17,14 +17,3 @@ async fn later(due: bool) {
         std::future::pending().await
     }
 }
-
-/// Lets everything else on the machine go first, as far as the system knows such a thing: for threads that are in no hurry.
-fn lower_priority() {
-    #[cfg(target_os = "linux")]
-    {
-        const NICENESS: i32 = 10;
-        // SAFETY: a call without pointers; on Linux 0 means the calling thread alone.
-        let lowered = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICENESS) } == 0;
-        tracing::trace!(lowered, "a background thread's priority");
-    }
-}

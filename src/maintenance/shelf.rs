@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use metrics::gauge;
 use tokio::sync::{Mutex as AsyncMutex, oneshot, watch};
 
-use super::{later, lower_priority};
+use super::later;
 use crate::chain::{Hash, Height};
 use crate::ledger::Ledger;
 use crate::snapshot::export::{ExportOptions, STAGE, export};
@@ -107,7 +107,7 @@ impl Shelf {
         let (shelf, height) = (self.clone(), height.unwrap_or_else(|| self.0.ledger.height()));
         let (answer, answered) = oneshot::channel();
         let run = move || {
-            lower_priority();
+            tenon_runtime::stand_back();
             // Whoever asked may be gone; the snapshot is on the shelf all the same.
             let _ = answer.send(shelf.write(height));
         };
