@@ -5,7 +5,7 @@
 //! All of the unsafe code of the tests is in this file. Its functions promise what the manual pages of their namesakes
 //! say, and call the kernel themselves; `super::disk` decides what becomes of a call.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::ffi::{CStr, OsStr, c_char, c_int, c_long, c_uint, c_void};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -17,10 +17,13 @@ use super::disk::{Call, NodeId, Verdict, Watched};
 /// Descriptors that can be told apart; a process has 1,024 by default.
 const DESCRIPTORS: usize = 1 << 16;
 
+/// A file or a folder of a disk.
+type Opened = (Arc<Watched>, NodeId);
+
 /// Whether a descriptor is one of [`OPEN`]: most are not, and need no lock.
 static IS_OPEN: [AtomicBool; DESCRIPTORS] = [const { AtomicBool::new(false) }; DESCRIPTORS];
-/// Files and folders of disks that are open.
-static OPEN: Mutex<Option<HashMap<c_int, (Arc<Watched>, NodeId)>>> = Mutex::new(None);
+/// What is open on disks, by descriptor.
+static OPEN: Mutex<BTreeMap<c_int, Opened>> = Mutex::new(BTreeMap::new());
 static DISKS: Mutex<Vec<Arc<Watched>>> = Mutex::new(Vec::new());
 static DISKS_COUNT: AtomicUsize = AtomicUsize::new(0);
 
@@ -44,25 +47,25 @@ fn disk_of(path: &Path) -> Option<Arc<Watched>> {
     DISKS.lock().unwrap().iter().find(|disk| path.starts_with(disk.root())).cloned()
 }
 
-fn opened(descriptor: c_int) -> Option<(Arc<Watched>, NodeId)> {
+fn opened(descriptor: c_int) -> Option<Opened> {
     let at = usize::try_from(descriptor).ok().filter(|at| *at < DESCRIPTORS)?;
     if !IS_OPEN[at].load(Ordering::SeqCst) {
         return None;
     }
-    OPEN.lock().unwrap().as_ref()?.get(&descriptor).cloned()
+    OPEN.lock().unwrap().get(&descriptor).cloned()
 }
 
 fn set_opened(descriptor: c_int, disk: Arc<Watched>, node: NodeId) {
     let at = usize::try_from(descriptor).expect("an open descriptor is not negative");
     assert!(at < DESCRIPTORS, "descriptor {at} is beyond the table");
-    OPEN.lock().unwrap().get_or_insert_default().insert(descriptor, (disk, node));
+    OPEN.lock().unwrap().insert(descriptor, (disk, node));
     IS_OPEN[at].store(true, Ordering::SeqCst);
 }
 
 fn set_closed(descriptor: c_int) {
     let Some(at) = usize::try_from(descriptor).ok().filter(|at| *at < DESCRIPTORS) else { return };
     if IS_OPEN[at].swap(false, Ordering::SeqCst) {
-        OPEN.lock().unwrap().get_or_insert_default().remove(&descriptor);
+        OPEN.lock().unwrap().remove(&descriptor);
     }
 }
 

@@ -62,7 +62,7 @@ pub enum Fault {
     Once,
     /// Every call fails with `EIO`.
     Dead,
-    /// There is no room: writes and new names fail with `ENOSPC`, half a write may pass before. What takes nothing passes.
+    /// There is no room: writes and new names fail with `ENOSPC`, half a write may pass before. What needs none passes.
     Full,
 }
 

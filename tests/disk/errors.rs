@@ -33,8 +33,8 @@ fn commits(step: &Step) -> bool {
     matches!(step, Step::Import(_) | Step::Switch(_) | Step::Produce(_))
 }
 
-/// Does the work, with a fault if there is one. Answers how many calls there were, how many of them failed, and how many
-/// steps were refused.
+/// Does the work, with a fault if there is one. Answers how many calls there were, how many of them failed, and how
+/// many steps were refused.
 async fn work(work: &Work, root: &Path, fault: Option<(u64, Fault)>, dice: &mut Dice) -> (u64, u64, usize) {
     let disk = Disk::watch(root);
     let data = root.join("data");
@@ -134,7 +134,7 @@ async fn a_command_whose_disk_fails_at_any_call_says_so_and_is_done_when_it_is_a
                     "{how}: {command:?} left {left:?}"
                 );
                 if !files.is_done(command, root, &how) {
-                    files.run(command, root).unwrap_or_else(|error| panic!("{how}: {command:?}, once more: {error}"));
+                    files.again(command, root, &how);
                 }
             }
         }

@@ -181,23 +181,25 @@ impl Files {
         }
     }
 
+    /// Runs a command that is not done, once more; then it is.
+    pub fn again(&self, command: Command, root: &Path, how: &str) {
+        let checksum = checksum_path(&place(root, command));
+        if command == Backup && checksum.exists() {
+            // A backup is not written over somebody's checksum: the operator is told which file is in the way.
+            let told = self.run(command, root).unwrap_err();
+            assert!(told.contains(&format!("{} is there already", checksum.display())), "{how}: {told}");
+            std::fs::remove_file(&checksum).unwrap();
+        }
+        self.run(command, root).unwrap_or_else(|error| panic!("{how}: {command:?}, once more: {error}"));
+        assert!(self.is_done(command, root, how), "{how}: {command:?}, once more: it is not there");
+    }
+
     /// Runs what is not done; then all is there, and nothing else.
     pub fn finish(&self, root: &Path, how: &str) {
         for command in Command::EACH {
-            if self.is_done(command, root, how) {
-                continue;
+            if !self.is_done(command, root, how) {
+                self.again(command, root, how);
             }
-            let mut outcome = self.run(command, root);
-            let checksum = checksum_path(&place(root, command));
-            if command == Backup && checksum.exists() && outcome.is_err() {
-                // A backup is not written over somebody's checksum: the operator is told which file is in the way.
-                let told = outcome.unwrap_err();
-                assert!(told.contains(&format!("{} is there already", checksum.display())), "{how}: {told}");
-                std::fs::remove_file(&checksum).unwrap();
-                outcome = self.run(command, root);
-            }
-            outcome.unwrap_or_else(|error| panic!("{how}: {command:?}, once more: {error}"));
-            assert!(self.is_done(command, root, how), "{how}: {command:?}");
         }
         let is_finished = |name: &String| !name.ends_with(".stage") && !name.contains(".part");
         let left: Vec<_> = list(&root.join("out")).into_iter().filter(is_finished).collect();

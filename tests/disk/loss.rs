@@ -1,8 +1,8 @@
 //! Power losses, played on what was recorded of a [`super::disk::Disk`]: what of it can be there afterwards.
 //!
 //! A disk promises this much, and here no more: what was done to a file before its last sync is there; of what was done
-//! since, any part, down to sectors. The names in a folder are durable with a sync of the folder, and of those that were
-//! given, changed or taken since, any part that hangs together. A file that has no name after that is gone.
+//! since, any part, down to sectors. The names in a folder are durable with a sync of the folder, and of those that
+//! were given, changed or taken since, any part that hangs together. A file that has no name after that is gone.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;

@@ -1,5 +1,5 @@
-//! What a node does with its database, as a list of steps that can each be tried until it is done: catch-up, blocks of its
-//! own, reorgs, transactions that wait, an agent's mail, restarts.
+//! What a node does with its database, as a list of steps that can each be tried until it is done: catch-up, blocks of
+//! its own, reorgs, transactions that wait, an agent's mail, restarts.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -219,7 +219,7 @@ pub fn rows(path: &Path) -> Vec<String> {
         database.prepare(names).unwrap().query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect();
     for table in tables {
         let mut statement = database.prepare(&format!("SELECT * FROM {table}")).unwrap();
-        let columns: Vec<String> = statement.column_names().into_iter().map(str::to_owned).collect();
+        let columns: Vec<String> = statement.column_names().map(str::to_owned).collect();
         let mut found = statement.query([]).unwrap();
         while let Some(row) = found.next().unwrap() {
             let cells = columns.iter().enumerate().filter(|(_, name)| *name != "received");
