@@ -1,5 +1,8 @@
 //! Nodes that are killed: real processes, `kill -9` at random moments, real databases.
 
+#[path = "support/chance.rs"]
+#[expect(dead_code, reason = "shared: each test file uses its part")]
+mod chance;
 #[path = "support/process.rs"]
 #[expect(dead_code, reason = "shared: each test file uses its part")]
 mod process;
@@ -7,6 +10,7 @@ mod process;
 use std::collections::HashMap;
 use std::path::Path;
 
+use chance::{Dice, knob};
 use process::Process;
 use serde_json::Value;
 use tenon::chain::{Genesis, Kind, Payload, SecretKey, Transaction};
@@ -14,29 +18,13 @@ use tenon::ledger::{Ledger, LedgerOptions};
 
 /// Kills in all: 100, or what `TENON_TEST_KILLS` says.
 fn kills() -> usize {
-    std::env::var("TENON_TEST_KILLS").map_or(100, |kills| kills.parse().expect("TENON_TEST_KILLS is a number"))
+    knob("TENON_TEST_KILLS", 100)
 }
 
 fn integrity(dir: &Path) {
     let database = rusqlite::Connection::open(dir.join("data/chain.db")).unwrap();
     let answer: String = database.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
     assert_eq!(answer, "ok");
-}
-
-/// A small generator, so that a failure can be repeated: the seed is printed.
-struct Dice(u64);
-
-impl Dice {
-    fn new(name: &str) -> Self {
-        let seed = std::env::var("TENON_TEST_SEED").map_or_else(|_| rand::random(), |seed| seed.parse().unwrap());
-        println!("{name}: TENON_TEST_SEED={seed}");
-        Self(seed)
-    }
-
-    fn roll(&mut self, below: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % below
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,8 @@
 //! What the ledger's thread does between two commits, with state, head and database to itself: a look at the state, and
 //! a snapshot taken over.
 
+use std::sync::atomic::Ordering;
+
 use tokio::sync::{oneshot, watch};
 
 use super::Ledger;
@@ -55,9 +57,13 @@ impl Thread {
         }
         let (new, state) = self.write_snapshot(snapshot, now).inspect_err(|error| {
             tracing::error!(%error, "a snapshot was not taken over, the chain is as it was");
+            if matches!(error, SnapshotError::Storage(_)) {
+                self.stats.commit_failed();
+            }
             self.connection.roll_back();
         })?;
         (self.head, self.state) = (new.clone(), state);
+        self.stats.is_failing.store(false, Ordering::Relaxed);
         head.send_replace(new.clone());
         Ok(new)
     }

@@ -129,8 +129,7 @@ impl Thread {
     pub fn finish(&mut self, group: Group, outcome: Result<(), StorageError>, head: &watch::Sender<Head>) {
         if let Err(error) = outcome {
             tracing::error!(%error, blocks = group.changes.len(), "a commit failed, nothing of it is stored");
-            self.stats.failed_commits.fetch_add(1, Ordering::Relaxed);
-            self.stats.is_failing.store(true, Ordering::Relaxed);
+            self.stats.commit_failed();
             for changes in group.changes.iter().rev() {
                 self.state.revert(changes);
             }

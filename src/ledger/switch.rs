@@ -57,6 +57,9 @@ impl Thread {
             Ok(reorg) => reorg,
             Err(error) => {
                 tracing::warn!(%error, common, applied, "a switch to another branch failed, nothing has changed");
+                if matches!(error, SwitchError::Storage(_)) {
+                    self.stats.commit_failed();
+                }
                 self.abandon(group, before);
                 return Err(error);
             }

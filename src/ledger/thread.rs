@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -25,6 +25,14 @@ pub(super) struct Stats {
     pub blocks_undone: AtomicU64,
     pub reorgs_refused: AtomicU64,
     pub equivocations: AtomicU64,
+}
+
+impl Stats {
+    /// Counts a commit that the database did not take.
+    pub fn commit_failed(&self) {
+        self.failed_commits.fetch_add(1, Ordering::Relaxed);
+        self.is_failing.store(true, Ordering::Relaxed);
+    }
 }
 
 pub(super) type Write = Box<dyn FnOnce(&Writer<'_>) -> Result<(), StorageError> + Send>;

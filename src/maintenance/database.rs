@@ -11,9 +11,9 @@ use sha2::{Digest, Sha256};
 use super::audit::{self, StateCheck};
 use crate::chain::{Address, Genesis, Hash, Height, Time};
 use crate::snapshot::export::ExportOptions;
-use crate::snapshot::files::{put_in_place, suffixed, sync_folder};
+use crate::snapshot::files::{put_in_place, suffixed};
 use crate::snapshot::{self, Progress, Snapshot, SnapshotError};
-use crate::storage::{self, Lock, Storage, StorageError, WriteConnection, Writer};
+use crate::storage::{self, Lock, Storage, StorageError, WriteConnection, Writer, sync_folder};
 
 /// Why nothing came of it.
 #[derive(Debug, thiserror::Error)]
@@ -161,8 +161,12 @@ pub fn backup(path: &Path, out: &Path) -> Result<Backup> {
     storage::remove(&part)?;
     let made = write_backup(path, &part, out);
     if made.is_err() {
-        // What went wrong is said already.
+        // What went wrong is said already. A checksum without its backup would be in the way of the next attempt.
         let _ = storage::remove(&part);
+        let _ = fs::remove_file(suffixed(out, ".sha256.part"));
+        if !out.exists() {
+            let _ = fs::remove_file(checksum_path(out));
+        }
     }
     made
 }
@@ -220,14 +224,19 @@ fn put_back(file: &Path, part: &Path, path: &Path, genesis: &Genesis, lock: Lock
     let lock = connection.close()?;
     File::open(part).and_then(|part| part.sync_all()).map_err(io(part))?;
     let (old, lock) = put_aside(path, &genesis.block().hash(), lock)?;
-    let replace = || {
-        fs::rename(part, path)?;
-        sync_folder(path)
-    };
-    replace().map_err(io(path))?;
+    if let Err(error) = fs::rename(part, path) {
+        if let Some(old) = &old {
+            take_back(path, old);
+        }
+        return Err(io(path)(error));
+    }
+    sync_folder(path).map_err(io(path))?;
     drop(lock);
     Ok(Backup { height: state.height, hash: state.hash, accounts: state.accounts, bytes, sha256, old })
 }
+
+/// What SQLite keeps beside a database.
+const BESIDE: [&str; 2] = ["-wal", "-shm"];
 
 /// Gives the database at `path` a second name, under which it stays when another takes its place. Answers it.
 fn put_aside(path: &Path, genesis: &Hash, lock: Lock) -> Result<(Option<PathBuf>, Option<Lock>)> {
@@ -241,17 +250,34 @@ fn put_aside(path: &Path, genesis: &Hash, lock: Lock) -> Result<(Option<PathBuf>
     let closed = WriteConnection::open_locked(path, genesis, lock).and_then(|(connection, _)| connection.close());
     let lock = match closed {
         Ok(lock) => Some(lock),
+        Err(error) if error.is_of_the_disk() => return Err(error.into()),
         // The lock is gone with the connection; it is taken again, or somebody was quicker.
         Err(_) => Some(Lock::take(path)?),
     };
-    for suffix in ["-wal", "-shm"] {
-        let beside = suffixed(path, suffix);
-        if beside.exists() {
-            fs::rename(&beside, suffixed(&old, suffix)).map_err(io(&beside))?;
-        }
+    let copy = |_| fs::copy(path, &old).and_then(|_| File::open(&old)?.sync_all());
+    let move_beside = || {
+        fs::hard_link(path, &old).or_else(copy)?;
+        BESIDE.iter().try_for_each(|suffix| {
+            let beside = suffixed(path, suffix);
+            if beside.exists() { fs::rename(&beside, suffixed(&old, suffix)) } else { Ok(()) }
+        })?;
+        // Durable, and a log that was beside it gone for good, before another has the name.
+        sync_folder(path)
+    };
+    if let Err(error) = move_beside() {
+        take_back(path, &old);
+        return Err(io(&old)(error));
     }
-    fs::hard_link(path, &old).or_else(|_| fs::copy(path, &old).map(drop)).map_err(io(&old))?;
     Ok((Some(old), lock))
+}
+
+/// Undoes [`put_aside`], as far as the disk lets it: what is in its place still must not be opened by another name.
+fn take_back(path: &Path, old: &Path) {
+    // What went wrong is said already.
+    for suffix in BESIDE {
+        let _ = fs::rename(suffixed(old, suffix), suffixed(path, suffix));
+    }
+    let _ = fs::remove_file(old);
 }
 
 /// Looks at the whole database at `path`, whether or not its node runs: the file, the blocks and what they build on, the

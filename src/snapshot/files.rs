@@ -10,6 +10,7 @@ use super::chunk;
 use super::manifest::{CHUNKS_MAX, ChunkInfo, ChunkKind, MANIFEST_BYTES_MAX, Manifest};
 use super::{Progress, Result, SnapshotError, io};
 use crate::chain::Hash;
+use crate::storage::sync_folder;
 
 /// The manifest's name in a folder.
 pub const MANIFEST: &str = "manifest.json";
@@ -149,9 +150,18 @@ impl Snapshot {
     /// Writes all of it into one file at `path`, which must not be there; each chunk is checked on the way.
     pub fn write_file(&self, path: &Path) -> Result<()> {
         let part = suffixed(path, ".part");
-        let mut file = File::create(&part).map_err(io(&part))?;
+        let written = self.write_part(&part).and_then(|()| put_in_place(&part, path));
+        if written.is_err() {
+            // What went wrong is said already.
+            let _ = fs::remove_file(&part);
+        }
+        written
+    }
+
+    fn write_part(&self, part: &Path) -> Result<()> {
+        let mut file = File::create(part).map_err(io(part))?;
         let manifest = self.manifest.to_bytes();
-        let mut write = |bytes: &[u8]| file.write_all(bytes).map_err(io(&part));
+        let mut write = |bytes: &[u8]| file.write_all(bytes).map_err(io(part));
         write(MAGIC)?;
         write(&self.id.0)?;
         write(&(manifest.len() as u64).to_be_bytes())?;
@@ -161,8 +171,7 @@ impl Snapshot {
             chunk::check_stored(info, &stored).map_err(|reason| self.wrong(index, reason))?;
             write(&stored)?;
         }
-        file.sync_all().map_err(io(&part))?;
-        put_in_place(&part, path)
+        file.sync_all().map_err(io(part))
     }
 
     pub(super) fn wrong(&self, index: usize, reason: String) -> SnapshotError {
@@ -253,23 +262,20 @@ pub(super) fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
     write().map_err(io(path))
 }
 
-/// Gives a finished file or folder its name, durably. Errors: there is something with that name.
+/// Gives a finished file, or a folder of finished files, its name, durably. Errors: there is something with that name.
 pub(crate) fn put_in_place(part: &Path, path: &Path) -> Result<()> {
     if path.exists() {
         return Err(io(path)(std::io::ErrorKind::AlreadyExists.into()));
     }
     let rename = || {
+        // The files in it are on the disk, their names may not be yet.
+        if cfg!(unix) && part.is_dir() {
+            File::open(part)?.sync_all()?;
+        }
         fs::rename(part, path)?;
         sync_folder(path)
     };
     rename().map_err(io(path))
-}
-
-/// Makes the names in the folder of `path` durable.
-pub(crate) fn sync_folder(path: &Path) -> std::io::Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    // Only Unix has folders that can be opened.
-    if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
 }
 
 /// `path` with `suffix` after its last name.

@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use super::files::{Snapshot, suffixed, sync_folder};
+use super::files::{Snapshot, suffixed};
 use super::load::{self, Piece};
 use super::{Progress, Result, SnapshotError, io};
 use crate::chain::{Address, Genesis, Hash, Head, PublicKey, Time, VerifiedBlock, verify};
-use crate::storage::{self, BlockRows, Lock, StorageError, WriteConnection, Writer};
+use crate::storage::{self, BlockRows, Lock, StorageError, WriteConnection, Writer, sync_folder};
 
 /// Index rows that are collected before they are written in their tables' order.
 const ROWS_BLOCKS_MAX: usize = 10_000;
@@ -90,6 +90,8 @@ pub fn install(
     let built = built.and_then(|(head, lock)| {
         let replace = || {
             fs::File::open(&part)?.sync_all()?;
+            // A log of what was there must be gone for good: it would be played into what comes.
+            sync_folder(path)?;
             fs::rename(&part, path)?;
             sync_folder(path)
         };

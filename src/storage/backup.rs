@@ -1,5 +1,6 @@
 //! Copies of the whole database, and what SQLite itself says of a file.
 
+use std::fs::File;
 use std::path::Path;
 
 use super::file::open_read_only;
@@ -16,7 +17,10 @@ impl Storage {
             let error = std::io::Error::other("SQLite takes only names that are text");
             StorageError::Io { path: out.display().to_string(), error }
         })?;
-        open_read_only(path)?.execute("VACUUM INTO ?", [shown])?;
+        let connection = open_read_only(path)?;
+        // SQLite takes an empty file for none, and does not say why it cannot make one.
+        File::create_new(out).map_err(|error| StorageError::Io { path: shown.to_owned(), error })?;
+        connection.execute("VACUUM INTO ?", [shown])?;
         Ok(())
     }
 

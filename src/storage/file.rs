@@ -18,9 +18,7 @@ impl Lock {
     /// Takes the lock of the database at `path`, which need not be there. Errors: another process holds it.
     pub fn take(path: &Path) -> Result<Self> {
         let io = |error| StorageError::Io { path: path.display().to_string(), error };
-        if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-            std::fs::create_dir_all(folder).map_err(io)?;
-        }
+        make_folder(folder_of(path)).map_err(io)?;
         let file = File::create(path.with_extension("lock")).map_err(io)?;
         match file.try_lock() {
             Ok(()) => Ok(Self { _file: file }),
@@ -28,6 +26,31 @@ impl Lock {
             Err(TryLockError::Error(error)) => Err(io(error)),
         }
     }
+}
+
+/// The folder that has the name `path`.
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Makes the names in the folder of `path` durable.
+pub fn sync_folder(path: &Path) -> std::io::Result<()> {
+    // Only Unix has folders that can be opened.
+    if cfg!(unix) { File::open(folder_of(path))?.sync_all() } else { Ok(()) }
+}
+
+/// Makes a folder, and those that it lies in, durably: a database is no safer than the folder that has its name.
+pub fn make_folder(path: &Path) -> std::io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    make_folder(folder_of(path))?;
+    match std::fs::create_dir(path) {
+        // Somebody was quicker, or something else has the name.
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists || !path.is_dir() => return Err(error),
+        _ => {}
+    }
+    sync_folder(path)
 }
 
 impl WriteConnection {

@@ -24,7 +24,7 @@ pub use accounts::StoredAccount;
 pub use agents::{AgentEvent, AgentId, AgentPlace, HandledMessage, OutboxRow, ParkedEvent, StoredAgent};
 pub use blocks::{BlockRows, Frames, TakenBlock, UNDO_DEPTH};
 pub use check::{BlocksChecked, PROBLEMS_MAX};
-pub use file::{Lock, remove};
+pub use file::{Lock, make_folder, remove, sync_folder};
 pub use history::BelowBase;
 pub use mempool::KeptTransaction;
 pub use rebuild::{Rebuilt, Replayed};
@@ -78,6 +78,20 @@ pub enum StorageError {
         /// Why.
         error: std::io::Error,
     },
+}
+
+impl StorageError {
+    /// Whether the disk said no, or has no room: what is in the file may well be right.
+    pub fn is_of_the_disk(&self) -> bool {
+        use rusqlite::ErrorCode::{CannotOpen, DiskFull, ReadOnly, SystemIoFailure};
+        match self {
+            Self::Sqlite(error) => {
+                matches!(error.sqlite_error_code(), Some(CannotOpen | DiskFull | ReadOnly | SystemIoFailure))
+            }
+            Self::Io { .. } => true,
+            _ => false,
+        }
+    }
 }
 
 /// Result of a query.

@@ -11,6 +11,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use tenon::chain::{Block, Genesis, Height, verify};
 use tenon::ledger::{Ledger, LedgerOptions, Reach, SwitchError};
 
+use super::chance::{Dice, knob};
 use super::rows;
 use super::tree::Tree;
 
@@ -18,22 +19,6 @@ use super::tree::Tree;
 const DIR: &str = "FORKS_CHILD_DIR";
 /// What the child's environment says when it takes orders instead of climbing on by itself.
 const ORDERS: &str = "FORKS_CHILD_ORDERS";
-
-/// A small generator, so that a failure can be repeated: the seed is printed.
-struct Dice(u64);
-
-impl Dice {
-    fn new(name: &str) -> Self {
-        let seed = std::env::var("TENON_TEST_SEED").map_or_else(|_| rand::random(), |seed| seed.parse().unwrap());
-        println!("{name}: TENON_TEST_SEED={seed}");
-        Self(seed)
-    }
-
-    fn roll(&mut self, below: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % below
-    }
-}
 
 /// A tree, and the branches in it, each better than the one before.
 struct Ladder {
@@ -199,7 +184,7 @@ fn climbs() {
 
 /// Kills: 60, or what `TENON_TEST_KILLS` says.
 fn kills() -> usize {
-    std::env::var("TENON_TEST_KILLS").map_or(60, |kills| kills.parse().expect("TENON_TEST_KILLS is a number"))
+    knob("TENON_TEST_KILLS", 60)
 }
 
 #[tokio::test]

@@ -1,6 +1,9 @@
 //! Forks, from every side: what a switch to another branch needs and leaves, for the ledger, the mempool, the producer and
 //! clients, in random orders, under `kill -9` and on a full disk. (What it means for agents stands in `src/agent/tests`.)
 
+#[path = "../support/chance.rs"]
+#[expect(dead_code, reason = "shared: each test file uses its part")]
+mod chance;
 mod heard;
 mod kill;
 mod mempool;
