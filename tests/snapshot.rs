@@ -119,15 +119,15 @@ async fn a_running_node_takes_a_snapshot_over_only_without_blocks_and_only_whole
     let ledger = open(&chain.path("new.db"), &genesis);
     let before = ledger.head();
     // What was written before the damaged chunk, the last one, is taken back.
-    let error = ledger.install_snapshot(Snapshot::open(&bad).unwrap(), Time::now()).await.unwrap_err();
+    let error = ledger.install_snapshot(Snapshot::open(&bad).unwrap(), Time::now(), |_| {}).await.unwrap_err();
     assert!(matches!(error, SnapshotError::Chunk { index, .. } if index == last), "{error}");
     assert_eq!(ledger.head(), before);
     let mut watch = ledger.watch();
-    let head = ledger.install_snapshot(Snapshot::open(&good).unwrap(), Time::now()).await.unwrap();
+    let head = ledger.install_snapshot(Snapshot::open(&good).unwrap(), Time::now(), |_| {}).await.unwrap();
     assert_eq!(head, chain.ledger.head());
     assert_eq!(*watch.borrow_and_update(), head, "who waits for the head is told");
     assert_eq!(ledger.look(|state, head| (state.root(), head.height)).await.unwrap(), (head.state_root, 25));
-    let error = ledger.install_snapshot(Snapshot::open(&good).unwrap(), Time::now()).await.unwrap_err();
+    let error = ledger.install_snapshot(Snapshot::open(&good).unwrap(), Time::now(), |_| {}).await.unwrap_err();
     assert!(error.to_string().contains("the chain there is at block 25"), "{error}");
     let more = chain.grow(3, 4).await;
     assert!(ledger.import(more).await.iter().all(Result::is_ok));
