@@ -305,6 +305,15 @@ pub(super) mod tests {
         assert!(check(&Action::Report("x".into()), 8, &base(), &[]).is_err());
         let snapshot = Action::FetchSnapshot { peer: 0, height: 3 };
         assert!(check(&snapshot, 0, &base(), &[]).unwrap_err().contains("no snapshot"));
+        // The head is 10, and one request brings 100 blocks.
+        for (offered, score, word) in
+            [(111, 100, ""), (110, 100, "spares 100 blocks"), (9, 100, "spares 0"), (111, 0, "score")]
+        {
+            let offering = Peer { snapshot: Some(offered), score, ..peer(0, 5_000) };
+            let snapshot = Action::FetchSnapshot { peer: 0, height: offered };
+            let reason = check(&snapshot, 0, &view(vec![offering]), &[]).err().unwrap_or_default();
+            assert!(reason.contains(word) && reason.is_empty() == word.is_empty(), "{offered}: {reason}");
+        }
     }
 
     #[test]

@@ -194,7 +194,9 @@ impl SnapshotFirst {
     /// The height of the snapshot of `peer`, if it can be had and is worth it.
     fn worth(&self, peer: &Peer, view: &View, memory: &Memory) -> Option<u64> {
         let height = peer.snapshot?;
-        let spares = height.saturating_sub(view.head.height) >= self.settings.min_blocks;
+        let spared = height.saturating_sub(view.head.height);
+        // The host takes none that one request could stand in for.
+        let spares = spared >= self.settings.min_blocks && spared > u64::from(view.limits.range_blocks_max);
         let is_near = head_of(peer).checked_sub(height).is_some_and(|age| age <= self.settings.max_age_blocks);
         let may_ask = peer.score > 0 && peer.not_before <= view.now && !memory.failed.contains(&peer.id);
         (spares && is_near && may_ask).then_some(height)
