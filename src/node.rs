@@ -2,7 +2,7 @@
 //! names concrete types.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -103,7 +103,8 @@ impl Node {
         let follower =
             Follower::new(ledger.clone(), Arc::new(strategy), sources, info.node_id.clone(), sync_config.clone())
                 .map_err(|reason| anyhow!("sync: {reason}"))?
-                .tolerating(tolerance);
+                .tolerating(tolerance)
+                .taking_snapshots(snapshots_of_others(&config));
         let chain_id = ledger.genesis().chain_id.clone();
         let forwarding =
             sync::forward::run(mempool.clone(), chain_id, follower.usable(), config.sync.clone(), stopped.clone());
@@ -381,6 +382,17 @@ fn rpc_config(config: &config::Rpc) -> Result<RpcConfig> {
         proxies: config.proxies.clone(),
         costs: config.costs.clone(),
     })
+}
+
+/// Where a snapshot of another node is kept until it is the chain. Errors: why this node begins with block 1 all the same.
+fn snapshots_of_others(config: &Config) -> Result<PathBuf, String> {
+    if config.producer.is_some() {
+        return Err("this node makes blocks: it has all of them, or `tenon snapshot` gives it a beginning".into());
+    }
+    if !config.agents.is_empty() {
+        return Err("this node has agents, which would not hear of the messages below a snapshot".into());
+    }
+    Ok(config::beside(&config.store.path, "fetch"))
 }
 
 fn shelf_config(config: &config::Snapshots) -> Result<ShelfConfig> {

@@ -65,6 +65,12 @@ pub const REORGS_REFUSED: &str = "tenon_reorgs_refused_total";
 pub const EQUIVOCATIONS: &str = "tenon_equivocations_total";
 /// Height of the newest snapshot that is served; 0 without one.
 pub const SNAPSHOT_HEIGHT: &str = "tenon_snapshot_height";
+/// Chunks that are here of a snapshot that is being taken, or that are installed; 0 while none is.
+pub const SYNC_SNAPSHOT_CHUNKS: &str = "tenon_sync_snapshot_chunks";
+/// How many it has; 0 while none is being taken.
+pub const SYNC_SNAPSHOT_CHUNKS_ALL: &str = "tenon_sync_snapshot_chunks_all";
+/// Snapshots that sync wanted to begin with, by outcome.
+pub const SYNC_SNAPSHOTS: &str = "tenon_sync_snapshots_total";
 /// Height of the block whose state was last computed.
 pub const STATE_VERIFIED_HEIGHT: &str = "tenon_state_verified_height";
 /// How long that took.
@@ -184,6 +190,7 @@ fn describe() {
         (SYNC_RESCUES, "Requests for ranges that the watchdog made"),
         (SYNC_FAILED, "Answers to requests for ranges that were not usable"),
         (SYNC_REFUSED, "Actions of the sync strategy that were refused"),
+        (SYNC_SNAPSHOTS, "Snapshots that sync wanted to begin with, by outcome"),
         (IMPORTED_BLOCKS, "Blocks imported since the start"),
         (IMPORTED_TRANSACTIONS, "Transactions in imported blocks"),
         (PLUGIN_CALLS, "Calls of a generation"),
@@ -229,6 +236,8 @@ fn describe() {
         (PLUGIN_SHADOW_COMPARED, Unit::Count, "Answers of a slot's shadow that were compared"),
         (PLUGIN_SHADOW_DIVERGENT, Unit::Count, "Answers of a slot's shadow that differ"),
         (PLUGIN_SHADOW_DROPPED, Unit::Count, "Calls that a slot's shadow was not given"),
+        (SYNC_SNAPSHOT_CHUNKS, Unit::Count, "Chunks that are here of the snapshot that is being taken"),
+        (SYNC_SNAPSHOT_CHUNKS_ALL, Unit::Count, "Chunks of the snapshot that is being taken"),
         (SNAPSHOT_HEIGHT, Unit::Count, "Height of the newest snapshot that is served"),
         (STATE_VERIFIED_HEIGHT, Unit::Count, "Height of the block whose state was last computed from all accounts"),
         (IMPORT_AGE, Unit::Seconds, "How long no block has been added; at most since the start"),

@@ -441,7 +441,9 @@ async fn a_source_over_libp2p_gives_whole_blocks_within_the_room_there_is() {
     assert_eq!((info.chain_id, info.genesis_hash), (chain.genesis.chain_id.clone(), chain.hash()));
     assert_eq!(info.node_id, "a node for tests");
     let head = server.ledger.head();
-    assert_eq!(source.head().await, Ok(Some((head.height, head.hash))));
+    let shown = source.head().await.unwrap();
+    assert_eq!((shown.head, shown.snapshot), (Some((head.height, head.hash)), None), "peers offer no snapshots");
+    assert!(source.chunks().is_none());
     // Room for all of it, then for some, which is given back.
     let budget = Budget::new(1 << 20);
     let all = HeightRange { first: 1, last: 60 };

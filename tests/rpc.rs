@@ -482,6 +482,8 @@ async fn metrics_count_what_was_answered() {
         "tenon_sync_rescues_total",
         "tenon_sync_failed_requests_total",
         "tenon_sync_refused_actions_total",
+        "tenon_sync_snapshot_chunks",
+        "tenon_sync_snapshots_total{outcome=\"taken\"}",
         "tenon_mempool_transactions",
         "tenon_imported_blocks_total",
         "tenon_limiter_denied_total{class=\"read\",verdict=\"throttle\"}",

@@ -106,6 +106,52 @@ fn a_slow_peer_and_a_liar_take_little_from_two_good_ones() {
     }
 }
 
+/// `snapshot-first`, for short chains.
+fn eager(lab: &Lab) -> Box<dyn Planner> {
+    let settings = json!({ "min_blocks": 2_000, "max_age_blocks": 5_000 });
+    Box::new(lab.planner(&std::fs::read(tenon_build::path("snapshot-first")).unwrap(), &settings).unwrap())
+}
+
+#[test]
+fn a_snapshot_takes_the_place_of_blocks_also_among_liars_and_blocks_come_where_it_fails() {
+    let lab = Lab::new().unwrap();
+    let size = Size { peers: None, blocks: Some(60_000) };
+    let shipped = shipped("snapshots");
+    for seed in 1..=5 {
+        let with = run(&shipped, size, seed, eager(&lab));
+        assert!(with.as_expected, "{seed}: {:?} at {} of {}", with.state, with.head, with.goal);
+        assert_eq!((with.snapshot_height, with.snapshots_failed, with.refused), (58_000, 0, 0), "{seed}");
+        // Blocks above the snapshot, and chunks: not those below it.
+        assert!(with.received_bytes < 50_000_000 * 2 + 2_000 * 400 * 3, "{}", with.received_bytes);
+        assert_eq!((with.rescues, with.imported_twice), (0, 0), "{seed}");
+        let without = run(&shipped, size, seed, builtin());
+        assert_eq!((without.snapshot_height, without.as_expected), (0, true), "the built-in wants none");
+    }
+    let mut lying = shipped.clone();
+    lying.groups.iter_mut().for_each(|group| group.snapshot_lies_percent = 100);
+    let fails = run(&lying, size, 1, eager(&lab));
+    assert!(fails.as_expected && fails.snapshots_failed >= 1, "{:?}: {:?}", fails.state, fails.problem);
+    assert_eq!((fails.snapshot_height, fails.refused), (0, 0), "{:?}", fails.refusals);
+}
+
+#[test]
+fn whoever_takes_over_while_a_snapshot_comes_in_it_is_taken() {
+    let lab = Lab::new().unwrap();
+    let scenario = shipped("snapshots");
+    let size = Size { peers: None, blocks: Some(60_000) };
+    let mut simulation = Simulation::new(&scenario, size, 1, eager(&lab)).unwrap();
+    let mut taken_over = 0;
+    for events in [30, 40, 50, 60] {
+        simulation.swap_after(events, builtin());
+        simulation.swap_after(events + 5, eager(&lab));
+        taken_over += 2;
+    }
+    let outcome = simulation.run();
+    assert!(outcome.as_expected, "{:?} at {} of {}", outcome.state, outcome.head, outcome.goal);
+    assert_eq!((outcome.snapshot_height, outcome.refused), (58_000, 0), "{:?}", outcome.refusals);
+    assert_eq!((outcome.timeline.swaps.len(), outcome.imported_twice), (taken_over, 0));
+}
+
 #[test]
 fn what_the_old_system_did_wrong_is_seen() {
     let lab = Lab::new().unwrap();

@@ -9,8 +9,9 @@ use std::sync::Arc;
 
 use chain::{Chain, open, small};
 use sha2::{Digest, Sha256};
-use tenon::chain::{Genesis, Hash, Head, Height, Time, verify};
-use tenon::ledger::Imported;
+use tenon::chain::{Address, Genesis, Hash, Head, Height, Kind, Payload, Time, Transaction, verify};
+use tenon::ledger::{Imported, Ledger, LedgerOptions};
+use tenon::mempool::{Mempool, MempoolConfig, MempoolHook, TransactionStatus};
 use tenon::sample::Sample;
 use tenon::snapshot::export::ExportOptions;
 use tenon::snapshot::install::install;
@@ -18,7 +19,7 @@ use tenon::snapshot::load::load;
 use tenon::snapshot::{ChunkKind, Manifest, Snapshot, SnapshotError};
 use tenon::storage::{Storage, StoredAccount};
 
-fn accounts(storage: &Storage) -> Vec<(tenon::chain::Address, StoredAccount)> {
+fn accounts(storage: &Storage) -> Vec<(Address, StoredAccount)> {
     let mut accounts = Vec::new();
     storage
         .read(|reader| {
@@ -107,6 +108,34 @@ async fn a_snapshot_of_a_block_is_the_same_wherever_and_whenever_it_is_made() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_waits_and_is_below_the_snapshot_is_dropped_with_the_reason() {
+    let mut chain = Chain::new(4, 6, 2, 0).await;
+    let blocks = chain.grow(20, 4).await;
+    let (genesis, folder) = (chain.genesis(), chain.path("s"));
+    chain.export("s", small(1)).unwrap();
+    let hook = MempoolHook::new();
+    let handle = hook.handle();
+    let options = LedgerOptions::new(chain.path("new.db"), genesis.clone());
+    let ledger = Ledger::open(options, vec![Box::new(hook)]).unwrap();
+    let mempool = Mempool::open(ledger.clone(), handle, MempoolConfig::default()).unwrap();
+    // The first of its sender, which is in a block already; and one that can still happen.
+    let transactions = || blocks.iter().flat_map(|block| &block.block().transactions);
+    let old = transactions().find(|tx| tx.nonce == 0).unwrap().clone();
+    let key = chain.sample.accounts().iter().find(|key| Address::of(&key.public_key()) == old.from()).unwrap();
+    let fresh = Transaction::new(Kind::Transfer, old.to, 1, 100, 1_000_000, Payload::Absent);
+    let fresh = fresh.signed(&genesis.chain_id, key);
+    let old = mempool.submit_transaction(old).await.unwrap();
+    let fresh = mempool.submit_transaction(fresh).await.unwrap();
+    ledger.install_snapshot(Snapshot::open(&folder).unwrap(), Time::now(), |_| {}).await.unwrap();
+    let Some(TransactionStatus::Dropped { reason, .. }) = mempool.get(&old) else { panic!("it is dropped") };
+    assert!(reason.contains("nonce"), "{reason}");
+    assert!(matches!(mempool.get(&fresh), Some(TransactionStatus::Pending(_))));
+    assert_eq!(mempool.len(), 1);
+    ledger.stop();
+    chain.ledger.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_running_node_takes_a_snapshot_over_only_without_blocks_and_only_whole() {
     let mut chain = Chain::new(3, 6, 25, 4).await;
     let genesis = chain.genesis();
@@ -119,15 +148,15 @@ async fn a_running_node_takes_a_snapshot_over_only_without_blocks_and_only_whole
     let ledger = open(&chain.path("new.db"), &genesis);
     let before = ledger.head();
     // What was written before the damaged chunk, the last one, is taken back.
-    let error = ledger.install_snapshot(Snapshot::open(&bad).unwrap(), Time::now()).await.unwrap_err();
+    let error = ledger.install_snapshot(Snapshot::open(&bad).unwrap(), Time::now(), |_| {}).await.unwrap_err();
     assert!(matches!(error, SnapshotError::Chunk { index, .. } if index == last), "{error}");
     assert_eq!(ledger.head(), before);
     let mut watch = ledger.watch();
-    let head = ledger.install_snapshot(Snapshot::open(&good).unwrap(), Time::now()).await.unwrap();
+    let head = ledger.install_snapshot(Snapshot::open(&good).unwrap(), Time::now(), |_| {}).await.unwrap();
     assert_eq!(head, chain.ledger.head());
     assert_eq!(*watch.borrow_and_update(), head, "who waits for the head is told");
     assert_eq!(ledger.look(|state, head| (state.root(), head.height)).await.unwrap(), (head.state_root, 25));
-    let error = ledger.install_snapshot(Snapshot::open(&good).unwrap(), Time::now()).await.unwrap_err();
+    let error = ledger.install_snapshot(Snapshot::open(&good).unwrap(), Time::now(), |_| {}).await.unwrap_err();
     assert!(error.to_string().contains("the chain there is at block 25"), "{error}");
     let more = chain.grow(3, 4).await;
     assert!(ledger.import(more).await.iter().all(Result::is_ok));

@@ -4,11 +4,14 @@
 #[expect(dead_code, reason = "shared: each test file uses its part")]
 mod process;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Output;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use process::{PATIENCE, Process, run, tenon};
@@ -239,6 +242,136 @@ async fn a_download_from_several_nodes_survives_kills_and_names_the_liar() {
     assert!(code == 1 && text.contains(&liar) && text.contains("sends another chunk"), "{text}");
     assert!(!copy.join("data/chain.db").exists());
     other.stop();
+    node.stop();
+}
+
+/// Passes on what a node answers, and counts the chunks that were asked for; of these, after the first few, only as many
+/// as it is told to.
+struct Gate {
+    url: String,
+    asked: Arc<Mutex<BTreeMap<String, u32>>>,
+    passes: Arc<AtomicUsize>,
+}
+
+impl Gate {
+    fn new(of: &str, passes: usize) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let (asked, passes) = (Arc::new(Mutex::default()), Arc::new(AtomicUsize::new(passes)));
+        let gate = Self { url, asked: Arc::clone(&asked), passes: Arc::clone(&passes) };
+        let of = of.trim_start_matches("http://").to_owned();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let (mut stream, of) = (stream.unwrap(), of.clone());
+                let (asked, passes) = (Arc::clone(&asked), Arc::clone(&passes));
+                std::thread::spawn(move || {
+                    let mut request = Vec::new();
+                    let mut byte = [0];
+                    while !request.ends_with(b"\r\n\r\n") && stream.read(&mut byte).is_ok_and(|read| read > 0) {
+                        request.push(byte[0]);
+                    }
+                    let text = String::from_utf8_lossy(&request).into_owned();
+                    let path = text.split(' ').nth(1).unwrap_or("/").to_owned();
+                    if path.starts_with("/rpc/snapshot/") && !path.ends_with("manifest") {
+                        let pass = |left: usize| left.checked_sub(1);
+                        if passes.fetch_update(Ordering::SeqCst, Ordering::SeqCst, pass).is_err() {
+                            // Until whoever asked is gone.
+                            while stream.read(&mut byte).is_ok_and(|read| read > 0) {}
+                            return;
+                        }
+                        let index = path.rsplit('/').next().unwrap_or_default().to_owned();
+                        *asked.lock().unwrap().entry(index).or_default() += 1;
+                    }
+                    // As it came, but that the connection ends with the answer.
+                    let head = text.trim_end().lines().filter(|line| !line.to_lowercase().starts_with("connection:"));
+                    let head = head.collect::<Vec<_>>().join("\r\n");
+                    let mut upstream = TcpStream::connect(&of).unwrap();
+                    write!(upstream, "{head}\r\nconnection: close\r\n\r\n").unwrap();
+                    // It may have been left already.
+                    let _ = std::io::copy(&mut upstream, &mut stream);
+                });
+            }
+        });
+        gate
+    }
+}
+
+/// Lets the strategy of a node be `snapshot-first`, for short chains.
+fn wants_snapshots(dir: &Path) {
+    let path = dir.join("tenon.toml");
+    let text = fs::read_to_string(&path).unwrap();
+    let chosen = "use = \"snapshot-first\"\nconfig = { min_blocks = 2000, max_age_blocks = 100000 }";
+    let text = text.replace("use = \"parallel-range\"", chosen);
+    assert!(text.contains(chosen), "{text}");
+    fs::write(path, text).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_whose_strategy_wants_a_snapshot_is_killed_on_the_way_and_goes_on_where_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let [source, copy] = ["authority", "copy"].map(|name| dir.path().join(name));
+    // Every block whole: several chunks, and enough of them to be killed between.
+    let all = [("TENON_SNAPSHOT_BLOCKS", "1000000000"), ("TENON_SNAPSHOT_DEPTH", "0")];
+    let node = tokio::task::block_in_place(|| authority(&source, 6_000, &all));
+    let (status, made) = node.admin("POST", "/admin/snapshot", Some(&json!({ "height": 5_900 }))).await;
+    assert_eq!(status, 200, "{made}");
+    let of = usize::try_from(made["chunks"].as_u64().unwrap()).unwrap();
+    assert!(of >= 4, "{made}");
+    let gate = Gate::new(&node.rpc, 2);
+    tokio::task::block_in_place(|| process::follower(&copy, &gate.url));
+    wants_snapshots(&copy);
+
+    // Two chunks come, and then no more: the node waits for them, and says so.
+    let first = Process::start(&copy);
+    let status = first.until("/rpc/sync/status", |status| status["snapshot"]["chunks"] == 2).await;
+    let snapshot = &status["snapshot"];
+    assert_eq!((&snapshot["stage"], &snapshot["height"]), (&"downloading".into(), &5_900.into()), "{status}");
+    assert_eq!((&snapshot["id"], snapshot["of"].as_u64()), (&made["id"], Some(of as u64)));
+    assert_eq!((&status["head_height"], &status["peers"][0]["snapshot_height"]), (&0.into(), &5_900.into()));
+    let line = tokio::task::block_in_place(|| refused(&["sync", "status", "--node", &first.rpc])).1;
+    assert!(line.contains("downloading"), "{line}");
+    first.kill();
+    assert_eq!(chunks(&copy.join("data/fetch")), 2);
+    let kept: Vec<String> = gate.asked.lock().unwrap().keys().cloned().collect();
+    assert_eq!(kept.len(), 2, "{kept:?}");
+
+    // Killed once more, while it is put into the database: nothing of it is there, or all.
+    gate.passes.store(1_000, Ordering::SeqCst);
+    let second = Process::start(&copy);
+    let here = |status: &Value| status["snapshot"]["stage"] == "installing" || status["head_height"] != 0;
+    second.until("/rpc/sync/status", here).await;
+    second.kill();
+    let checked = tokio::task::block_in_place(|| json(&["db", "check", "--dir", shown(&copy)]));
+    assert_eq!(checked["ok"], true, "{checked}");
+    let height = checked["height"].as_u64().unwrap();
+    assert!(height == 0 || height >= 5_900, "{checked}");
+
+    let third = Process::start(&copy);
+    third.until("/rpc/head", |head| head["height"] == 6_000).await;
+    let asked = gate.asked.lock().unwrap().clone();
+    assert_eq!(asked.len(), of, "{asked:?}");
+    assert!(asked.values().all(|times| *times == 1), "no chunk is downloaded twice: {asked:?}");
+    assert!(!copy.join("data/fetch").exists(), "what was downloaded is used up");
+    let heads = [node.get("/rpc/head").await, third.get("/rpc/head").await];
+    assert_eq!(heads[0], heads[1], "the state root is part of it");
+    let status = third.until("/rpc/sync/status", |status| status["state"] == "live").await;
+    assert_eq!((&status["snapshot"], &status["refused_actions"]), (&Value::Null, &0.into()), "{status}");
+    third.stop();
+
+    // A node with agents takes none: they would not hear of the messages below it.
+    fs::remove_dir_all(copy.join("data")).unwrap();
+    let mut text = fs::read_to_string(copy.join("tenon.toml")).unwrap();
+    text += "\n[[agents]]\nname = \"bob\"\nwallet = \"keystore/bob.json\"\nhandler = \"ping-pong\"\n";
+    fs::write(copy.join("tenon.toml"), text).unwrap();
+    fs::create_dir_all(copy.join("keystore")).unwrap();
+    for name in ["bob.json", "password"] {
+        fs::copy(source.join("keystore").join(name), copy.join("keystore").join(name)).unwrap();
+    }
+    let with_agent = Process::start(&copy);
+    with_agent.until("/rpc/head", |head| head["height"] == 6_000).await;
+    let info = with_agent.get("/rpc/info").await;
+    assert_eq!(info["base"], 0, "all blocks are there: {info}");
+    with_agent.stop();
     node.stop();
 }
 

@@ -197,11 +197,12 @@ impl Told {
     fn tell(&mut self, event: &FetchEvent) {
         match event {
             FetchEvent::Chosen { id, height, sources, kept } => {
-                let kept = if *kept > 0 { format!(", {kept} chunks are here already") } else { String::new() };
+                let kept = kept.chunks;
+                let kept = if kept > 0 { format!(", {kept} chunks are here already") } else { String::new() };
                 self.steps.note(&format!("snapshot {id} of block {height}, from {sources} nodes{kept}"));
             }
             FetchEvent::Chunk(progress) => self.steps.show(progress.chunks as u64, progress.of as u64),
-            FetchEvent::Left { source, reason } => {
+            FetchEvent::Left { source, reason, .. } => {
                 self.steps.note(&format!("{source} is left: {reason}"));
                 self.left.push(json!({ "source": source, "reason": reason }));
             }

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::http::Node;
 use super::output::Output;
 use super::transact::POLL;
-use super::watch::watch;
+use super::watch::{snapshot, watch};
 use super::{Global, Outcome};
 
 /// How far a node is behind its sources.
@@ -68,7 +68,11 @@ impl Status {
 
     fn line(&self) -> String {
         let rate = self.answer.get("blocks_per_second").and_then(Value::as_f64).unwrap_or(0.0);
-        format!("{}  {} of {}  {rate:.0} blocks/s", self.state, self.head, self.best)
+        let mut line = format!("{}  {} of {}  {rate:.0} blocks/s", self.state, self.head, self.best);
+        if let Some(snapshot) = snapshot(&self.answer) {
+            line += &format!("  {snapshot}");
+        }
+        line
     }
 }
 

@@ -8,7 +8,7 @@ use tokio::sync::{oneshot, watch};
 use super::Ledger;
 use super::thread::{Job, Thread};
 use crate::chain::{Head, State, Time};
-use crate::snapshot::{Snapshot, SnapshotError, install};
+use crate::snapshot::{Progress, Snapshot, SnapshotError, install};
 use crate::storage::{StorageError, Writer};
 
 /// Something to do alone.
@@ -26,11 +26,16 @@ impl Ledger {
 
     /// Begins the chain with a snapshot, where it has no block but the genesis: everything changes in one transaction,
     /// or nothing does. Answers the new head. The snapshot is verified on the way, which takes the ledger's thread as
-    /// long as that takes; a chain without blocks has nothing else to do.
+    /// long as that takes; a chain without blocks has nothing else to do. `progress` is told after every chunk.
     ///
     /// Errors: there are blocks, the snapshot does not hold, or the ledger has stopped.
-    pub async fn install_snapshot(&self, snapshot: Snapshot, now: Time) -> Result<Head, SnapshotError> {
-        let installed = self.alone(move |thread, head| thread.install(&snapshot, now, head)).await;
+    pub async fn install_snapshot(
+        &self,
+        snapshot: Snapshot,
+        now: Time,
+        progress: impl FnMut(Progress) + Send + 'static,
+    ) -> Result<Head, SnapshotError> {
+        let installed = self.alone(move |thread, head| thread.install(&snapshot, now, progress, head)).await;
         installed.map_err(SnapshotError::from)?
     }
 
@@ -50,28 +55,45 @@ impl Ledger {
 }
 
 impl Thread {
-    fn install(&mut self, snapshot: &Snapshot, now: Time, head: &watch::Sender<Head>) -> Result<Head, SnapshotError> {
+    fn install(
+        &mut self,
+        snapshot: &Snapshot,
+        now: Time,
+        progress: impl FnMut(Progress) + Send,
+        head: &watch::Sender<Head>,
+    ) -> Result<Head, SnapshotError> {
         if self.head.height > 0 {
             let path = self.connection.path().display().to_string();
             return Err(SnapshotError::NotEmpty { path, height: self.head.height });
         }
-        let (new, state) = self.write_snapshot(snapshot, now).inspect_err(|error| {
+        let (new, state) = self.write_snapshot(snapshot, now, progress).inspect_err(|error| {
             tracing::error!(%error, "a snapshot was not taken over, the chain is as it was");
             if matches!(error, SnapshotError::Storage(_)) {
                 self.stats.commit_failed();
             }
             self.connection.roll_back();
+            self.hooks.iter_mut().for_each(|hook| hook.rolled_back());
         })?;
         (self.head, self.state) = (new.clone(), state);
         self.stats.is_failing.store(false, Ordering::Relaxed);
+        self.stats.last_import.store(now.0, Ordering::Relaxed);
+        self.hooks.iter_mut().for_each(|hook| hook.committed());
         head.send_replace(new.clone());
         Ok(new)
     }
 
-    fn write_snapshot(&mut self, snapshot: &Snapshot, now: Time) -> Result<(Head, State), SnapshotError> {
+    fn write_snapshot(
+        &mut self,
+        snapshot: &Snapshot,
+        now: Time,
+        progress: impl FnMut(Progress) + Send,
+    ) -> Result<(Head, State), SnapshotError> {
         let writer = self.connection.begin()?;
-        let head = install::write(&writer, snapshot, &self.genesis, now, |_| {})?;
+        let head = install::write(&writer, snapshot, &self.genesis, now, progress)?;
         let state = read_state(&writer)?;
+        for hook in &mut self.hooks {
+            hook.on_snapshot(&writer, &state)?;
+        }
         self.connection.commit()?;
         Ok((head, state))
     }

@@ -75,6 +75,13 @@ pub trait BlockHook: Send {
         Ok(())
     }
 
+    /// Called when a snapshot has taken the place of a chain without blocks, before its commit: the accounts are `state`'s
+    /// now, and no block says how they came to be.
+    fn on_snapshot(&mut self, writer: &Writer<'_>, state: &State) -> Result<(), StorageError> {
+        let _ = (writer, state);
+        Ok(())
+    }
+
     /// What was written since the last call is durable.
     fn committed(&mut self) {}
 

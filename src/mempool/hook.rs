@@ -117,6 +117,18 @@ impl BlockHook for MempoolHook {
         Ok(())
     }
 
+    fn on_snapshot(&mut self, writer: &Writer<'_>, state: &State) -> Result<(), StorageError> {
+        for (&from, waiting) in &self.shared.pool().by_sender {
+            let lowest = state.account(&from).unwrap_or_default().nonce;
+            for (&nonce, hash) in waiting.range(..lowest) {
+                let reason = TransactionError::NonceTooLow { from, got: nonce, lowest };
+                self.stale.push((*hash, reason.to_string()));
+                writer.forget_transaction(hash)?;
+            }
+        }
+        Ok(())
+    }
+
     fn committed(&mut self) {
         let Switch { returned, lost, .. } = std::mem::take(&mut self.switch);
         if self.included.is_empty() && self.stale.is_empty() && returned.is_empty() && lost.is_empty() {

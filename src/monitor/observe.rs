@@ -237,6 +237,7 @@ mod tests {
             reason: reason.map(str::to_owned),
             head_height: None,
             head_hash: None,
+            snapshot_height: None,
             score: 100,
             latency_us: 0,
             throughput: 0,

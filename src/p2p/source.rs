@@ -12,10 +12,10 @@ use super::codec::{Answered, Call, Room};
 use super::handle::{Command, Commands};
 use super::recent::{Recent, Way};
 use super::wire::{Answer, Request};
-use crate::chain::{Hash, Height, Transaction};
+use crate::chain::Transaction;
 use crate::sync::HeightRange;
 use crate::sync::budget::Reservation;
-use crate::sync::source::{RangeAnswer, Source, SourceError, SourceInfo};
+use crate::sync::source::{RangeAnswer, Source, SourceError, SourceHead, SourceInfo};
 
 /// How long a transaction that was pushed is left to gossip, before it is handed to each peer directly.
 const GOSSIP_TIME: Duration = Duration::from_secs(10);
@@ -91,10 +91,11 @@ impl Source for P2pSource {
         .boxed()
     }
 
-    fn head(&self) -> BoxFuture<'_, Result<Option<(Height, Hash)>, SourceError>> {
+    /// Snapshots are downloaded over HTTP alone, so that none is offered here.
+    fn head(&self) -> BoxFuture<'_, Result<SourceHead, SourceError>> {
         async {
             match self.ask(Request::Head, None).await?.answer {
-                Answer::Head(head) => Ok(Some(head)),
+                Answer::Head(head) => Ok(SourceHead { head: Some(head), snapshot: None }),
                 _ => Err(unexpected()),
             }
         }

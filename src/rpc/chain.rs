@@ -16,7 +16,9 @@ use super::wire::BlockJson;
 use super::{Rpc, json_bytes};
 use crate::chain::{Block, Hash, Head, Header, Height, Time};
 use crate::ledger::Ledger;
+use crate::snapshot::source::Offer;
 use crate::storage::{BelowBase, Frames, Reader, StorageError};
+use crate::sync::http;
 
 /// Blocks in one range at most.
 pub const RANGE_BLOCKS_MAX: u64 = 1_000;
@@ -31,6 +33,7 @@ pub const BLOCKS_MEDIA_TYPE: &str = "application/vnd.tenon.blocks";
 
 const NEXT: HeaderName = HeaderName::from_static("x-tenon-next");
 const HEAD: HeaderName = HeaderName::from_static("x-tenon-head");
+const SNAPSHOT: HeaderName = HeaderName::from_static(http::SNAPSHOT_HEADER);
 
 #[derive(Serialize)]
 struct HeadJson<'a> {
@@ -77,7 +80,14 @@ impl HeadBody {
 
 pub(super) async fn head(State(rpc): State<Rpc>, params: Params) -> Result<Response> {
     params.only(&[], rpc.chain_id())?;
-    Ok(json_bytes(rpc.head.of(&rpc.parts.ledger.head(), rpc.chain_id())))
+    let mut response = json_bytes(rpc.head.of(&rpc.parts.ledger.head(), rpc.chain_id()));
+    // Beside the answer, not in it: who polls heads learns of a new snapshot without another request.
+    if let Some(kept) = rpc.parts.shelf.newest() {
+        let offer = Offer { id: kept.id, height: kept.manifest.height, hash: kept.manifest.block_hash };
+        let value = HeaderValue::try_from(http::write_offer(&offer)).expect("digits and spaces");
+        response.headers_mut().insert(SNAPSHOT, value);
+    }
+    Ok(response)
 }
 
 /// How a block is asked for.

@@ -81,7 +81,7 @@ pub static ROUTES: &[Route] = &[
         aliases: &[],
         class: Some(Class::Sync),
         cost: CHEAP,
-        about: "the head of the chain",
+        about: "the head of the chain; the header `x-tenon-snapshot` names the newest snapshot here: height, id, block hash",
         handler: || get(chain::head),
     },
     Route {

@@ -288,6 +288,11 @@ pub(super) async fn metrics(State(rpc): State<Rpc>) -> Response {
         counter!(telemetry::SYNC_RESCUES).absolute(sync.rescues);
         counter!(telemetry::SYNC_FAILED).absolute(sync.failed_requests);
         counter!(telemetry::SYNC_REFUSED).absolute(sync.refused_actions);
+        let (chunks, of) = sync.snapshot.as_ref().map_or((0, 0), |snapshot| (snapshot.chunks, snapshot.of));
+        gauge!(telemetry::SYNC_SNAPSHOT_CHUNKS).set(chunks as f64);
+        gauge!(telemetry::SYNC_SNAPSHOT_CHUNKS_ALL).set(of as f64);
+        counter!(telemetry::SYNC_SNAPSHOTS, "outcome" => "taken").absolute(sync.snapshots_taken);
+        counter!(telemetry::SYNC_SNAPSHOTS, "outcome" => "failed").absolute(sync.snapshots_failed);
     }
     if let Some(p2p) = &parts.p2p {
         let p2p = p2p.borrow();

@@ -1,9 +1,10 @@
-//! Questions to peers and their answers, over the network: looks at heads, comparisons, ranges. What the engine is told
+//! Questions to peers and their answers, over the network: looks at heads, comparisons, ranges, chunks of a snapshot. What the engine is told
 //! of them is what [`crate::sync::http`] would tell it, time-outs included.
 
 use super::chain::{Body, CHAIN_ID};
 use super::network::{Arrived, MessageId};
 use super::simulation::{Happening, Simulation};
+use super::snapshots::CHUNK_BYTES;
 use super::sources::Sent;
 use super::tally::End;
 use crate::chain::{Hash, Height, Time};
@@ -21,8 +22,8 @@ pub(super) type ExchangeId = u64;
 
 /// A question under way, from its first byte to the last of its answer.
 pub(super) struct Exchange {
-    peer: PeerId,
-    what: What,
+    pub(super) peer: PeerId,
+    pub(super) what: What,
     since: Time,
     /// Trips there and back until it is answered.
     trips_left: u32,
@@ -34,10 +35,11 @@ pub(super) struct Exchange {
     answer: Option<Answer>,
 }
 
-enum What {
+pub(super) enum What {
     Look { introduce: bool },
     Compare { height: Height },
     Range { id: RequestId, range: HeightRange, room: Reservation },
+    Chunk { index: u64 },
 }
 
 struct Answer {
@@ -48,6 +50,8 @@ struct Answer {
 enum Content {
     Head((Height, Hash)),
     Range(Sent),
+    /// Whether it is another one than it should be.
+    Chunk(bool),
 }
 
 impl Simulation {
@@ -69,7 +73,9 @@ impl Simulation {
     }
 
     pub(super) fn end_look(&mut self, peer: PeerId) {
-        self.end_where(|exchange| exchange.peer == peer && !matches!(exchange.what, What::Range { .. }));
+        self.end_where(|exchange| {
+            exchange.peer == peer && matches!(exchange.what, What::Look { .. } | What::Compare { .. })
+        });
     }
 
     pub(super) fn abort(&mut self, wanted: RequestId) {
@@ -77,7 +83,7 @@ impl Simulation {
     }
 
     /// Ends exchanges without a word to the engine: it has ended them itself.
-    fn end_where(&mut self, is_meant: impl Fn(&Exchange) -> bool) {
+    pub(super) fn end_where(&mut self, is_meant: impl Fn(&Exchange) -> bool) {
         let meant: Vec<_> = self.exchanges.iter().filter(|(_, e)| is_meant(e)).map(|(&id, _)| id).collect();
         for id in meant {
             if let Some(Exchange { what: What::Range { id, .. }, .. }) = self.end(id) {
@@ -92,14 +98,14 @@ impl Simulation {
         if let Some(message) = exchange.message {
             self.messages.remove(&message);
             let here = self.network.cancel(message);
-            if exchange.answer.is_some() && matches!(exchange.what, What::Range { .. }) {
+            if exchange.answer.is_some() && matches!(exchange.what, What::Range { .. } | What::Chunk { .. }) {
                 self.tally.received(exchange.peer, here);
             }
         }
         Some(exchange)
     }
 
-    fn ask(&mut self, peer: PeerId, what: What, trips: u32) {
+    pub(super) fn ask(&mut self, peer: PeerId, what: What, trips: u32) {
         let id = self.next_exchange;
         self.next_exchange += 1;
         let (since, message, answer) = (self.now, None, None);
@@ -151,6 +157,10 @@ impl Simulation {
                 let reply = peer.source.asked_for_range(&self.chains, block_bytes, *range, self.now);
                 reply.map(|reply| (reply.after_us, reply.bytes, reply.content.map(Content::Range)))
             }
+            What::Chunk { .. } => {
+                let reply = peer.source.asked_for_chunk(CHUNK_BYTES, self.now);
+                reply.map(|reply| (reply.after_us, reply.bytes, reply.content.map(Content::Chunk)))
+            }
             What::Look { .. } | What::Compare { .. } => {
                 let reply = peer.source.asked_for_head(&self.chains, self.now);
                 reply.map(|reply| (reply.after_us, reply.bytes, reply.content.map(Content::Head)))
@@ -196,7 +206,7 @@ impl Simulation {
         let Exchange { peer, what, since, .. } = self.exchanges.remove(&id).expect("looked up above");
         let wake = match (what, answer.content) {
             (What::Look { introduce }, Ok(Content::Head(head))) => {
-                Wake::Looked(peer, Ok(self.looked_at(introduce, head)))
+                Wake::Looked(peer, Ok(self.looked_at(peer, introduce, head)))
             }
             (What::Compare { height }, Ok(_)) => Wake::Compared(peer, Ok(self.comparison(peer, height))),
             (What::Range { id, mut room, .. }, Ok(Content::Range(Sent { body, head }))) => {
@@ -210,18 +220,23 @@ impl Simulation {
                 let body = body.unwrap_or_else(Body::nothing);
                 Wake::Fetched(id, Ok(Fetched { body, blocks, room, head, first_byte_us, duration_us }))
             }
-            (what, Err(error)) => self.failure(peer, what, error),
+            (What::Chunk { index }, Ok(Content::Chunk(is_wrong))) => {
+                self.tally.received(peer, answer.bytes);
+                return self.chunk_came(peer, index, is_wrong);
+            }
+            (what, Err(error)) => return self.failure(peer, what, error),
             _ => unreachable!("a question is answered in kind"),
         };
         self.wake(wake);
     }
 
-    fn looked_at(&self, introduce: bool, head: (Height, Hash)) -> Look {
+    fn looked_at(&self, peer: PeerId, introduce: bool, head: (Height, Hash)) -> Look {
         let genesis_hash = self.chains.hash(0, 0);
         let info = SourceInfo { chain_id: CHAIN_ID.into(), genesis_hash, node_id: "a peer".into() };
         let (branch, height) = self.local;
         let ours = (head.0 <= height).then(|| self.chains.hash(branch, head.0));
-        Look { info: introduce.then_some(info), head: Some(head), ours }
+        let snapshot = self.peers[&peer].source.offers(&self.chains);
+        Look { info: introduce.then_some(info), head: Some(head), ours, snapshot }
     }
 
     fn comparison(&self, peer: PeerId, height: Height) -> Comparison {
@@ -241,13 +256,12 @@ impl Simulation {
     /// An exchange ends with an error.
     pub(super) fn failed(&mut self, id: ExchangeId, error: SourceError) {
         if let Some(Exchange { peer, what, .. }) = self.end(id) {
-            let wake = self.failure(peer, what, error);
-            self.wake(wake);
+            self.failure(peer, what, error);
         }
     }
 
-    fn failure(&mut self, peer: PeerId, what: What, error: SourceError) -> Wake<super::chain::Stretch> {
-        match what {
+    fn failure(&mut self, peer: PeerId, what: What, error: SourceError) {
+        let wake = match what {
             What::Look { .. } => Wake::Looked(peer, Err(error)),
             What::Compare { .. } => Wake::Compared(peer, Err(error)),
             What::Range { id, .. } => {
@@ -255,7 +269,9 @@ impl Simulation {
                 self.tally.ended(id, end, self.now);
                 Wake::Fetched(id, Err(error))
             }
-        }
+            What::Chunk { index } => return self.chunk_failed(peer, index, error),
+        };
+        self.wake(wake);
     }
 
     /// A peer has gone: its connections break.
@@ -280,7 +296,11 @@ impl Simulation {
         }
         let elapsed_ms = self.now.ms_since(exchange.since).max(1);
         let rate = progress.map_or(0, |progress| progress.bytes.saturating_mul(1_000)) / elapsed_ms;
-        if answering && matches!(exchange.what, What::Range { .. }) && elapsed_ms >= timeout_ms && rate < min {
+        if answering
+            && matches!(exchange.what, What::Range { .. } | What::Chunk { .. })
+            && elapsed_ms >= timeout_ms
+            && rate < min
+        {
             return self.failed(id, SourceError::Slow { rate, min });
         }
         let again = deadline.min(self.now.plus_ms(timeout_ms.div_ceil(4)));

@@ -17,6 +17,7 @@ mod random;
 pub mod report;
 mod scenario;
 mod simulation;
+mod snapshots;
 mod sources;
 mod tally;
 

@@ -75,6 +75,10 @@ pub struct Outcome {
     pub imported_twice: u64,
     /// How often another branch took the place of ours.
     pub reorganised: u64,
+    /// The block of the snapshot that the chain began with; 0 without one.
+    pub snapshot_height: Height,
+    /// Snapshots that were begun and not taken.
+    pub snapshots_failed: u64,
     /// What kept sync from going on, in the node's words.
     pub problem: Option<String>,
     /// For the picture.
@@ -139,10 +143,11 @@ pub fn percent(part: u64, whole: u64) -> f64 {
 /// The outcomes side by side: a row for each figure, a column for each strategy; the first row and column are titles.
 pub fn table(outcomes: &[Outcome]) -> Vec<Vec<String>> {
     type Cell = fn(&Outcome) -> String;
-    let figures: [(&str, Cell); 20] = [
+    let figures: [(&str, Cell); 21] = [
         ("in the end", |o| format!("{}{}", word(o.state), if o.as_expected { "" } else { " (not as expected)" })),
         ("head", |o| if o.head == o.goal { o.head.to_string() } else { format!("{} of {}", o.head, o.goal) }),
         ("time to sync", |o| o.synced_ms.map_or("never".into(), seconds)),
+        ("snapshot", |o| if o.snapshot_height == 0 { "-".into() } else { o.snapshot_height.to_string() }),
         ("blocks/s", |o| o.blocks_per_second.to_string()),
         ("requests", |o| o.requests.to_string()),
         ("  not answered", |o| o.failed.to_string()),

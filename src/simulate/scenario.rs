@@ -94,6 +94,8 @@ section! {
         transactions: u64 = 1, 0..=10_000;
         /// Milliseconds until the next block is made; 0: no more are.
         block_ms: u64 = 0, 0..=3_600_000;
+        /// Bytes of a snapshot, in chunks of 1 MiB.
+        snapshot_bytes: u64 = 16_777_216, 1..=1_000_000_000_000;
     }
 }
 
@@ -151,6 +153,11 @@ section! {
         stuck_at_ms: Option<u64> = None;
         /// When it no longer answers anything, and breaks no connection either, in milliseconds.
         mute_at_ms: Option<u64> = None;
+
+        /// How far below its first head the snapshot lies that it offers, in blocks; none: it offers none.
+        snapshot_behind: Option<u64> = None, 0..=1_000_000_000;
+        /// Chunks of it that are others than they should be.
+        snapshot_lies_percent: u64 = 0, 0..=100;
 
         /// Requests that it takes and does not answer.
         silent_percent: u64 = 0, 0..=100;

@@ -15,6 +15,7 @@ use super::planner::{Native, Planner};
 use super::random::Random;
 use super::report::Outcome;
 use super::scenario::{Group, Scenario};
+use super::snapshots::{Left, Taking};
 use super::sources::Source;
 use super::tally::Tally;
 use crate::chain::{Height, Time};
@@ -47,6 +48,10 @@ pub(super) enum Happening {
     Stored(Job<Stretch>),
     /// Whether another branch is taken in place of ours is decided.
     Switched(Switch<Stretch>),
+    /// A peer that was left alone may be asked for chunks again.
+    SnapshotGoesOn,
+    /// The snapshot with this number is verified.
+    SnapshotInstalled(u64),
     /// The strategy has answered.
     Planned(Vec<Action>),
     /// A peer goes, or comes back.
@@ -80,6 +85,9 @@ pub struct Simulation {
     pub(super) messages: BTreeMap<MessageId, ExchangeId>,
     pub(super) machine: Machine,
     pub(super) local: (Branch, Height),
+    pub(super) taking: Option<Taking>,
+    /// What an earlier attempt has left.
+    pub(super) kept: Option<Left>,
     pub(super) tally: Tally,
     engine: Engine<Stretch>,
     inbox: Vec<Wake<Stretch>>,
@@ -117,6 +125,7 @@ impl Simulation {
         let genesis_hash = chains.hash(0, 0);
         let info = SourceInfo { chain_id: CHAIN_ID.into(), genesis_hash, node_id: "node".into() };
         let mut engine = Engine::new(info, scenario.sync.clone(), chains.head(local.0, local.1, START), START);
+        engine.take_snapshots(None);
         let mut peers = BTreeMap::new();
         let population = scenario.population(size.peers.unwrap_or(scenario.about.peers))?;
         let members = |(group, count): (&Group, u64)| (0..count).map(|_| group.clone()).collect::<Vec<_>>();
@@ -147,6 +156,8 @@ impl Simulation {
             next_exchange: 0,
             messages: BTreeMap::new(),
             local,
+            taking: None,
+            kept: None,
             engine,
             inbox: vec![Wake::Strategy(1)],
             until: START,
@@ -211,6 +222,8 @@ impl Simulation {
                 Happening::Verified(id, verified) => self.inbox.push(Wake::Verified(id, verified)),
                 Happening::Stored(job) => self.stored(job),
                 Happening::Switched(switch) => self.switched(switch),
+                Happening::SnapshotGoesOn => self.go_on_with_snapshot(),
+                Happening::SnapshotInstalled(number) => self.snapshot_installed(number),
                 Happening::Planned(actions) => self.inbox.push(Wake::Planned(actions)),
                 Happening::Away(peer, is_away) => self.away(peer, is_away),
                 Happening::Cut(peers, is_cut) => {
@@ -270,6 +283,8 @@ impl Simulation {
                 let at = self.machine.imports(self.now, switch.blocks.count() as u64);
                 self.agenda.note(at, Happening::Switched(switch));
             }
+            Command::FetchSnapshot { number, offer, peers } => self.fetch_snapshot(number, offer, peers),
+            Command::EndSnapshot(_) => self.end_snapshot(),
             Command::Ask { view, events } => {
                 let plan = self.planner.next(&view, &events);
                 let actions = match plan {

@@ -6,6 +6,7 @@ use super::chain::{Body, Branch, Chains, Run, START};
 use super::random::Random;
 use super::scenario::Group;
 use crate::chain::{BlockError, Hash, Height, Time};
+use crate::snapshot::source::Offer;
 use crate::sync::HeightRange;
 use crate::sync::pipeline::RangeFault;
 use crate::sync::source::SourceError;
@@ -134,6 +135,29 @@ impl Source {
         None
     }
 
+    /// The snapshot that it serves, made before the simulation began.
+    pub fn offers(&self, chains: &Chains) -> Option<Offer> {
+        let height = self.has(chains, START).checked_sub(self.group.snapshot_behind?).filter(|height| *height > 0)?;
+        let hash = chains.hash(self.branch, height);
+        Some(Offer { id: Hash::of(&[b"snapshot", &hash.0]), height, hash })
+    }
+
+    /// A request for a chunk of `bytes`; whether it sends another one. None: no answer ever.
+    pub fn asked_for_chunk(&mut self, bytes: u64, now: Time) -> Option<Reply<bool>> {
+        if self.is_mute(now) || self.random.percent(self.group.silent_percent) {
+            return None;
+        }
+        let refused = |content| Some(Reply { after_us: 0, bytes: SMALL_BYTES, content: Err(content) });
+        if !self.admits(0, now) {
+            return refused(self.limited());
+        }
+        if self.random.percent(self.group.fails_percent) {
+            return refused(SourceError::Status { status: 500, detail: "it failed".into() });
+        }
+        let is_wrong = self.random.percent(self.group.snapshot_lies_percent);
+        Some(Reply { after_us: self.thinks_us(), bytes, content: Ok(is_wrong) })
+    }
+
     fn reported(&self, chains: &Chains, now: Time) -> (Height, Hash) {
         let height = self.has(chains, now).saturating_add(self.group.claims_blocks);
         (height, chains.hash(self.branch, height))
@@ -249,6 +273,24 @@ mod tests {
         let ((height, hash), has, chains) = head(Group { branch_from: Some(900), ahead_blocks: 7, ..group() }, 0);
         assert_eq!((height, has), (1_007, 1_007));
         assert_ne!(hash, chains.hash(0, 1_007));
+    }
+
+    #[test]
+    fn a_snapshot_is_of_a_block_below_the_first_head_and_the_same_for_all_who_have_that() {
+        let offer = |group: Group| {
+            let (source, chains) = source(group);
+            source.offers(&chains).map(|offer| (offer.height, offer.id))
+        };
+        let group = |snapshot_behind| Group { snapshot_behind, ..Group::default() };
+        assert_eq!((offer(group(None)), offer(group(Some(1_000)))), (None, None));
+        let (height, id) = offer(group(Some(100))).unwrap();
+        assert_eq!(height, 900);
+        assert_eq!(offer(Group { behind_blocks: 40, ..group(Some(60)) }), Some((900, id)));
+        assert_ne!(offer(Group { branch_from: Some(800), ..group(Some(100)) }).unwrap().1, id, "another chain's");
+        let chunk = |group: Group| source(group).0.asked_for_chunk(5_000, START).unwrap();
+        assert_eq!((chunk(group(None)).bytes, chunk(group(None)).content), (5_000, Ok(false)));
+        assert_eq!(chunk(Group { snapshot_lies_percent: 100, ..group(None) }).content, Ok(true));
+        assert!(chunk(Group { fails_percent: 100, ..group(None) }).content.is_err());
     }
 
     #[test]

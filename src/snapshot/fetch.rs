@@ -29,13 +29,24 @@ pub struct FetchOptions {
     pub failures_max: u32,
     /// How long a source is left alone after its first failure; twice as long after the next.
     pub pause: Duration,
+    /// Bytes of chunks under way in all; one chunk always may be.
+    pub bytes_max: u64,
     /// The block that the snapshot must be of, by its hash.
     pub block_hash: Option<Hash>,
+    /// The snapshot that must be taken, by its id.
+    pub id: Option<Hash>,
 }
 
 impl Default for FetchOptions {
     fn default() -> Self {
-        Self { per_source: 4, failures_max: 6, pause: Duration::from_millis(250), block_hash: None }
+        Self {
+            per_source: 4,
+            failures_max: 6,
+            pause: Duration::from_millis(250),
+            bytes_max: 64 << 20,
+            block_hash: None,
+            id: None,
+        }
     }
 }
 
@@ -50,8 +61,8 @@ pub enum FetchEvent {
         height: Height,
         /// How many sources have it.
         sources: usize,
-        /// Chunks that an earlier attempt has left.
-        kept: usize,
+        /// What an earlier attempt has left.
+        kept: Progress,
     },
     /// A chunk is here.
     Chunk(Progress),
@@ -61,6 +72,8 @@ pub enum FetchEvent {
         source: String,
         /// Why.
         reason: String,
+        /// Whether that is what no node of good will does.
+        lied: bool,
     },
     /// A snapshot that was here in full does not hold.
     Refused {
@@ -142,6 +155,8 @@ struct Fetch<'a> {
     options: &'a FetchOptions,
     peers: Vec<Peer<'a>>,
     refused: BTreeSet<Hash>,
+    /// Bytes of the chunks under way.
+    under_way: u64,
 }
 
 /// A source, and how it has been.
@@ -165,7 +180,8 @@ impl<'a> Fetch<'a> {
         let peer =
             |source| Peer { source, offers: Vec::new(), failures: 0, rests_until: None, in_flight: 0, left: None };
         let peers = sources.iter().map(peer).collect();
-        Self { genesis, genesis_hash: genesis.block().hash(), dir, options, peers, refused: BTreeSet::new() }
+        let genesis_hash = genesis.block().hash();
+        Self { genesis, genesis_hash, dir, options, peers, refused: BTreeSet::new(), under_way: 0 }
     }
 
     /// Until a snapshot is here in full.
@@ -185,7 +201,7 @@ impl<'a> Fetch<'a> {
         for (at, answer) in join_all(asked).await.into_iter().enumerate() {
             match answer {
                 Ok(offers) => self.peers[at].offers = offers,
-                Err(failure) => self.leave(at, failure.to_string(), report),
+                Err(failure) => self.leave_for(at, &failure, report),
             }
         }
     }
@@ -195,7 +211,8 @@ impl<'a> Fetch<'a> {
         let mut known: BTreeMap<Hash, (bool, Height, usize)> = BTreeMap::new();
         for peer in self.peers.iter().filter(|peer| peer.left.is_none()) {
             for offer in &peer.offers {
-                let wanted = self.options.block_hash.is_none_or(|hash| hash == offer.hash);
+                let wanted = self.options.block_hash.is_none_or(|hash| hash == offer.hash)
+                    && self.options.id.is_none_or(|id| id == offer.id);
                 if wanted && !self.refused.contains(&offer.id) {
                     let begun = self.folder(offer.id).join(MANIFEST).exists();
                     let entry = known.entry(offer.id).or_insert((begun, offer.height, 0));
@@ -226,8 +243,10 @@ impl<'a> Fetch<'a> {
             let Some(at) = self.having(id).next() else { return Ok(None) };
             match self.peers[at].source.manifest(id).await {
                 Ok(sent) if Manifest::id(&sent) == id => bytes = Some(sent),
-                Ok(_) => self.leave(at, format!("sends another manifest than {id}"), report),
-                Err(failure) => self.leave(at, failure.to_string(), report),
+                Ok(_) => {
+                    self.leave_for(at, &Failure::Lied(format!("sends another manifest than {id}")), report);
+                }
+                Err(failure) => self.leave_for(at, &failure, report),
             }
         }
         let bytes = bytes.expect("the loop ends with it");
@@ -254,7 +273,7 @@ impl<'a> Fetch<'a> {
                 };
                 let lying: Vec<usize> = self.having(id).filter(|&at| lies(&self.peers[at])).collect();
                 for &at in &lying {
-                    self.leave(at, format!("lists snapshot {id} as another block's"), report);
+                    self.leave_for(at, &Failure::Lied(format!("lists snapshot {id} as another block's")), report);
                 }
                 Ok(lying.is_empty().then_some(manifest))
             }
@@ -284,8 +303,8 @@ impl<'a> Fetch<'a> {
         let mut missing = kept_chunks(&folder, manifest).await?;
         let mut done = Progress { chunks: of - missing.len(), of, bytes: manifest.bytes() };
         done.bytes -= missing.iter().map(|&index| manifest.chunks[index].bytes).sum::<u64>();
-        let (height, kept) = (manifest.height, done.chunks);
-        report(FetchEvent::Chosen { id, height, sources: self.having(id).count(), kept });
+        let height = manifest.height;
+        report(FetchEvent::Chosen { id, height, sources: self.having(id).count(), kept: done });
         let mut under_way = FuturesUnordered::new();
         while done.chunks < of {
             let rests_until = self.assign(id, manifest, &mut missing, |at, index, answer| {
@@ -310,8 +329,9 @@ impl<'a> Fetch<'a> {
                 None => Some(under_way.next().await),
             };
             let Some(Some((at, index, answer))) = answered else { continue };
-            self.peers[at].in_flight -= 1;
             let info = &manifest.chunks[index];
+            self.peers[at].in_flight -= 1;
+            self.under_way -= info.bytes;
             let checked = answer.and_then(|stored| match chunk::check_stored(info, &stored) {
                 Ok(()) => Ok(stored),
                 Err(reason) => Err(Failure::Lied(format!("sends another chunk {index}: {reason}"))),
@@ -352,9 +372,16 @@ impl<'a> Fetch<'a> {
                 if peer.in_flight > round || peer.rests_until.is_some_and(|moment| moment > now) {
                     continue;
                 }
-                let index = missing.pop_front()?;
+                let &index = missing.front()?;
+                let bytes = manifest.chunks[index].bytes;
+                if self.under_way > 0 && self.under_way + bytes > self.options.bytes_max {
+                    // The next one that comes makes room.
+                    return None;
+                }
+                missing.pop_front();
+                self.under_way += bytes;
                 peer.in_flight += 1;
-                ask(at, index, peer.source.chunk(id, index, manifest.chunks[index].bytes));
+                ask(at, index, peer.source.chunk(id, index, bytes));
             }
         }
         if missing.is_empty() {
@@ -366,7 +393,7 @@ impl<'a> Fetch<'a> {
     fn failed(&mut self, at: usize, failure: Failure, report: &mut impl FnMut(FetchEvent)) {
         let (peer, now) = (&mut self.peers[at], Instant::now());
         let (rest, max) = match &failure {
-            Failure::Lied(_) | Failure::Missing(_) => return self.leave(at, failure.to_string(), report),
+            Failure::Lied(_) | Failure::Missing(_) => return self.leave_for(at, &failure, report),
             Failure::Limited { retry_after_ms } => {
                 (Duration::from_millis(*retry_after_ms), self.options.failures_max * LIMITED_MAX)
             }
@@ -381,14 +408,18 @@ impl<'a> Fetch<'a> {
         }
         if peer.failures >= max {
             let reason = format!("{failure} ({} times in a row)", peer.failures);
-            self.leave(at, reason, report);
+            self.leave(at, reason, false, report);
         }
     }
 
-    fn leave(&mut self, at: usize, reason: String, report: &mut impl FnMut(FetchEvent)) {
+    fn leave_for(&mut self, at: usize, failure: &Failure, report: &mut impl FnMut(FetchEvent)) {
+        self.leave(at, failure.to_string(), matches!(failure, Failure::Lied(_)), report);
+    }
+
+    fn leave(&mut self, at: usize, reason: String, lied: bool, report: &mut impl FnMut(FetchEvent)) {
         let peer = &mut self.peers[at];
         if peer.left.is_none() {
-            report(FetchEvent::Left { source: peer.source.name().to_owned(), reason: reason.clone() });
+            report(FetchEvent::Left { source: peer.source.name().to_owned(), reason: reason.clone(), lied });
             peer.left = Some(reason);
         }
     }

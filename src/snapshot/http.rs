@@ -53,6 +53,11 @@ impl HttpChunks {
         Ok(Self { client, base: url, name: shown.as_str().trim_end_matches('/').to_owned() })
     }
 
+    /// The node at `base`, reached through a client that is there already, which follows no redirects.
+    pub fn over(client: Client, base: Url, name: String) -> Self {
+        Self { client, base, name }
+    }
+
     /// At most `max` bytes from `path`.
     async fn read(&self, path: &str, max: u64) -> Result<Vec<u8>, Failure> {
         let mut url = self.base.clone();

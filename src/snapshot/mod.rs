@@ -8,7 +8,7 @@
 //!
 //! [`export`] makes one from a database, [`install`] puts one into a new database, [`fetch`] downloads one from other
 //! nodes. How it lies on disk is [`files`]' business; those that a node makes and serves are
-//! [`crate::maintenance::shelf`]'s.
+//! [`crate::maintenance::shelf`]'s; taking one while a node runs, since its strategy wants that, is [`crate::sync`]'s.
 
 mod chunk;
 pub mod export;

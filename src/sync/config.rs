@@ -45,6 +45,8 @@ section! {
         connect_timeout_ms: u64 = 3_000, 100..=60_000;
         /// Bytes a second below which an answer that has taken longer than `request_timeout_ms` is given up.
         throughput_min: u64 = 16 << 10, 1..=1 << 30;
+        /// Milliseconds without another chunk after which a snapshot that the strategy wants is given up.
+        snapshot_patience_ms: u64 = 60_000, 100..=3_600_000;
         /// The longest that a source is left alone after failures, in milliseconds.
         backoff_max_ms: u64 = 30_000, 100..=3_600_000;
         /// Milliseconds after which a pending transaction is handed to a source once more.

@@ -3,6 +3,7 @@
 //! One task owns the [`Engine`], and everything else runs elsewhere and comes back as a [`Wake`]. So nothing is locked,
 //! and every decision sees one consistent picture.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -108,7 +109,8 @@ impl Follower {
         let mut head = ledger.watch();
         let mut engine = Engine::new(us, config, head.borrow_and_update().clone(), clock.now());
         engine.limit_reorgs(ledger.max_reorg_depth());
-        // Unbounded, but every task that sends sends once, and tasks are bounded.
+        // Unbounded, but every task that sends sends once, or once for each chunk of the one snapshot, and tasks are
+        // bounded.
         let (sender, wakes) = mpsc::unbounded_channel();
         let (job_sender, jobs) = mpsc::channel(pipeline::JOBS_MAX);
         let (change_sender, changes) = mpsc::channel(CHANGES_MAX);
@@ -141,6 +143,26 @@ impl Follower {
     /// The same, but live and behind by another measure than the usual one.
     pub fn tolerating(mut self, tolerance: Tolerance) -> Self {
         self.engine.tolerate(tolerance);
+        self
+    }
+
+    /// The same, but one that takes snapshots where its strategy wants that: what is here of one is kept in this folder,
+    /// also until the next start. Or, by this reason, one that never does; so is one that is not told.
+    pub fn taking_snapshots(mut self, into: Result<PathBuf, String>) -> Self {
+        match into {
+            Err(reason) => self.engine.take_snapshots(Some(reason)),
+            Ok(dir) => {
+                // A chain that has blocks takes none any more: what is here was taken, or never will be.
+                if self.ledger.height() > 0
+                    && let Err(error) = std::fs::remove_dir_all(&dir)
+                    && error.kind() != std::io::ErrorKind::NotFound
+                {
+                    tracing::warn!(%error, dir = %dir.display(), "what is left of a snapshot could not be removed");
+                }
+                self.tasks.keep_snapshots_in(dir);
+                self.engine.take_snapshots(None);
+            }
+        }
         self
     }
 

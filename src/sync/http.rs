@@ -1,5 +1,6 @@
 //! A source over HTTP: another node's public routes. Every answer is bounded, in bytes and in time.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
@@ -8,15 +9,20 @@ use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, RETRY_AFTER};
 use reqwest::{Client, RequestBuilder, Response, Url};
 
 use super::budget::Reservation;
-use super::source::{FrameScan, RangeAnswer, Source, SourceError, SourceInfo};
+use super::source::{FrameScan, RangeAnswer, Source, SourceError, SourceHead, SourceInfo};
 use super::{HeightRange, SyncConfig};
 use crate::chain::{Hash, Height, Transaction};
+use crate::snapshot::http::HttpChunks;
+use crate::snapshot::source::{ChunkSource, Offer};
 
 /// The media type of blocks as [`super::source::frames`].
 pub const BLOCKS_MEDIA_TYPE: &str = "application/vnd.tenon.blocks";
 
 /// The response header that carries the server's head: `<height> <hash>`.
 pub const HEAD_HEADER: &str = "x-tenon-head";
+
+/// The header of a head's answer that carries the newest snapshot there: `<height> <id> <hash of its block>`.
+pub const SNAPSHOT_HEADER: &str = "x-tenon-snapshot";
 
 /// Bytes of an answer in JSON at most: those we ask for have a few hundred.
 const JSON_BYTES_MAX: usize = 64 << 10;
@@ -71,14 +77,14 @@ impl HttpSource {
     }
 
     /// All of a configuration's sources. Errors: a URL that is none, or one that stands there twice.
-    pub fn all(config: &SyncConfig) -> Result<Vec<std::sync::Arc<dyn Source>>, String> {
-        let mut sources: Vec<std::sync::Arc<dyn Source>> = Vec::with_capacity(config.sources.len());
+    pub fn all(config: &SyncConfig) -> Result<Vec<Arc<dyn Source>>, String> {
+        let mut sources: Vec<Arc<dyn Source>> = Vec::with_capacity(config.sources.len());
         for base in &config.sources {
             let source = Self::new(base, config)?;
             if sources.iter().any(|known| known.name() == source.name) {
                 return Err(format!("source `{base}` stands there twice"));
             }
-            sources.push(std::sync::Arc::new(source));
+            sources.push(Arc::new(source));
         }
         Ok(sources)
     }
@@ -123,7 +129,10 @@ impl HttpSource {
     }
 
     async fn json<T: serde::de::DeserializeOwned>(&self, path: &str) -> Result<T, SourceError> {
-        let answer = self.send(self.client.get(self.url(path))).await?;
+        self.read_json(path, self.send(self.client.get(self.url(path))).await?).await
+    }
+
+    async fn read_json<T: serde::de::DeserializeOwned>(&self, path: &str, answer: Response) -> Result<T, SourceError> {
         let body = self.read_small(answer).await?;
         serde_json::from_slice(&body)
             .map_err(|error| SourceError::Malformed(format!("{path} is not what a Tenon node answers: {error}")))
@@ -211,13 +220,17 @@ impl Source for HttpSource {
         self.json("/rpc/info").boxed()
     }
 
-    fn head(&self) -> BoxFuture<'_, Result<Option<(Height, Hash)>, SourceError>> {
+    fn head(&self) -> BoxFuture<'_, Result<SourceHead, SourceError>> {
         async {
-            match self.json::<HeadJson>("/rpc/head").await {
-                Ok(head) => Ok(Some((head.height, head.hash))),
-                Err(SourceError::Status { status: 404, .. }) => Ok(None),
-                Err(error) => Err(error),
-            }
+            let path = "/rpc/head";
+            let answer = match self.send(self.client.get(self.url(path))).await {
+                Err(SourceError::Status { status: 404, .. }) => return Ok(SourceHead::default()),
+                answer => answer?,
+            };
+            let offer = answer.headers().get(SNAPSHOT_HEADER);
+            let snapshot = offer.and_then(|value| parse_offer(value.to_str().ok()?));
+            let HeadJson { height, hash } = self.read_json(path, answer).await?;
+            Ok(SourceHead { head: Some((height, hash)), snapshot })
         }
         .boxed()
     }
@@ -234,11 +247,31 @@ impl Source for HttpSource {
         }
         .boxed()
     }
+
+    fn chunks(&self) -> Option<Arc<dyn ChunkSource>> {
+        Some(Arc::new(HttpChunks::over(self.client.clone(), self.base.clone(), self.name.clone())))
+    }
 }
 
 fn parse_head(value: &str) -> Option<(Height, Hash)> {
     let (height, hash) = value.split_once(' ')?;
     Some((height.parse().ok()?, hash.parse().ok()?))
+}
+
+/// Reads [`SNAPSHOT_HEADER`]; none where it is something else.
+fn parse_offer(value: &str) -> Option<Offer> {
+    let mut parts = value.split(' ');
+    let offer = Offer {
+        height: parts.next()?.parse().ok()?,
+        id: parts.next()?.parse().ok()?,
+        hash: parts.next()?.parse().ok()?,
+    };
+    parts.next().is_none().then_some(offer)
+}
+
+/// Writes [`SNAPSHOT_HEADER`].
+pub fn write_offer(offer: &Offer) -> String {
+    format!("{} {} {}", offer.height, offer.id, offer.hash)
 }
 
 fn retry_after_ms(headers: &HeaderMap) -> u64 {
@@ -271,6 +304,16 @@ mod tests {
         assert_eq!(source.url("/rpc/head").as_str(), "http://user:secret@a:1/base/rpc/head");
         let twice = SyncConfig { sources: vec!["http://a:1".into(), "http://a:1/".into()], ..config };
         assert!(HttpSource::all(&twice).err().unwrap().contains("twice"));
+    }
+
+    #[test]
+    fn an_offer_reads_back_and_anything_else_is_none() {
+        let offer = Offer { id: Hash([7; 32]), height: 1_000, hash: Hash([9; 32]) };
+        let text = write_offer(&offer);
+        assert_eq!(parse_offer(&text), Some(offer));
+        for wrong in ["", "1000", &text[..text.len() - 1], &format!("{text} 1"), &text.replacen("1000", "-1", 1)] {
+            assert_eq!(parse_offer(wrong), None, "{wrong}");
+        }
     }
 
     #[test]

@@ -4,7 +4,8 @@
 //! [`engine`] decides: it keeps what it knows of its peers in [`peers`], with an [`opinion`] of each, asks the strategy,
 //! lets [`plan`] check each answer, keeps within a [`budget`] of bytes, and says in a [`status`] what the world sees. It
 //! does no I/O. [`follower`] is the loop that does: it fetches through [`source`], verifies and imports through
-//! [`pipeline`], and finds where a source's chain leaves ours with [`compare`]. [`forward`] hands pending transactions on.
+//! [`pipeline`], begins the chain with a [`snapshot`], and finds where a source's chain leaves ours with [`compare`].
+//! [`forward`] hands pending transactions on.
 
 pub mod budget;
 pub mod compare;
@@ -18,6 +19,7 @@ pub mod opinion;
 pub mod peers;
 pub mod pipeline;
 pub mod plan;
+mod snapshot;
 pub mod source;
 pub mod status;
 mod tasks;
@@ -25,7 +27,7 @@ mod tasks;
 use crate::chain::{Hash, Height, Time};
 
 pub use config::{OnDivergence, SyncConfig};
-pub use status::{Diverged, PeerStatus, RefusedReorg, SyncState, SyncStatus, Tolerance};
+pub use status::{Diverged, PeerStatus, RefusedReorg, SnapshotStage, SnapshotStatus, SyncState, SyncStatus, Tolerance};
 
 /// A peer, numbered for as long as it is known.
 pub type PeerId = u32;
@@ -77,7 +79,7 @@ pub struct Peer {
     pub in_flight: u32,
     /// No request before this moment.
     pub not_before: Time,
-    /// Height of the snapshot that it offers.
+    /// Height of the snapshot that it offers, while this node could take one.
     pub snapshot: Option<Height>,
 }
 

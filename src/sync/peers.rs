@@ -10,6 +10,7 @@ use super::opinion::{BACKOFF_FIRST_MS, Opinion, doubled};
 use super::source::{SourceError, SourceInfo};
 use super::{Diverged, Peer, PeerId, SyncConfig};
 use crate::chain::{Hash, Height, Time};
+use crate::snapshot::source::Offer;
 
 /// Peers at one time. Each is looked at and shown to the strategy, so there have to be bounds.
 pub const PEERS_MAX: usize = 1_024;
@@ -167,7 +168,7 @@ impl PeerBook {
                 score: record.opinion.score,
                 in_flight: in_flight(record.id),
                 not_before: record.opinion.not_before,
-                snapshot: None,
+                snapshot: record.snapshot.as_ref().map(|offer| offer.height),
             })
             .collect()
     }
@@ -218,6 +219,14 @@ impl PeerBook {
         changed
     }
 
+    /// The newest snapshot that a peer serves. True: it is another one than before.
+    pub fn offers(&mut self, id: PeerId, offer: Option<Offer>) -> bool {
+        let Some(record) = self.get_mut(id) else { return false };
+        let changed = record.snapshot != offer;
+        record.snapshot = offer;
+        changed
+    }
+
     /// A head that a peer announced by itself, which spares looks at it. True: it can be asked, and the head is another
     /// one than before. One that was away is looked at soon.
     pub fn announced(&mut self, id: PeerId, head: (Height, Hash), now: Time) -> bool {
@@ -264,7 +273,7 @@ impl PeerBook {
         }
         if matches!(record.standing, Standing::Up | Standing::Unknown) {
             record.standing = Standing::Down;
-            record.head = None;
+            (record.head, record.snapshot) = (None, None);
         }
         was_up
     }

@@ -25,24 +25,27 @@ pub const TICK_MS: u64 = 1_000;
 /// Whether the follower carries out `action`, the `index`th of one answer, given what is under way. `protected` are the
 /// requests that the host itself has made. Errors: why not, for the operator.
 pub fn check(action: &Action, index: usize, view: &View, protected: &[RequestId]) -> Result<(), String> {
-    if index >= view.limits.actions_max as usize {
-        return Err(format!("action {index} of one answer, at most {} are carried out", view.limits.actions_max));
-    }
+    check_place(index, view)?;
     match action {
         Action::FetchRange { peer, range } => check_fetch(find(view, *peer)?, *range, view),
         Action::Cancel(id) if protected.contains(id) => Err(format!("request {id} is the watchdog's")),
         Action::Cancel(id) if view.in_flight.iter().any(|request| request.id == *id) => Ok(()),
         Action::Cancel(id) => Err(format!("no request {id} is under way")),
-        Action::FetchSnapshot { peer, height } => match find(view, *peer)?.snapshot {
-            Some(offered) if offered == *height => Err("this node does not take snapshots".into()),
-            _ => Err(format!("peer {peer} offers no snapshot of block {height}")),
-        },
+        Action::FetchSnapshot { peer, height } => check_snapshot(find(view, *peer)?, *height, view),
         Action::Penalise { peer, points: 1..=100 } | Action::DropPeer(peer) => find(view, *peer).map(|_| ()),
         Action::Penalise { points, .. } => Err(format!("a penalty has 1 to 100 points, got {points}")),
         Action::WaitUntil(_) => Ok(()),
         Action::Report(text) if text.len() <= REPORT_BYTES_MAX => Ok(()),
         Action::Report(text) => Err(format!("a report has at most {REPORT_BYTES_MAX} bytes, got {}", text.len())),
     }
+}
+
+/// Whether the `index`th action of one answer is one too many.
+pub fn check_place(index: usize, view: &View) -> Result<(), String> {
+    if index >= view.limits.actions_max as usize {
+        return Err(format!("action {index} of one answer, at most {} are carried out", view.limits.actions_max));
+    }
+    Ok(())
 }
 
 fn find(view: &View, peer: PeerId) -> Result<&Peer, String> {
@@ -74,12 +77,7 @@ fn check_fetch(peer: &Peer, range: HeightRange, view: &View) -> Result<(), Strin
         Some((height, _)) => return Err(format!("peer {} has blocks up to {height}, not {last}", peer.id)),
         None => return Err(format!("peer {} has reported no head", peer.id)),
     }
-    if peer.not_before > view.now {
-        return Err(format!("peer {} is left alone until {}", peer.id, peer.not_before));
-    }
-    if peer.score <= 0 {
-        return Err(format!("peer {} has a score of {}", peer.id, peer.score));
-    }
+    check_may_ask(peer, view)?;
     if view.in_flight.len() >= limits.in_flight_max as usize {
         return Err(format!("{} requests are under way, which is the most", view.in_flight.len()));
     }
@@ -90,6 +88,31 @@ fn check_fetch(peer: &Peer, range: HeightRange, view: &View) -> Result<(), Strin
         return Err(format!("blocks {}..={} are here already", here.first, here.last));
     }
     check_copies(peer.id, range, view)
+}
+
+fn check_may_ask(peer: &Peer, view: &View) -> Result<(), String> {
+    if peer.not_before > view.now {
+        return Err(format!("peer {} is left alone until {}", peer.id, peer.not_before));
+    }
+    if peer.score <= 0 {
+        return Err(format!("peer {} has a score of {}", peer.id, peer.score));
+    }
+    Ok(())
+}
+
+/// A snapshot has to spare more than one request would bring.
+fn check_snapshot(peer: &Peer, height: Height, view: &View) -> Result<(), String> {
+    if peer.snapshot != Some(height) {
+        return Err(format!("peer {} offers no snapshot of block {height}", peer.id));
+    }
+    let (head, fewest) = (view.head.0, u64::from(view.limits.range_blocks_max));
+    if height <= head.saturating_add(fewest) {
+        return Err(format!(
+            "a snapshot of block {height} spares {} blocks, one request brings {fewest}",
+            height.saturating_sub(head)
+        ));
+    }
+    check_may_ask(peer, view)
 }
 
 /// A block may be asked for twice where waiting for the first answer would cost more: of another peer, where the first
@@ -282,6 +305,15 @@ pub(super) mod tests {
         assert!(check(&Action::Report("x".into()), 8, &base(), &[]).is_err());
         let snapshot = Action::FetchSnapshot { peer: 0, height: 3 };
         assert!(check(&snapshot, 0, &base(), &[]).unwrap_err().contains("no snapshot"));
+        // The head is 10, and one request brings 100 blocks.
+        for (offered, score, word) in
+            [(111, 100, ""), (110, 100, "spares 100 blocks"), (9, 100, "spares 0"), (111, 0, "score")]
+        {
+            let offering = Peer { snapshot: Some(offered), score, ..peer(0, 5_000) };
+            let snapshot = Action::FetchSnapshot { peer: 0, height: offered };
+            let reason = check(&snapshot, 0, &view(vec![offering]), &[]).err().unwrap_or_default();
+            assert!(reason.contains(word) && reason.is_empty() == word.is_empty(), "{offered}: {reason}");
+        }
     }
 
     #[test]

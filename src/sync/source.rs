@@ -1,6 +1,7 @@
 //! What a source is: a node that blocks are read from, and that pending transactions are handed to. Nothing else goes
 //! its way, so the direction of sync cannot be configured wrongly. [`super::http`] is the one kind there is.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -8,6 +9,7 @@ use futures_util::future::BoxFuture;
 use super::HeightRange;
 use super::budget::Reservation;
 use crate::chain::{Hash, Height, Transaction};
+use crate::snapshot::source::{ChunkSource, Offer};
 
 /// A node that blocks are read from.
 pub trait Source: Send + Sync {
@@ -17,8 +19,8 @@ pub trait Source: Send + Sync {
     /// Who it is. Asked before anything else, and again after it was away.
     fn info(&self) -> BoxFuture<'_, Result<SourceInfo, SourceError>>;
 
-    /// Its head; none where it has no block yet.
-    fn head(&self) -> BoxFuture<'_, Result<Option<(Height, Hash)>, SourceError>>;
+    /// Its head, and the snapshot that it offers.
+    fn head(&self) -> BoxFuture<'_, Result<SourceHead, SourceError>>;
 
     /// Blocks from `range.first` on, at most to `range.last`. Reads as long as `room` can grow, then ends after the last
     /// block that is whole. Where none is, [`Reservation::may_exceed`] says whether the first one is read all the same.
@@ -26,6 +28,20 @@ pub trait Source: Send + Sync {
 
     /// Hands a transaction on.
     fn submit<'a>(&'a self, chain_id: &'a str, transaction: &'a Transaction) -> BoxFuture<'a, Result<(), SourceError>>;
+
+    /// Where its snapshots are downloaded from; none where they cannot be.
+    fn chunks(&self) -> Option<Arc<dyn ChunkSource>> {
+        None
+    }
+}
+
+/// What a look at a source shows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SourceHead {
+    /// Its head; none where it has no block yet.
+    pub head: Option<(Height, Hash)>,
+    /// The newest snapshot that it serves.
+    pub snapshot: Option<Offer>,
 }
 
 /// Who a source is.

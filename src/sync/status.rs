@@ -86,6 +86,8 @@ pub struct PeerStatus {
     pub head_height: Option<Height>,
     /// That head's hash.
     pub head_hash: Option<Hash>,
+    /// The block of the newest snapshot that it serves.
+    pub snapshot_height: Option<Height>,
     /// The host's opinion of it, 100 at best.
     pub score: i32,
     /// Smoothed time to the first byte of a range, in microseconds.
@@ -141,6 +143,12 @@ pub struct SyncStatus {
     pub refused_actions: u64,
     /// Answers that were not usable.
     pub failed_requests: u64,
+    /// The snapshot that is being taken in place of blocks, if one is.
+    pub snapshot: Option<SnapshotStatus>,
+    /// Snapshots that the chain began with since the node started: 1 at most.
+    pub snapshots_taken: u64,
+    /// Snapshots that were begun and not taken.
+    pub snapshots_failed: u64,
     /// The last better branch that would have taken back too many blocks.
     pub refused_reorg: Option<RefusedReorg>,
     /// The strategy's last line for the operator.
@@ -151,6 +159,37 @@ pub struct SyncStatus {
     pub diverged_since: Option<Time>,
     /// What keeps sync from going on, if something does: a block that no source has in a valid form, a full disk.
     pub problem: Option<String>,
+}
+
+/// A snapshot on its way here.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotStatus {
+    /// Its block.
+    pub height: Height,
+    /// Its id.
+    pub id: Hash,
+    /// Where it is.
+    pub stage: SnapshotStage,
+    /// Sources that are asked for it.
+    pub sources: usize,
+    /// Chunks that are here; while it is installed, those that are checked and written.
+    pub chunks: usize,
+    /// Chunks in all; 0 while that is not known.
+    pub of: usize,
+    /// Bytes of these chunks.
+    pub bytes: u64,
+    /// When it was begun.
+    pub since: Time,
+}
+
+/// Where a snapshot on its way is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SnapshotStage {
+    /// Its chunks come in.
+    Downloading,
+    /// It is checked and written into the database.
+    Installing,
 }
 
 /// A better branch that was not taken, since too many blocks would have had to be taken back.
@@ -258,6 +297,7 @@ pub fn peers(book: &PeerBook, in_flight: impl Fn(PeerId) -> u32) -> Vec<PeerStat
                 reason,
                 head_height: peer.head.map(|head| head.0),
                 head_hash: peer.head.map(|head| head.1),
+                snapshot_height: peer.snapshot.as_ref().map(|offer| offer.height),
                 score: peer.score(),
                 latency_us: peer.latency_us(),
                 throughput: peer.throughput(),

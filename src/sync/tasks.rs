@@ -1,6 +1,7 @@
 //! What a follower does for its engine: each [`Command`] becomes a task, and each task comes back as a [`Wake`].
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -9,10 +10,10 @@ use tokio::task::AbortHandle;
 
 use super::budget::Budget;
 use super::compare::compare;
-use super::engine::{Command, Fetched, Job, Look, Switch, SwitchError, Wake};
+use super::engine::{Command, Fetched, Job, Look, SnapshotFault, SnapshotNews, Switch, SwitchError, Wake};
 use super::pipeline::Verifier;
-use super::source::{Source, SourceError};
-use super::{PeerId, RequestId, Strategy};
+use super::source::{Source, SourceError, SourceHead};
+use super::{PeerId, RequestId, Strategy, snapshot};
 use crate::chain::VerifiedBlock;
 use crate::ledger::{Ledger, Reach};
 
@@ -30,6 +31,9 @@ pub struct Tasks {
     sources: HashMap<PeerId, Arc<dyn Source>>,
     looks: HashMap<PeerId, AbortHandle>,
     requests: HashMap<RequestId, AbortHandle>,
+    /// Where snapshots are kept while they come in.
+    snapshot_dir: Option<PathBuf>,
+    snapshot: Option<AbortHandle>,
 }
 
 impl Tasks {
@@ -43,7 +47,13 @@ impl Tasks {
         jobs: mpsc::Sender<Job<Blocks>>,
     ) -> Self {
         let (sources, looks, requests) = (HashMap::new(), HashMap::new(), HashMap::new());
-        Self { ledger, strategy, verifier, budget, wakes, jobs, sources, looks, requests }
+        let (snapshot_dir, snapshot) = (None, None);
+        Self { ledger, strategy, verifier, budget, wakes, jobs, sources, looks, requests, snapshot_dir, snapshot }
+    }
+
+    /// Keeps snapshots in this folder while they come in.
+    pub fn keep_snapshots_in(&mut self, dir: PathBuf) {
+        self.snapshot_dir = Some(dir);
     }
 
     /// Who answers for a peer from now on.
@@ -138,6 +148,25 @@ impl Tasks {
                     let _ = wakes.send(Wake::Switched(switched));
                 });
             }
+            Command::FetchSnapshot { number, offer, peers } => {
+                let (ledger, dir) = (self.ledger.clone(), self.snapshot_dir.clone());
+                let offering = peers.into_iter().filter_map(|peer| Some((peer, self.sources.get(&peer)?.chunks()?)));
+                let (offering, bytes_max) = (offering.collect::<Vec<_>>(), self.budget.free());
+                let task = tokio::spawn(async move {
+                    let tell = {
+                        let wakes = wakes.clone();
+                        move |news| _ = wakes.send(Wake::Snapshot(number, news))
+                    };
+                    let taken = match &dir {
+                        Some(dir) => snapshot::take(&ledger, dir, offer.id, offering, bytes_max, tell).await,
+                        None => Err(SnapshotFault::Local("there is no folder for snapshots".into())),
+                    };
+                    let _ = wakes.send(Wake::Snapshot(number, SnapshotNews::Ended(taken)));
+                });
+                self.snapshot = Some(task.abort_handle());
+            }
+            // One at a time is under way.
+            Command::EndSnapshot(_) => _ = self.snapshot.take().inspect(AbortHandle::abort),
             Command::Ask { view, events } => {
                 let strategy = Arc::clone(&self.strategy);
                 // On a thread that may block: a component may take its whole deadline.
@@ -158,7 +187,7 @@ impl Tasks {
 
 impl Drop for Tasks {
     fn drop(&mut self) {
-        self.requests.values().chain(self.looks.values()).for_each(AbortHandle::abort);
+        self.requests.values().chain(self.looks.values()).chain(&self.snapshot).for_each(AbortHandle::abort);
     }
 }
 
@@ -170,7 +199,7 @@ pub fn micros(duration: std::time::Duration) -> u64 {
 /// Looks at a source: its head, our block at that height, and on first meeting who it is.
 async fn look(source: &Arc<dyn Source>, ledger: &Ledger, introduce: bool) -> Result<Look, SourceError> {
     let info = if introduce { Some(source.info().await?) } else { None };
-    let head = source.head().await?;
+    let SourceHead { head, snapshot } = source.head().await?;
     let ours = match head {
         Some((height, _)) if height <= ledger.head().height => {
             let ours = ledger.storage().read_brief(move |reader| reader.hash_at(height)).await;
@@ -179,7 +208,7 @@ async fn look(source: &Arc<dyn Source>, ledger: &Ledger, introduce: bool) -> Res
         }
         _ => None,
     };
-    Ok(Look { info, head, ours })
+    Ok(Look { info, head, ours, snapshot })
 }
 
 /// Takes `branch` in place of our blocks, in one commit. `deep`: however many of ours that takes back.

@@ -7,13 +7,15 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::{Body, Bytes};
-use axum::extract::{Query, State};
+use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use futures_util::{Stream, StreamExt, TryStreamExt, stream};
 use tenon::chain::{Block, Genesis, Hash};
-use tenon::sync::http::{BLOCKS_MEDIA_TYPE, HEAD_HEADER};
+use tenon::snapshot::Snapshot;
+use tenon::snapshot::source::Offer;
+use tenon::sync::http::{BLOCKS_MEDIA_TYPE, HEAD_HEADER, SNAPSHOT_HEADER, write_offer};
 use tenon::sync::source::FRAME_BYTES_MAX;
 use tokio::sync::watch;
 
@@ -74,6 +76,17 @@ pub enum Fault {
     Shrinks,
 }
 
+/// What a source does to the chunks of its snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Chunks {
+    /// Nothing.
+    Right,
+    /// Another byte in each.
+    Wrong,
+    /// It has none, though it says so.
+    Gone,
+}
+
 /// A node as sync sees it.
 pub struct TestSource {
     shared: Arc<Shared>,
@@ -91,6 +104,8 @@ struct Shared {
     sent: AtomicU64,
     looks: AtomicU64,
     pace: Mutex<Option<Pace>>,
+    snapshot: Mutex<Option<(Snapshot, Chunks)>>,
+    chunks: AtomicU64,
     submitted: watch::Sender<Vec<String>>,
 }
 
@@ -134,6 +149,8 @@ impl TestSource {
             sent: AtomicU64::new(0),
             looks: AtomicU64::new(0),
             pace: Mutex::default(),
+            snapshot: Mutex::default(),
+            chunks: AtomicU64::new(0),
             submitted: watch::Sender::default(),
         });
         let router = Router::new()
@@ -141,6 +158,8 @@ impl TestSource {
             .route("/rpc/head", get(head_route))
             .route("/rpc/blocks-range", get(range_route))
             .route("/rpc/transaction", post(transaction_route))
+            .route("/rpc/snapshots", get(snapshots_route))
+            .route("/rpc/snapshot/{id}/{part}", get(part_route))
             .with_state(Arc::clone(&shared));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
@@ -194,6 +213,16 @@ impl TestSource {
         chain_id.inspect(|id| info.chain_id = (*id).to_owned());
         genesis_hash.inspect(|hash| info.genesis_hash = *hash);
         node_id.inspect(|id| info.node_id = (*id).to_owned());
+    }
+
+    /// Offers a snapshot.
+    pub fn offer(&self, snapshot: Snapshot, chunks: Chunks) {
+        *self.shared.snapshot.lock().unwrap() = Some((snapshot, chunks));
+    }
+
+    /// Chunks that it was asked for so far.
+    pub fn chunks(&self) -> u64 {
+        self.shared.chunks.load(Ordering::SeqCst)
     }
 
     /// Requests for ranges so far; changes with each.
@@ -310,7 +339,40 @@ async fn head_route(State(shared): State<Arc<Shared>>) -> Response {
     if *shared.fault.lock().unwrap() == Fault::Shrinks {
         height = height.saturating_sub(shared.looks.fetch_add(1, Ordering::SeqCst));
     }
-    axum::Json(serde_json::json!({ "height": height, "hash": hash, "tx_count": 0 })).into_response()
+    let json = axum::Json(serde_json::json!({ "height": height, "hash": hash, "tx_count": 0 }));
+    match offered(&shared) {
+        Some(offer) => ([(SNAPSHOT_HEADER, write_offer(&offer))], json).into_response(),
+        None => json.into_response(),
+    }
+}
+
+fn offered(shared: &Shared) -> Option<Offer> {
+    let snapshot = shared.snapshot.lock().unwrap();
+    let (snapshot, _) = snapshot.as_ref()?;
+    let manifest = snapshot.manifest();
+    Some(Offer { id: snapshot.id(), height: manifest.height, hash: manifest.block_hash })
+}
+
+async fn snapshots_route(State(shared): State<Arc<Shared>>) -> Response {
+    let offers = offered(&shared).into_iter();
+    let offers = offers.map(|offer| serde_json::json!({ "id": offer.id, "height": offer.height, "hash": offer.hash }));
+    axum::Json(serde_json::json!({ "success": true, "snapshots": offers.collect::<Vec<_>>() })).into_response()
+}
+
+async fn part_route(State(shared): State<Arc<Shared>>, Path((_, part)): Path<(String, String)>) -> Response {
+    let snapshot = shared.snapshot.lock().unwrap();
+    let Some((snapshot, chunks)) = snapshot.as_ref() else { return StatusCode::NOT_FOUND.into_response() };
+    if part == "manifest" {
+        return snapshot.manifest().to_bytes().into_response();
+    }
+    shared.chunks.fetch_add(1, Ordering::SeqCst);
+    let mut stored = snapshot.stored(part.parse().unwrap()).unwrap();
+    match chunks {
+        Chunks::Right => {}
+        Chunks::Wrong => stored[9] ^= 4,
+        Chunks::Gone => return StatusCode::NOT_FOUND.into_response(),
+    }
+    stored.into_response()
 }
 
 async fn transaction_route(State(shared): State<Arc<Shared>>, body: String) -> Response {

@@ -140,16 +140,10 @@ impl SyncHost {
 
 /// Checks one answer by the node's own rules, and keeps `view` true from action to action.
 ///
-/// Errors: the node refuses one of them. (That it takes no snapshots at all is not the strategy's fault, if one is
-/// offered.)
+/// Errors: the node refuses one of them.
 pub fn carry_out(view: &mut View, actions: &[Action], next_id: &mut RequestId) -> Result<(), String> {
     for (index, action) in actions.iter().enumerate() {
-        if let Err(reason) = plan::check(action, index, view, &[]) {
-            let takes_no_snapshots = matches!(action, Action::FetchSnapshot { .. }) && reason.contains("this node");
-            if !takes_no_snapshots {
-                return Err(format!("{action:?}: {reason}; {view:?}"));
-            }
-        }
+        plan::check(action, index, view, &[]).map_err(|reason| format!("{action:?}: {reason}; {view:?}"))?;
         match action {
             Action::FetchRange { peer, range } => {
                 view.in_flight.push(InFlight { id: *next_id, peer: *peer, range: *range, since: view.now });

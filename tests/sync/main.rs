@@ -17,6 +17,9 @@ mod bounds;
 mod faults;
 mod heads;
 mod peers;
+#[path = "../support/plugins.rs"]
+mod plugins;
+mod snapshots;
 #[path = "../support/source.rs"]
 #[expect(dead_code, reason = "shared with the benchmark: each uses its part")]
 mod source;
@@ -65,8 +68,18 @@ struct Running {
 
 impl Running {
     fn start(ledger: &Ledger, config: SyncConfig, strategy: Arc<dyn SyncStrategy>) -> Self {
+        Self::start_with(ledger, config, strategy, |follower| follower)
+    }
+
+    fn start_with(
+        ledger: &Ledger,
+        config: SyncConfig,
+        strategy: Arc<dyn SyncStrategy>,
+        finish: impl FnOnce(Follower) -> Follower,
+    ) -> Self {
         let sources = HttpSource::all(&config).unwrap();
         let follower = Follower::new(ledger.clone(), strategy, sources, "this node".into(), config).unwrap();
+        let follower = finish(follower);
         let (stop, stopped) = watch::channel(false);
         let (status, peers) = (follower.status(), follower.peers());
         Self { ledger: ledger.clone(), status, peers, stop, task: tokio::spawn(follower.run(stopped)) }

@@ -97,6 +97,29 @@ fn one_that_does_not_come_in_time_or_whose_peer_goes_is_given_up() {
 }
 
 #[test]
+fn before_the_first_block_it_waits_a_little_for_an_offer() {
+    let strategy = SnapshotFirst::new(settings()).unwrap();
+    let fetches = |actions: &[Action]| actions.iter().any(|action| matches!(action, Action::FetchRange(_)));
+    let until = START_US + SECOND_US;
+    let mut memory = Memory::default();
+    let none = || vec![peer(1, None)];
+    assert_eq!(strategy.next(&view(START_US, 0, none()), &[Event::Started], &mut memory), [Action::WaitUntil(until)]);
+    let mut other = memory.clone();
+    let late = vec![peer(1, None), peer(2, Some(59_000))];
+    let taken = strategy.next(&view(until - 1, 0, late.clone()), &[Event::PeerUp(2)], &mut other);
+    assert_eq!(taken[0], Action::FetchSnapshot(Snapshot { peer: 2, height: 59_000 }));
+    assert!(fetches(&strategy.next(&view(until, 0, none()), &[Event::Tick], &mut memory)), "long enough");
+    // Where there is nothing to wait for, it does not: blocks are here, few are missing, or none is tried.
+    let at_once = |strategy: &SnapshotFirst, view: View| {
+        fetches(&strategy.next(&view, &[Event::Started], &mut Memory::default()))
+    };
+    assert!(at_once(&strategy, view(START_US, 1, none())));
+    assert!(at_once(&strategy, View { best_height: 9_999, ..view(START_US, 0, none()) }));
+    let never = SnapshotFirst::new(Settings { attempts: 0, ..settings() }).unwrap();
+    assert!(at_once(&never, view(START_US, 0, none())));
+}
+
+#[test]
 fn one_that_came_ends_the_wait_and_forgets_the_failures() {
     let strategy = SnapshotFirst::new(Settings { attempts: 1, ..settings() }).unwrap();
     let mut memory = Memory::default();

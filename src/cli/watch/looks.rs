@@ -78,6 +78,11 @@ impl Look {
         (head, self.number("best_height").max(head))
     }
 
+    /// The snapshot that is being taken, in words.
+    pub fn snapshot(&self) -> Option<String> {
+        snapshot(&self.status)
+    }
+
     /// Blocks a second.
     pub fn rate(&self) -> u64 {
         let rate = self.status.get("blocks_per_second").and_then(Value::as_f64).unwrap_or(0.0);
@@ -126,6 +131,9 @@ impl Watched {
             Some(Ok(look)) => {
                 let (head, best) = look.heights();
                 let mut line = format!("{}  {head} of {best}  {} blocks/s", look.state(), look.rate());
+                if let Some(snapshot) = look.snapshot() {
+                    line += &format!("  {snapshot}");
+                }
                 let alerts: Vec<_> = look.alerts_in("firing").map(title).collect();
                 if !alerts.is_empty() {
                     line += &format!("  alerts: {}", alerts.join(", "));
@@ -143,6 +151,14 @@ pub fn title(alert: &Value) -> String {
         "" => text("name").to_owned(),
         subject => format!("{} ({subject})", text("name")),
     }
+}
+
+/// The snapshot that a sync status speaks of, in words; none where none is being taken.
+pub fn snapshot(status: &Value) -> Option<String> {
+    let snapshot = status.get("snapshot").filter(|snapshot| snapshot.is_object())?;
+    let number = |name: &str| snapshot.get(name).and_then(Value::as_u64).unwrap_or(0);
+    let stage = snapshot.get("stage").and_then(Value::as_str).unwrap_or_default();
+    Some(format!("snapshot of block {}: {stage}, {} of {} chunks", number("height"), number("chunks"), number("of")))
 }
 
 /// Why a node does not answer, without what the rest of the line says.

@@ -16,6 +16,8 @@ use super::http::{ClientError, Node};
 use super::output::Output;
 use looks::{Look, Watched};
 
+pub use looks::snapshot;
+
 /// Time between two looks at a node.
 const EVERY: Duration = Duration::from_secs(1);
 

@@ -242,6 +242,7 @@ fn told(look: &Look) -> Vec<Line<'static>> {
         );
         lines.push(Line::styled(line, Style::new().fg(Color::Red)));
     }
+    lines.extend(look.snapshot().map(Line::raw));
     for (name, what) in [("problem", "problem"), ("report", "strategy")] {
         lines.extend(look.text(name).map(|text| Line::raw(format!("{what}: {text}"))));
     }
@@ -279,6 +280,7 @@ mod tests {
                 { "url": "http://10.0.0.2:8006", "standing": "down", "score": -5, "reason": "connection refused" },
             ],
             "problem": "no source has block 71 in a valid form", "diverged": null, "report": "waits",
+            "snapshot": { "height": 1_000, "stage": "downloading", "chunks": 3, "of": 12 },
         });
         let alerts = json!({ "firing": 1, "pending": 1, "alerts": [
             { "name": "stuck", "subject": "", "state": "firing", "text": "no block for 300 s" },
@@ -336,6 +338,7 @@ mod tests {
             "pending queue (mempool): 95 of 100",
             "down",
             "connection refused",
+            "snapshot of block 1000: downloading, 3 of 12 chunks",
         ] {
             assert!(text.contains(part), "{part} is not in\n{text}");
         }

@@ -16,7 +16,7 @@ use crate::events::{Advance, Hub, Kind, Kinds, Mark, Reorg, Trail};
 use crate::ledger::Ledger;
 use crate::mempool::{Mempool, TransactionStatus};
 use crate::storage::{Cursor, Reader, StorageError};
-use crate::sync::{Diverged, SyncState, SyncStatus};
+use crate::sync::{Diverged, SnapshotStage, SnapshotStatus, SyncState, SyncStatus};
 
 /// Blocks that are read at a time.
 pub(super) const PAGE_BLOCKS: u64 = 100;
@@ -51,7 +51,16 @@ struct SyncJson<'a> {
     lag_blocks: u64,
     lag_seconds: u64,
     diverged: Option<&'a Diverged>,
+    /// The snapshot that is being taken in place of blocks.
+    snapshot: Option<&'a SnapshotStatus>,
     problem: Option<&'a str>,
+}
+
+/// What of a sync status is news when it changes: the state, and the snapshot on its way with where it is.
+type Standing = (SyncState, Option<(Hash, SnapshotStage)>);
+
+fn standing(status: &SyncStatus) -> Standing {
+    (status.state, status.snapshot.as_ref().map(|snapshot| (snapshot.id, snapshot.stage)))
 }
 
 /// A transaction without its payload and signature; [`super::super::transactions`] has these.
@@ -95,7 +104,7 @@ impl Feed {
         let mut pool = self.mempool.changes();
         let mut trail = Trail::default();
         trail.follow(&head.borrow_and_update());
-        let mut state = self.sync.borrow_and_update().state;
+        let mut known = standing(&self.sync.borrow_and_update());
         let mut sync_is_there = true;
         loop {
             let plugin = async {
@@ -120,7 +129,7 @@ impl Feed {
                 },
                 changed = self.sync.changed(), if sync_is_there => {
                     sync_is_there = changed.is_ok();
-                    self.sync_changed(&mut state);
+                    self.sync_changed(&mut known);
                 }
                 changed = head.changed() => {
                     if changed.is_err() {
@@ -140,19 +149,20 @@ impl Feed {
         }
     }
 
-    fn sync_changed(&mut self, state: &mut SyncState) {
+    fn sync_changed(&mut self, known: &mut Standing) {
         let status = self.sync.borrow_and_update().clone();
-        let from = std::mem::replace(state, status.state);
-        if from != status.state {
+        let before = std::mem::replace(known, standing(&status));
+        if before != *known {
             let SyncStatus { lag_blocks, lag_seconds, best_height, .. } = status;
             let news = SyncJson {
-                from,
+                from: before.0,
                 to: status.state,
                 height: status.head_height,
                 best_height,
                 lag_blocks,
                 lag_seconds,
                 diverged: status.diverged.as_ref(),
+                snapshot: status.snapshot.as_ref(),
                 problem: status.problem.as_deref(),
             };
             self.hub.post(Kind::Sync, json(&news));

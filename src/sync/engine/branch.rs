@@ -95,7 +95,7 @@ impl<B: Blocks> Engine<B> {
 
     /// Goes for the branch of a peer, if that is better than ours and may be taken. One at a time.
     pub(super) fn consider_branch(&mut self, peer: PeerId) {
-        if self.branch.is_some() || self.config.on_divergence == OnDivergence::Halt {
+        if self.branch.is_some() || self.snapshots.is_under_way() || self.config.on_divergence == OnDivergence::Halt {
             return;
         }
         let Some(record) = self.peers.get(peer) else { return };

@@ -33,7 +33,7 @@ impl<B: Blocks> Engine<B> {
             self.failed_import = false;
             self.order.restart(self.head.height + 1);
         }
-        if self.is_switching() || self.is_halted() {
+        if self.is_switching() || self.is_halted() || self.snapshots.is_under_way() {
             return;
         }
         while !self.failed_import && self.importing.len() < JOBS_MAX {

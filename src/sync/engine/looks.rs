@@ -7,7 +7,7 @@ use crate::sync::budget::COMPARISONS_MAX;
 use crate::sync::compare::Comparison;
 use crate::sync::peers::{Record, Standing};
 use crate::sync::source::SourceError;
-use crate::sync::{Diverged, Event, PeerId, plan};
+use crate::sync::{Diverged, Event, PeerId};
 
 impl<B: Blocks> Engine<B> {
     /// Looks at everybody whose turn it is.
@@ -67,6 +67,7 @@ impl<B: Blocks> Engine<B> {
         if self.peers.reported(id, look.head, self.now) && self.is_up(id) {
             self.head_announced(id);
         }
+        self.offered(id, look.snapshot);
         if let Some(Standing::Diverged(known)) = self.peers.get(id).map(|peer| &peer.standing) {
             let known = known.clone();
             return self.compare_with(id, known.height, Some(known));
@@ -96,7 +97,7 @@ impl<B: Blocks> Engine<B> {
         if !self.events.contains(&event) {
             self.events.push(event);
         }
-        self.next_call = self.next_call.min(self.asked_at.plus_ms(plan::WAIT_MIN_MS));
+        self.ask_soon();
     }
 
     fn look_failed(&mut self, id: PeerId, error: &SourceError) {

@@ -5,10 +5,11 @@
 //! Whoever drives it hands in each thing that happens with [`Engine::handle`], then asks for a [`Turn`]: carries out its
 //! commands, hands back what comes of each, and takes the next turn as soon as something has happened, at
 //! [`Turn::until`] at the latest. Every command but those that end another one has exactly one wake for an answer, unless
-//! it was ended.
+//! it was ended; a snapshot has several, the last of which says how it ended.
 //!
 //! `looks` keeps up with peers as they come and go, `round` asks the strategy, `ranges` asks for what it wants, `imports`
-//! brings that onto the chain, `branch` replaces it by a better one, `report` says what the world sees.
+//! brings that onto the chain, `branch` replaces it by a better one, `snapshots` begins it with a snapshot, `report` says
+//! what the world sees.
 
 mod blocks;
 mod branch;
@@ -18,6 +19,7 @@ mod order;
 mod ranges;
 mod report;
 mod round;
+mod snapshots;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -25,8 +27,10 @@ use std::sync::Arc;
 pub use blocks::Blocks;
 pub use branch::{Switch, SwitchError};
 pub use order::{Job, JobDone, Order, Segment};
+pub use snapshots::{ATTEMPTS_MAX, SnapshotFault, SnapshotNews};
 
 use branch::Branch;
+use snapshots::Snapshots;
 
 use super::budget::{Budget, Reservation};
 use super::compare::Comparison;
@@ -39,6 +43,7 @@ use super::{
     Tolerance, View,
 };
 use crate::chain::{BlockError, Hash, Head, Height, Time};
+use crate::snapshot::source::Offer;
 
 /// Blocks that a ledger takes back at most, unless it says otherwise.
 pub const MAX_REORG_DEPTH: u64 = 256;
@@ -63,6 +68,8 @@ pub enum Wake<B: Blocks> {
     Stored(JobDone),
     /// Whether a branch was taken in place of ours.
     Switched(Result<(), SwitchError>),
+    /// What happens to the snapshot with this number.
+    Snapshot(u64, SnapshotNews),
     /// What the strategy wants.
     Planned(Vec<Action>),
 }
@@ -114,6 +121,18 @@ pub enum Command<B: Blocks> {
     /// Take another branch in place of ours, where it is better. Answered by [`Wake::Switched`]; until then nothing is
     /// imported.
     Switch(Switch<B>),
+    /// Download a snapshot and begin the chain with it. Answered by [`Wake::Snapshot`], the last time with
+    /// [`SnapshotNews::Ended`]; until then nothing is imported.
+    FetchSnapshot {
+        /// Its number, never twice the same.
+        number: u64,
+        /// Which.
+        offer: Offer,
+        /// Who offers it.
+        peers: Vec<PeerId>,
+    },
+    /// End the download of a snapshot. What is here of it is kept for the next attempt.
+    EndSnapshot(u64),
     /// Ask the strategy. Answered by [`Wake::Planned`]; not asked again before.
     Ask {
         /// All that is known.
@@ -139,6 +158,8 @@ pub struct Look {
     pub head: Option<(Height, Hash)>,
     /// Our block at its head's height, if there is one.
     pub ours: Option<Hash>,
+    /// The newest snapshot that it serves.
+    pub snapshot: Option<Offer>,
 }
 
 /// A range that came.
@@ -242,6 +263,7 @@ pub struct Engine<B: Blocks> {
     /// Versions of the lowest missing block that the ledger refused.
     refusals: Vec<Refusal>,
     branch: Option<Branch<B>>,
+    snapshots: Snapshots,
     /// Bytes of a block, as they lately came; none before any did.
     block_bytes: Option<u64>,
     watchdog: Watchdog,
@@ -288,6 +310,7 @@ impl<B: Blocks> Engine<B> {
             imports_paused_until: Time(0),
             refusals: Vec::new(),
             branch: None,
+            snapshots: Snapshots::new(),
             block_bytes: None,
             over: false,
             events: Vec::new(),
@@ -361,6 +384,7 @@ impl<B: Blocks> Engine<B> {
             Wake::Verified(id, verified) => self.verified(id, verified),
             Wake::Stored(done) => self.stored(done),
             Wake::Switched(switched) => self.switched(switched),
+            Wake::Snapshot(number, news) => self.snapshot_news(number, news),
             Wake::Planned(_) => unreachable!("taken above"),
         }
     }
@@ -369,6 +393,7 @@ impl<B: Blocks> Engine<B> {
     pub fn turn(&mut self, now: Time) -> Turn<B> {
         self.now = self.now.max(now);
         self.peers.settle(self.now);
+        self.expire_snapshot();
         self.start_switch();
         self.start_imports();
         self.start_looks();

@@ -20,7 +20,9 @@ impl<B: Blocks> Engine<B> {
         if self.peers.best().is_none_or(|best| best.0 <= self.head.height) {
             self.level_at = self.now;
         }
-        let moments = Moments { now: self.now, head_at: self.head_at, level_at: self.level_at };
+        // A snapshot that comes in is as good as blocks.
+        let head_at = self.snapshots.news_at().map_or(self.head_at, |at| at.max(self.head_at));
+        let moments = Moments { now: self.now, head_at, level_at: self.level_at };
         let mut state = status::state(&self.peers, self.head.height, moments, self.tolerance);
         if self.is_halted() {
             state = SyncState::Diverged;
@@ -71,6 +73,9 @@ impl<B: Blocks> Engine<B> {
             rescues: self.counters.rescues,
             refused_actions: self.counters.refused,
             failed_requests: self.counters.failed,
+            snapshot: self.snapshots.status(),
+            snapshots_taken: self.snapshots.taken,
+            snapshots_failed: self.snapshots.failed,
             // At the head it would speak of what is over.
             report: self.counters.report.clone().filter(|_| lag_blocks > 0),
             diverged_since: diverged.map(|(_, since)| since),
@@ -89,7 +94,8 @@ impl<B: Blocks> Engine<B> {
         }
         let looks = self.peers.iter().filter(|peer| !peer.busy).map(|peer| peer.next_poll);
         until = looks.fold(until, Ord::min);
-        if self.peers.best().is_some_and(|best| best.0 > self.head.height) {
+        until = self.snapshot_deadline().map_or(until, |deadline| deadline.min(until));
+        if !self.snapshots.is_under_way() && self.peers.best().is_some_and(|best| best.0 > self.head.height) {
             until = until.min(self.watchdog.next_look(&self.view()).max(patience));
         }
         until.max(Time(self.now.0.saturating_add(REST_MIN_US)))

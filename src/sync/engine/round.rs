@@ -25,7 +25,7 @@ impl<B: Blocks> Engine<B> {
     /// Asks the strategy where there is a reason to. Without peers there is only one: that they are gone.
     pub(super) fn ask(&mut self) {
         let can_wait = |event: &Event| match event {
-            Event::HeadAnnounced(_) => true,
+            Event::HeadAnnounced(_) | Event::SnapshotOffered { .. } | Event::SnapshotFailed { .. } => true,
             Event::Started | Event::TakenOver => self.peers.is_empty(),
             _ => false,
         };
@@ -49,11 +49,20 @@ impl<B: Blocks> Engine<B> {
         let (mut view, mut seen) = if current { (seen, None) } else { (self.view(), Some(seen)) };
         let rescues: Vec<_> = self.requests.iter().filter(|(_, r)| r.rescue).map(|(&id, _)| id).collect();
         for (index, action) in actions.into_iter().enumerate() {
-            let Err(reason) = plan::check(&action, index, &view, &rescues) else {
+            let checked =
+                plan::check_place(index, &view).and_then(|()| self.admits(&action)).map_err(|reason| (reason, true));
+            let checked =
+                checked.and_then(|()| plan::check(&action, index, &view, &rescues).map_err(|reason| (reason, false)));
+            let Err((reason, is_ours)) = checked else {
                 self.act(&action, &mut view, seen.as_mut());
                 continue;
             };
-            if seen.as_ref().is_some_and(|seen| plan::check(&action, index, seen, &rescues).is_ok()) {
+            if let Action::FetchSnapshot { peer, height } = action {
+                self.refused_snapshot(peer, height);
+            }
+            // What the view did not show may have changed as well.
+            let may_excuse = !is_ours || seen.as_ref().is_some_and(|seen| seen.head != view.head);
+            if may_excuse && seen.as_ref().is_some_and(|seen| plan::check(&action, index, seen, &rescues).is_ok()) {
                 // It was allowed when the strategy was asked: not its fault, and it may want something else now.
                 self.next_call = self.next_call.min(self.now.plus_ms(plan::WAIT_MIN_MS));
                 continue;
@@ -87,8 +96,15 @@ impl<B: Blocks> Engine<B> {
                     }
                 }
             }
-            // Never passes the check.
-            Action::FetchSnapshot { .. } => {}
+            Action::FetchSnapshot { peer, .. } => {
+                self.fetch_snapshot(*peer);
+                for view in views {
+                    view.in_flight.clear();
+                    view.peers.iter_mut().for_each(|peer| peer.in_flight = 0);
+                    // Nothing else happens until it ends.
+                    view.limits.in_flight_max = 0;
+                }
+            }
             Action::Penalise { peer, points } => self.peers.penalise(*peer, *points, self.now),
             Action::DropPeer(peer) => self.peers.leave_alone(*peer, self.now),
             Action::WaitUntil(until) => self.next_call = self.next_call.min(plan::wake_at(*until, self.now)),
@@ -98,7 +114,7 @@ impl<B: Blocks> Engine<B> {
 
     /// Lets the watchdog look, unless the strategy is about to say what it wants.
     pub(super) fn watch(&mut self) {
-        if self.is_halted() {
+        if self.is_halted() || self.snapshots.is_under_way() {
             return;
         }
         if self.asked.is_some() && self.now < self.asked_at.plus_ms(self.config.watchdog_ms) {
@@ -116,13 +132,17 @@ impl<B: Blocks> Engine<B> {
     pub(super) fn view(&self) -> View {
         let head = self.head.height;
         let above = |range: HeightRange| HeightRange { first: range.first.max(head + 1), last: range.last };
+        let mut peers = self.peers.view(|peer| self.in_flight_of(peer));
+        if !self.shows_snapshots() {
+            peers.iter_mut().for_each(|peer| peer.snapshot = None);
+        }
         let waiting = self.here().into_iter().map(above).filter(|range| range.count() > 0).collect();
         View {
             now: self.now,
             head: (head, self.head.hash),
             best_height: self.peers.best().map_or(head, |best| best.0),
             limits: self.limits(),
-            peers: self.peers.view(|peer| self.in_flight_of(peer)),
+            peers,
             in_flight: self
                 .requests
                 .iter()
@@ -148,7 +168,7 @@ impl<B: Blocks> Engine<B> {
         // One request for the lowest missing block is always possible.
         let stuck = under_way == 0 && self.importing.is_empty() && self.verifying.is_empty() && !self.order.is_ready();
         let more = match room {
-            _ if self.is_halted() => 0,
+            _ if self.is_halted() || self.snapshots.is_under_way() => 0,
             0 if stuck => 1,
             room => room,
         };

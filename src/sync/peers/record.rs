@@ -3,6 +3,7 @@
 use super::super::opinion::Opinion;
 use super::super::{Diverged, PeerId};
 use crate::chain::{Hash, Height, Time};
+use crate::snapshot::source::Offer;
 
 /// Whether a peer can be asked for blocks, and if not, why.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,7 +42,9 @@ pub struct Record {
     pub standing: Standing,
     /// The head it last reported.
     pub head: Option<(Height, Hash)>,
-    /// When it reported it.
+    /// The newest snapshot that it serves.
+    pub snapshot: Option<Offer>,
+    /// When it reported its head.
     pub head_at: Time,
     /// What its last failure was.
     pub last_error: Option<String>,
@@ -74,6 +77,7 @@ impl Record {
             origin,
             standing: Standing::Unknown,
             head: None,
+            snapshot: None,
             head_at: Time(0),
             last_error: None,
             blocks: 0,

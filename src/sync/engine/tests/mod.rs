@@ -2,6 +2,7 @@
 
 mod forks;
 mod network;
+mod snapshots;
 
 use network::{BLOCK_BYTES, Model, Nature, Network, Plans, START};
 use proptest::prelude::*;
@@ -235,11 +236,13 @@ proptest! {
         storage_faults in prop_oneof![Just(0_u32), 1..20_u32],
         buffer_kib in prop_oneof![Just(1_024_u64), 1_024..32_768_u64],
         honest_delay_ms in 1..400_u64,
+        snapshot_at in prop::option::of(1..1_500_u64),
     ) {
         let config = SyncConfig { buffer_bytes_max: buffer_kib << 10, ..config() };
         let bound = config.buffer_bytes_max + OVERSHOOT;
         let mut network = Network::new(seed, height, plans, config);
         network.storage_faults = storage_faults;
+        network.offer_snapshots(snapshot_at);
         network.join(0, Model { delay_ms: honest_delay_ms, ..model("honest", Nature::Honest) });
         for (at, visit) in visits.iter().enumerate() {
             let Visit { nature, delay_ms, lag, from_ms, for_ms } = *visit;

@@ -10,13 +10,15 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use super::super::{Blocks, Command, Engine, Fetched, Job, Switch, Wake};
+use super::super::{Blocks, Command, Engine, Fetched, Job, SnapshotFault, SnapshotNews, Switch, Wake};
 use crate::chain::{Hash, Height, Time};
+use crate::snapshot::Progress;
+use crate::snapshot::source::Offer;
 use crate::sync::peers::Origin;
 use crate::sync::source::{SourceError, SourceInfo};
 use crate::sync::{Action, Event, HeightRange, PeerId, RequestId, SyncConfig, SyncStatus, View, one_peer};
-pub use world::{BLOCK_BYTES, Branch, Fork, Model, Nature, START, hash};
-use world::{Stub, head_of, verify};
+pub use world::{BLOCK_BYTES, Branch, Flaw, Fork, Model, Nature, START, Stub, hash};
+use world::{head_of, verify};
 
 /// How long a peer that says nothing is waited for.
 const TIMEOUT_MS: u64 = 2_000;
@@ -44,6 +46,8 @@ enum Later {
     Planned(Vec<Action>),
     Stored,
     Switched,
+    /// How the snapshot with this number ends, unless it was ended.
+    Snapshot(u64, Result<(), SnapshotFault>),
     Join(Model),
     Leave(String),
     Grow(Height),
@@ -88,6 +92,12 @@ pub struct Network {
     looks: HashMap<PeerId, (u64, Wake<Vec<Stub>>)>,
     imports: VecDeque<Job<Vec<Stub>>>,
     switch: Option<Switch<Vec<Stub>>>,
+    /// The snapshot that everybody offers whose chain is as long.
+    pub snapshot_at: Option<Height>,
+    /// The snapshot under way.
+    snapshot: Option<(u64, Offer)>,
+    /// How many were begun, and how many taken.
+    pub snapshots: (u64, u64),
     /// The heights that are being imported, to see that no two imports overlap.
     pub importing: BTreeSet<Height>,
     asked: bool,
@@ -128,11 +138,20 @@ impl Network {
             looks: HashMap::new(),
             imports: VecDeque::new(),
             switch: None,
+            snapshot_at: None,
+            snapshot: None,
+            snapshots: (0, 0),
             importing: BTreeSet::new(),
             asked: false,
             memory: Vec::new(),
             generation: 0,
         }
+    }
+
+    /// Everybody offers a snapshot of this block, and the node takes it.
+    pub fn offer_snapshots(&mut self, of: Option<Height>) {
+        self.snapshot_at = of;
+        self.engine.take_snapshots(None);
     }
 
     /// A peer comes in `in_ms`.
@@ -189,7 +208,7 @@ impl Network {
 
     /// Whether nothing is under way but looks.
     pub fn is_idle(&self) -> bool {
-        self.requests.is_empty() && self.imports.is_empty() && self.switch.is_none()
+        self.requests.is_empty() && self.imports.is_empty() && self.switch.is_none() && self.snapshot.is_none()
     }
 
     fn later(&mut self, in_ms: u64, later: Later) {
@@ -245,6 +264,7 @@ impl Network {
             // What was answered between the decision and now has ended by itself.
             Command::EndLook(peer) => _ = self.looks.remove(&peer),
             Command::Fetch { id, peer, range, room } => {
+                assert!(self.snapshot.is_none(), "ranges wait for a snapshot");
                 if let Some(model) = self.peers.get(&peer) {
                     *self.asked_of.entry(model.name.clone()).or_default() += 1;
                 }
@@ -267,6 +287,7 @@ impl Network {
             }
             Command::Import(job) => {
                 assert!(self.switch.is_none(), "nothing is imported during a switch");
+                assert!(self.snapshot.is_none(), "nor beside a snapshot");
                 for height in job.range().first..=job.range().last {
                     assert!(self.importing.insert(height), "block {height} is being imported already");
                 }
@@ -274,6 +295,32 @@ impl Network {
                 self.imports.push_back(job);
                 let delay = self.rng.random_range(1..self.import_ms);
                 self.later(delay, Later::Stored);
+            }
+            Command::FetchSnapshot { number, offer, peers } => {
+                assert!(
+                    self.snapshot.is_none() && self.imports.is_empty() && self.ledger.len() == 1,
+                    "one, at block 0"
+                );
+                assert!(!peers.is_empty());
+                self.snapshots.0 += 1;
+                self.snapshot = Some((number, offer));
+                let ended = match self.rng.random_range(0..5) {
+                    // Nobody sends anything any more.
+                    0 => return,
+                    1 => Err(SnapshotFault::Unavailable("everybody is gone".into())),
+                    2 => Err(SnapshotFault::Invalid("a wrong state root".into())),
+                    _ => Ok(()),
+                };
+                let done = Progress { chunks: 1, of: 2, bytes: 9 };
+                self.later(10, Later::Wake(Wake::Snapshot(number, SnapshotNews::Downloaded(done))));
+                if ended.is_ok() {
+                    self.later(20, Later::Wake(Wake::Snapshot(number, SnapshotNews::Installed(done))));
+                }
+                let delay = self.rng.random_range(30..3_000);
+                self.later(delay, Later::Snapshot(number, ended));
+            }
+            Command::EndSnapshot(number) => {
+                assert!(self.snapshot.take().is_some_and(|(known, _)| known == number));
             }
             Command::Ask { view, events } => {
                 assert!(!std::mem::replace(&mut self.asked, true), "one question at a time");
@@ -317,6 +364,18 @@ impl Network {
                 self.switches += u64::from(switched.is_ok());
                 self.engine.handle(now, Wake::Head(head_of(&self.ledger)));
                 self.engine.handle(now, Wake::Switched(switched));
+            }
+            Later::Snapshot(number, mut ended) => {
+                let Some((_, offer)) = self.snapshot.take_if(|(known, _)| *known == number) else { return };
+                if ended.is_ok() && self.ledger.len() > 1 {
+                    ended = Err(SnapshotFault::Local("there are blocks".into()));
+                }
+                if ended.is_ok() {
+                    self.snapshots.1 += 1;
+                    self.ledger = vec![0; offer.height as usize + 1];
+                    self.engine.handle(now, Wake::Head(head_of(&self.ledger)));
+                }
+                self.engine.handle(now, Wake::Snapshot(number, SnapshotNews::Ended(ended)));
             }
             Later::Join(model) => {
                 let peer = self.engine.join(now, model.name.clone(), Origin::Met).unwrap();
@@ -374,7 +433,7 @@ impl Network {
             2 => Action::DropPeer(peer),
             3 => Action::WaitUntil(Time(self.rng.random_range(0..START.0 * 2))),
             4 => Action::Report("mad".into()),
-            5 => Action::FetchSnapshot { peer, height: 1 },
+            5 => Action::FetchSnapshot { peer, height: self.snapshot_at.unwrap_or(1) },
             _ => {
                 let first = view.head.0 + self.rng.random_range(0..200);
                 Action::FetchRange { peer, range: HeightRange { first, last: first + self.rng.random_range(0..60) } }

@@ -6,6 +6,7 @@ use super::super::super::{Fetched, Look};
 use super::world::{BLOCK_BYTES, Branch, Flaw, Model, Nature, Stub, hash};
 use super::{Answer, Network, TIMEOUT_MS};
 use crate::chain::{Hash, Height};
+use crate::snapshot::source::Offer;
 use crate::sync::budget::Reservation;
 use crate::sync::compare::Comparison;
 use crate::sync::source::{SourceError, SourceInfo};
@@ -52,7 +53,9 @@ impl Network {
         let info = SourceInfo { chain_id, genesis_hash: Hash::ZERO, node_id: model.name.clone() };
         let head = self.head_of_peer(&model);
         let ours = self.ledger.get(head.0 as usize).map(|&branch| hash(head.0, branch));
-        Ok(Look { info: introduce.then_some(info), head: Some(head), ours })
+        let snapshot = self.snapshot_at.filter(|height| *height <= head.0);
+        let snapshot = snapshot.map(|height| Offer { id: Hash([3; 32]), height, hash: hash(height, 0) });
+        Ok(Look { info: introduce.then_some(info), head: Some(head), ours, snapshot })
     }
 
     pub(super) fn compare(&mut self, peer: PeerId, height: Height) -> Result<Comparison, SourceError> {
