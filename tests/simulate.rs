@@ -120,7 +120,12 @@ fn a_snapshot_takes_the_place_of_blocks_also_among_liars_and_blocks_come_where_i
     for seed in 1..=5 {
         let with = run(&shipped, size, seed, eager(&lab));
         assert!(with.as_expected, "{seed}: {:?} at {} of {}", with.state, with.head, with.goal);
-        assert_eq!((with.snapshot_height, with.snapshots_failed, with.refused), (58_000, 0, 0), "{seed}");
+        assert_eq!(
+            (with.snapshot_height, with.snapshots_failed, with.refused),
+            (58_000, 0, 0),
+            "{seed}: {:?}",
+            with.problem
+        );
         // Blocks above the snapshot, and chunks: not those below it.
         assert!(with.received_bytes < 50_000_000 * 2 + 2_000 * 400 * 3, "{}", with.received_bytes);
         assert_eq!((with.rescues, with.imported_twice), (0, 0), "{seed}");

@@ -394,6 +394,7 @@ impl<B: Blocks> Engine<B> {
         self.now = self.now.max(now);
         self.peers.settle(self.now);
         self.expire_snapshot();
+        self.begin_snapshot();
         self.start_switch();
         self.start_imports();
         self.start_looks();

@@ -7,12 +7,17 @@ use super::{Blocks, Command, Engine};
 use crate::chain::{Height, Time};
 use crate::snapshot::Progress;
 use crate::snapshot::source::Offer;
+use crate::sync::peers::{Origin, Record, Standing};
 use crate::sync::status::{SnapshotStage, SnapshotStatus};
 use crate::sync::{Action, Event, HeightRange, PeerId, plan};
 
 /// Snapshots that may fail one after the other, before blocks are fetched whatever the strategy wants: with each of them
 /// time is lost.
 pub const ATTEMPTS_MAX: u32 = 8;
+
+/// How long sources that have not been heard yet may take to say what they offer, in milliseconds: whoever does so later
+/// is not asked.
+const GATHER_MS: u64 = 1_000;
 
 /// Points for a peer that offers a snapshot and then does not send it.
 const POINTS_LEFT: u32 = 10;
@@ -77,6 +82,8 @@ struct Fetch {
     news_at: Time,
     stage: SnapshotStage,
     done: Progress,
+    /// Whether the peers are asked for it already.
+    has_begun: bool,
 }
 
 impl Snapshots {
@@ -180,7 +187,7 @@ impl<B: Blocks> Engine<B> {
         }
     }
 
-    /// Goes for a snapshot that was checked, at everybody who offers the same one. What was asked for otherwise is given
+    /// Goes for a snapshot that was checked. What was asked for otherwise is given
     /// up, and costs nobody anything.
     pub(super) fn fetch_snapshot(&mut self, wanted: PeerId) {
         if self.snapshots.is_under_way() {
@@ -190,16 +197,31 @@ impl<B: Blocks> Engine<B> {
         for id in self.requests.keys().copied().collect::<Vec<_>>() {
             self.give_up(id, "a snapshot is taken in place of blocks");
         }
-        let same = |known: &Offer| known.id == offer.id;
-        let offering = self.peers.iter().filter(|peer| peer.is_up() && peer.snapshot.as_ref().is_some_and(same));
-        let peers: Vec<PeerId> = offering.map(|peer| peer.id).collect();
-        let Offer { height, id, .. } = offer.clone();
-        tracing::info!(height, %id, peers = peers.len(), "a snapshot is taken in place of blocks");
         self.snapshots.last += 1;
-        let number = self.snapshots.last;
-        self.commands.push(Command::FetchSnapshot { number, offer: offer.clone(), peers: peers.clone() });
-        let (since, stage, done) = (self.now, SnapshotStage::Downloading, Progress::default());
-        self.snapshots.fetch = Some(Fetch { number, offer, wanted, peers, since, news_at: since, stage, done });
+        let (number, since, done) = (self.snapshots.last, self.now, Progress::default());
+        let (peers, stage, has_begun) = (Vec::new(), SnapshotStage::Downloading, false);
+        let fetch = Fetch { number, offer, wanted, peers, since, news_at: since, stage, done, has_begun };
+        self.snapshots.fetch = Some(fetch);
+    }
+
+    /// Begins the download, once every source has said what it offers, or had its time to.
+    pub(super) fn begin_snapshot(&mut self) {
+        let is_silent = |peer: &Record| peer.origin == Origin::Configured && peer.standing == Standing::Unknown;
+        let are_all_heard = !self.peers.iter().any(is_silent);
+        let Some(fetch) = self.snapshots.fetch.as_mut().filter(|fetch| !fetch.has_begun) else { return };
+        if !are_all_heard && self.now < fetch.since.plus_ms(GATHER_MS) {
+            return;
+        }
+        let (id, height) = (fetch.offer.id, fetch.offer.height);
+        let offers = |peer: &&Record| peer.is_up() && peer.snapshot.as_ref().is_some_and(|known| known.id == id);
+        fetch.peers = self.peers.iter().filter(offers).map(|peer| peer.id).collect();
+        fetch.has_begun = true;
+        if fetch.peers.is_empty() {
+            return self.snapshot_failed(SnapshotFault::Unavailable("nobody offers it any more".into()));
+        }
+        tracing::info!(height, %id, peers = fetch.peers.len(), "a snapshot is taken in place of blocks");
+        let (number, offer, peers) = (fetch.number, fetch.offer.clone(), fetch.peers.clone());
+        self.commands.push(Command::FetchSnapshot { number, offer, peers });
     }
 
     /// The strategy waits for a snapshot that it will not get.
@@ -286,13 +308,18 @@ impl<B: Blocks> Engine<B> {
         } else {
             return;
         };
-        self.commands.push(Command::EndSnapshot(fetch.number));
+        if fetch.has_begun {
+            self.commands.push(Command::EndSnapshot(fetch.number));
+        }
         self.snapshot_failed(fault);
     }
 
-    /// Until when a download may stand still.
+    /// When a snapshot is to be looked after next: begun, or ended where it stands still.
     pub(super) fn snapshot_deadline(&self) -> Option<Time> {
         let fetch = self.snapshots.fetch.as_ref()?;
+        if !fetch.has_begun {
+            return Some(fetch.since.plus_ms(GATHER_MS));
+        }
         let downloads = fetch.stage == SnapshotStage::Downloading;
         downloads.then(|| fetch.news_at.plus_ms(self.config.snapshot_patience_ms))
     }

@@ -308,6 +308,43 @@ fn a_snapshot_comes_from_all_who_offer_the_same_and_then_the_blocks_above_it() {
 }
 
 #[test]
+fn sources_that_have_not_been_heard_yet_have_a_second_to_offer_the_same_one() {
+    let taken = |rig: &mut Rig| {
+        rig.turn();
+        rig.commands.iter().find_map(|command| match command {
+            Command::FetchSnapshot { peers, .. } => Some(peers.clone()),
+            _ => None,
+        })
+    };
+    let unheard = || {
+        let mut rig = Rig::new(0, &[Some(8_000)]);
+        for name in ["soon", "never"] {
+            rig.engine.join(rig.now, name.into(), Origin::Configured).unwrap();
+        }
+        assert!(rig.begun(vec![want(0, 8_000)]).is_none());
+        rig
+    };
+    let mut rig = unheard();
+    rig.look(1, Some(8_000));
+    assert_eq!(taken(&mut rig), None);
+    rig.now = rig.now.plus_ms(999);
+    assert_eq!(taken(&mut rig), None);
+    rig.now = rig.now.plus_ms(1);
+    assert_eq!(taken(&mut rig), Some(vec![0, 1]));
+    let mut rig = unheard();
+    rig.look(1, Some(8_000));
+    rig.look(2, None);
+    assert_eq!(taken(&mut rig), Some(vec![0, 1]), "all are heard");
+    // Who offered it alone is gone before it begins.
+    let mut rig = unheard();
+    rig.engine.leave(rig.now, 0);
+    rig.now = rig.now.plus_ms(1_000);
+    assert_eq!(taken(&mut rig), None);
+    let status = rig.engine.status();
+    assert_eq!((status.snapshots_failed, status.snapshot), (1, None));
+}
+
+#[test]
 fn who_sends_a_wrong_chunk_pays_and_so_do_all_who_offer_what_does_not_hold() {
     let mut rig = Rig::new(0, &[Some(8_000); 4]);
     let number = rig.begin(0, 8_000);
