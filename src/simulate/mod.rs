@@ -20,6 +20,7 @@ mod simulation;
 mod sources;
 mod tally;
 
+pub use agenda::Agenda;
 pub use chain::START;
 pub use planner::{Native, Plan, Planner, Step};
 pub use random::Random;

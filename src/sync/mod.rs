@@ -20,7 +20,7 @@ pub mod pipeline;
 pub mod plan;
 pub mod source;
 pub mod status;
-mod tasks;
+pub mod tasks;
 
 use crate::chain::{Hash, Height, Time};
 

@@ -132,10 +132,7 @@ impl Tasks {
             Command::Switch(switch) => {
                 let ledger = self.ledger.clone();
                 tokio::spawn(async move {
-                    let Switch { blocks, deep, rooms, .. } = switch;
-                    let switched = switch_branch(&ledger, blocks, deep).await;
-                    drop(rooms);
-                    let _ = wakes.send(Wake::Switched(switched));
+                    let _ = wakes.send(Wake::Switched(switch_branch(&ledger, switch).await));
                 });
             }
             Command::Ask { view, events } => {
@@ -168,7 +165,7 @@ pub fn micros(duration: std::time::Duration) -> u64 {
 }
 
 /// Looks at a source: its head, our block at that height, and on first meeting who it is.
-async fn look(source: &Arc<dyn Source>, ledger: &Ledger, introduce: bool) -> Result<Look, SourceError> {
+pub async fn look(source: &Arc<dyn Source>, ledger: &Ledger, introduce: bool) -> Result<Look, SourceError> {
     let info = if introduce { Some(source.info().await?) } else { None };
     let head = source.head().await?;
     let ours = match head {
@@ -182,11 +179,14 @@ async fn look(source: &Arc<dyn Source>, ledger: &Ledger, introduce: bool) -> Res
     Ok(Look { info, head, ours })
 }
 
-/// Takes `branch` in place of our blocks, in one commit. `deep`: however many of ours that takes back.
-async fn switch_branch(ledger: &Ledger, branch: Blocks, deep: bool) -> Result<(), SwitchError> {
+/// Takes a branch in place of our blocks, in one commit. Errors: why not, as the engine tells them apart.
+pub async fn switch_branch(ledger: &Ledger, switch: Switch<Blocks>) -> Result<(), SwitchError> {
     use crate::ledger::SwitchError as Why;
+    let Switch { blocks, deep, rooms, .. } = switch;
     let reach = if deep { Reach::Any } else { Reach::Limited };
-    match ledger.switch_branch(branch, reach).await {
+    let switched = ledger.switch_branch(blocks, reach).await;
+    drop(rooms);
+    match switched {
         Ok(_) => Ok(()),
         Err(Why::Invalid { height, error, .. }) => Err(SwitchError::Invalid { height, reason: error.to_string() }),
         Err(Why::Storage(reason)) => Err(SwitchError::Storage(reason)),
