@@ -13,7 +13,7 @@ use super::engine::{Command, Fetched, Job, Look, Switch, SwitchError, Wake};
 use super::pipeline::Verifier;
 use super::source::{Source, SourceError};
 use super::{PeerId, RequestId, Strategy};
-use crate::chain::VerifiedBlock;
+use crate::chain::{BlockError, VerifiedBlock};
 use crate::ledger::{Ledger, Reach};
 
 /// What the engine moves where blocks are real.
@@ -188,9 +188,52 @@ pub async fn switch_branch(ledger: &Ledger, switch: Switch<Blocks>) -> Result<()
     drop(rooms);
     match switched {
         Ok(_) => Ok(()),
+        // Nobody is to blame where a clock is ahead of ours, or ours behind: soon the block will be valid. Nor where the
+        // parts of the branch do not hang together, each of which does: its peer went over to another one meanwhile.
+        Err(Why::Invalid { error: error @ (BlockError::InFuture { .. } | BlockError::Parent { .. }), .. }) => {
+            Err(SwitchError::Refused(error.to_string()))
+        }
         Err(Why::Invalid { height, error, .. }) => Err(SwitchError::Invalid { height, reason: error.to_string() }),
         Err(Why::Storage(reason)) => Err(SwitchError::Storage(reason)),
         Err(Why::Stopped) => Err(SwitchError::Stopped),
         Err(refused) => Err(SwitchError::Refused(refused.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chain::{Time, verify};
+    use crate::ledger::{Clock, LedgerOptions};
+    use crate::sample::Sample;
+
+    /// Whoever is right but early must not be treated as one who sends what is wrong: that would cost it its score.
+    #[tokio::test]
+    async fn a_branch_that_is_ahead_of_the_clock_is_refused_for_now_and_not_called_invalid() {
+        let dir = tempfile::tempdir().unwrap();
+        let branch = |step_us, count| {
+            let mut sample = Sample::new(1, 1).step_us(step_us);
+            let blocks = sample.blocks(count, 0);
+            let genesis = Arc::clone(sample.genesis());
+            verify::verify_all(blocks, &genesis).into_iter().map(Result::unwrap).collect::<Vec<_>>()
+        };
+        let switch = || Switch { common: 0, blocks: branch(3_000_000, 2), deep: false, rooms: Vec::new() };
+        let options = |ms: u64| {
+            let (clock, genesis) = (crate::sample::START.plus_ms(ms), crate::sample::genesis(1, 1));
+            let options = LedgerOptions::new(dir.path().join("chain.db"), genesis);
+            LedgerOptions { clock: Clock::new(move || clock), ..options }
+        };
+        // The branch's second block is 6 s after genesis, and may be one slot, 2 s, ahead.
+        for (ms, taken) in [(3_999, false), (4_000, true)] {
+            let ledger = Ledger::open(options(ms), Vec::new()).unwrap();
+            ledger.import(branch(2_000_000, 1)).await.pop().unwrap().unwrap();
+            match switch_branch(&ledger, switch()).await {
+                Ok(()) => assert!(taken, "at {ms} ms"),
+                Err(error) => assert!(!taken && matches!(error, SwitchError::Refused(_)), "at {ms} ms: {error}"),
+            }
+            assert_eq!(ledger.height(), 1 + u64::from(taken));
+            assert_eq!(ledger.clock().now(), Time(crate::sample::START.0 + ms * 1_000));
+            ledger.stop();
+        }
     }
 }

@@ -89,6 +89,7 @@ impl Plan {
             _ => OnDivergence::Reorg,
         };
         let slow = random.percent(25);
+        let delay_ms = if slow { Span { low: 20, high: 1_500 } } else { Span { low: 1, high: 120 } };
         let links = links(&mut random, nodes);
         let faults = faults(&mut random, nodes, &links, storm_ms, far);
         Self {
@@ -98,9 +99,10 @@ impl Plan {
             origin: if random.percent(50) { Origin::Configured } else { Origin::Met },
             sync: SyncConfig {
                 on_divergence,
-                request_timeout_ms: random.within(Span { low: 600, high: 3_000 }),
+                // Nobody waits for less than the way there and back.
+                request_timeout_ms: 2 * delay_ms.high + random.within(Span { low: 100, high: 2_000 }),
                 watchdog_ms: random.within(Span { low: 500, high: 4_000 }),
-                range_blocks_max: [1, 3, 10, 1_000][random.below(4) as usize],
+                range_blocks_max: [2, 5, 10, 1_000][random.below(4) as usize],
                 ..SyncConfig::default()
             },
             max_reorg_depth: if random.percent(35) { 2 + random.below(8) } else { 256 },
@@ -115,7 +117,7 @@ impl Plan {
                 empty_blocks: if random.percent(70) { EmptyBlocks::Always } else { EmptyBlocks::Heartbeat },
                 heartbeat: Duration::from_secs(3),
             },
-            delay_ms: if slow { Span { low: 20, high: 1_500 } } else { Span { low: 1, high: 120 } },
+            delay_ms,
             loss: [0, 0, 2, 5, 10, 30][random.below(6) as usize],
             twice: [0, 5, 20][random.below(3) as usize],
             submit_ms: Span { low: 100, high: 1_500 },
@@ -124,6 +126,15 @@ impl Plan {
             storm_ms,
             faults,
         }
+    }
+
+    /// How long all may take to agree, once everything is well again. What is better has to get from one end of the fleet
+    /// to the other; at each node it takes some looks and a comparison, and then the branch in parts, a round trip each.
+    /// And a peer that has failed in the storm may be left alone for half a minute.
+    pub fn healing_ms(&self) -> u64 {
+        let hops = self.nodes as u64 - 1;
+        let round_trips = 15 + 40 / u64::from(self.sync.range_blocks_max);
+        self.sync.backoff_max_ms + 5_000 + hops * round_trips * 2 * self.delay_ms.high
     }
 
     /// Whom `node` talks with.
@@ -182,8 +193,8 @@ fn faults(
         let node = random.below(nodes as u64) as usize;
         let fault = match random.below(10) {
             0..=2 => {
-                // Two camps.
-                let camp: Vec<bool> = (0..nodes).map(|_| random.percent(50)).collect();
+                let camps = 2 + random.below(2);
+                let camp: Vec<u64> = (0..nodes).map(|_| random.below(camps)).collect();
                 let cut = links.iter().filter(|(a, b)| camp[*a] != camp[*b]).flat_map(both);
                 Fault::Cut(cut.collect(), for_ms)
             }

@@ -19,8 +19,6 @@ use super::tally::Tally;
 
 /// How long blocks are made after everything is well again, and for how long then nothing new comes but an agreement.
 const CALM_MS: u64 = 4_000;
-/// How long nodes may take to agree: the longest pause of a peer that has failed, and some looks.
-pub const HEALING_MS: u64 = 60_000;
 /// How long a node that has met others takes to notice that they are gone, or there again.
 const NOTICES_MS: Span = Span { low: 50, high: 4_000 };
 /// Lines of the log that are kept for whoever has to read them.
@@ -158,10 +156,10 @@ impl World {
     /// All agree in time, or say why not.
     fn agree(&mut self) {
         self.log("no more blocks");
-        let since = self.now;
-        let agreed = self.run(HEALING_MS, |world| world.disagreement().is_none());
+        let (since, healing_ms) = (self.now, self.plan.healing_ms());
+        let agreed = self.run(healing_ms, |world| world.disagreement().is_none());
         if !agreed && let Some(why) = self.disagreement() {
-            panic!("{why}, {HEALING_MS} ms after everything was well");
+            panic!("{why}, {healing_ms} ms after everything was well");
         }
         self.tally.healing_ms_max = self.now.ms_since(since);
     }
@@ -182,7 +180,8 @@ impl World {
             let status = &self.nodes[worse].up.as_ref().expect("all are up").status;
             let text = format!("node {worse} is at {ours:?}, {depth} above the fork, its neighbour {better} at {theirs:?}");
             let may_refuse = match self.plan.sync.on_divergence {
-                OnDivergence::Halt => depth > 0,
+                // Nothing more at all, from nobody, as long as anybody has another block.
+                OnDivergence::Halt => true,
                 OnDivergence::Reorg => depth > self.plan.max_reorg_depth,
                 OnDivergence::Resync => false,
             };
