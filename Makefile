@@ -30,10 +30,11 @@ lint: ## formatting and clippy, warnings are errors
 bench: plugins ## measures, prints a table, writes target/bench.json
 	$(CARGO) bench --package tenon $(ARGS)
 
-soak: plugins ## the long form: a thousand kill -9 of either node and in reorgs, ten thousand random reorgs
+soak: plugins ## the long form: a thousand kill -9, ten thousand random reorgs, five thousand fleets under faults
 	TENON_TEST_KILLS=1000 $(CARGO) test --release --package tenon --test crash -- --nocapture
 	TENON_TEST_KILLS=1000 TENON_TEST_REORGS=10000 TENON_TEST_REPLAYS=10000 \
 		$(CARGO) test --release --package tenon --test forks -- --nocapture
+	TENON_TEST_SEEDS=5000 $(CARGO) test --release --package tenon --test fleet -- --nocapture
 
 clean: ## everything built
 	$(CARGO) clean

@@ -213,7 +213,14 @@ impl LedgerOptions {
     /// The usual sizes of a commit: about 10,000 transactions, beyond which larger ones gain little. Reorgs of up to 256
     /// blocks.
     pub fn new(path: PathBuf, genesis: Genesis) -> Self {
-        Self { path, genesis, group_blocks_max: 8_000, group_transactions_max: 10_000, max_reorg_depth: 256, clock: Clock::default() }
+        Self {
+            path,
+            genesis,
+            group_blocks_max: 8_000,
+            group_transactions_max: 10_000,
+            max_reorg_depth: 256,
+            clock: Clock::default(),
+        }
     }
 }
 

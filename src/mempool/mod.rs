@@ -333,7 +333,10 @@ impl Mempool {
         }
         if pool.by_hash.len() >= self.config.transactions_max && gone.is_empty() {
             // The newest of those that pay least makes room, if this one pays more.
-            let least = pool.by_hash.values().min_by_key(|other| (other.transaction.fee, Reverse((other.received, other.hash))));
+            let least = pool
+                .by_hash
+                .values()
+                .min_by_key(|other| (other.transaction.fee, Reverse((other.received, other.hash))));
             match least {
                 Some(least) if least.transaction.fee < fee => {
                     gone.push((least.hash, "the mempool was full and this paid the least".into()));

@@ -207,16 +207,36 @@ mod tests {
     use crate::ledger::{Clock, LedgerOptions};
     use crate::sample::Sample;
 
+    fn branch(step_us: u64, count: usize) -> Vec<VerifiedBlock> {
+        let mut sample = Sample::new(1, 1).step_us(step_us);
+        let blocks = sample.blocks(count, 0);
+        let genesis = Arc::clone(sample.genesis());
+        verify::verify_all(blocks, &genesis).into_iter().map(Result::unwrap).collect()
+    }
+
+    /// A branch comes in parts, and between two of them its peer may go over to another one: no fault of its.
+    #[tokio::test]
+    async fn parts_of_two_branches_are_refused_and_not_called_invalid() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = LedgerOptions::new(dir.path().join("chain.db"), crate::sample::genesis(1, 1));
+        let ledger = Ledger::open(options, Vec::new()).unwrap();
+        ledger.import(branch(2_000_000, 2)).await.pop().unwrap().unwrap();
+        let mut blocks = branch(3_000_000, 2);
+        blocks.extend(branch(4_000_000, 4).split_off(2));
+        let switched = switch_branch(&ledger, Switch { common: 0, blocks, deep: false, rooms: Vec::new() }).await;
+        assert!(matches!(switched, Err(SwitchError::Refused(_))), "{switched:?}");
+        let mut blocks = branch(3_000_000, 4);
+        blocks.remove(1);
+        let switched = switch_branch(&ledger, Switch { common: 0, blocks, deep: false, rooms: Vec::new() }).await;
+        assert!(matches!(switched, Err(SwitchError::Invalid { .. })), "a gap is: {switched:?}");
+        assert_eq!(ledger.height(), 2);
+        ledger.stop();
+    }
+
     /// Whoever is right but early must not be treated as one who sends what is wrong: that would cost it its score.
     #[tokio::test]
     async fn a_branch_that_is_ahead_of_the_clock_is_refused_for_now_and_not_called_invalid() {
         let dir = tempfile::tempdir().unwrap();
-        let branch = |step_us, count| {
-            let mut sample = Sample::new(1, 1).step_us(step_us);
-            let blocks = sample.blocks(count, 0);
-            let genesis = Arc::clone(sample.genesis());
-            verify::verify_all(blocks, &genesis).into_iter().map(Result::unwrap).collect::<Vec<_>>()
-        };
         let switch = || Switch { common: 0, blocks: branch(3_000_000, 2), deep: false, rooms: Vec::new() };
         let options = |ms: u64| {
             let (clock, genesis) = (crate::sample::START.plus_ms(ms), crate::sample::genesis(1, 1));

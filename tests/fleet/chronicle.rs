@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
-use tenon::chain::{Address, Block, Genesis, Hash, Head, Height, NonceRule, Time, fork_choice};
+use tenon::chain::{Address, Block, Genesis, Hash, Head, Height, NonceRule, Time};
 use tenon::mempool::TransactionStatus;
 use tenon::sync::OnDivergence;
 
@@ -14,6 +14,11 @@ use super::tally::Tally;
 
 /// A block's place: height and hash.
 pub type Place = (Height, Hash);
+
+/// Whether fork choice takes the first in place of the second: the rule, written down once more.
+pub fn is_better(one: Place, other: Place) -> bool {
+    one.0 > other.0 || one.0 == other.0 && one.1 < other.1
+}
 
 /// What a node last said of a transaction that it had.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,7 +70,7 @@ impl Chronicle {
     /// What fork choice takes among all that was ever made.
     pub fn best(&self) -> Place {
         let places = self.blocks.iter().map(|(hash, block)| (block.header.height, *hash));
-        places.fold(self.genesis, |best, place| if fork_choice::prefers(best, place) { place } else { best })
+        places.fold(self.genesis, |best, place| if is_better(place, best) { place } else { best })
     }
 
     /// A node is about to die.
@@ -87,7 +92,7 @@ impl Chronicle {
         let up = node.up.as_mut().expect("it happened to a running node");
         let (old, new) = (self.heads[id], up.ledger.head().place());
         let moved = (old != new).then(|| {
-            assert!(fork_choice::prefers(old, new), "node {id} went from {old:?} to {new:?}, which is no better");
+            assert!(is_better(new, old), "node {id} went from {old:?} to {new:?}, which is no better");
             self.read_down_from(up, new, proposer.filter(|_| own));
             let (undone, applied) = self.between(old, new);
             self.heads[id] = new;

@@ -369,9 +369,10 @@ impl Node {
             Command::Look { peer, introduce } => {
                 let Some(source) = source(peer) else { return };
                 let ledger = up.ledger.clone();
-                self.begin(Errand::Look(peer), async move {
-                    Wake::Looked(peer, look(&source, &ledger, introduce).await)
-                });
+                self.begin(
+                    Errand::Look(peer),
+                    async move { Wake::Looked(peer, look(&source, &ledger, introduce).await) },
+                );
             }
             Command::Compare { peer, height, known } => {
                 let Some(source) = source(peer) else { return };

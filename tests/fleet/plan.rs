@@ -91,7 +91,7 @@ impl Plan {
         let slow = random.percent(25);
         let delay_ms = if slow { Span { low: 20, high: 1_500 } } else { Span { low: 1, high: 120 } };
         let links = links(&mut random, nodes);
-        let faults = faults(&mut random, nodes, &links, storm_ms, far);
+        let faults = faults(&mut random, nodes, authorities, &links, storm_ms, far);
         Self {
             seed,
             nodes,
@@ -181,6 +181,7 @@ fn links(random: &mut Random, nodes: usize) -> Vec<(usize, usize)> {
 fn faults(
     random: &mut Random,
     nodes: usize,
+    authorities: usize,
     links: &[(usize, usize)],
     storm_ms: u64,
     far: bool,
@@ -189,7 +190,7 @@ fn faults(
     let both = |&(a, b): &(usize, usize)| [(a, b), (b, a)];
     let mut faults = Vec::new();
     for _ in 0..count {
-        let (at, for_ms) = (random.below(storm_ms), 500 + random.below(storm_ms / 2));
+        let (mut at, for_ms) = (random.below(storm_ms), 500 + random.below(storm_ms / 2));
         let node = random.below(nodes as u64) as usize;
         let fault = match random.below(10) {
             0..=2 => {
@@ -204,6 +205,16 @@ fn faults(
             5 => {
                 let skew_ms = skew(random, far);
                 Fault::Clock { node, skew_ms }
+            }
+            6 => {
+                // An authority's clock is some slots ahead, until somebody sees that, sets it right and starts the node
+                // again: the slots that it has signed for come once more.
+                let (node, ahead_ms) = (random.below(authorities as u64) as usize, 3_000 + random.below(5_000));
+                let back_at = at + 1_000 + random.below(ahead_ms);
+                faults.push((at, Fault::Clock { node, skew_ms: ahead_ms.cast_signed() }));
+                faults.push((back_at, Fault::Clock { node, skew_ms: 0 }));
+                at = back_at;
+                Fault::Down { node, for_ms: 50 + random.below(300), killed: random.percent(70) }
             }
             _ => Fault::Down { node, for_ms: for_ms / 2, killed: random.percent(70) },
         };

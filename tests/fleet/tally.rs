@@ -68,7 +68,10 @@ impl fmt::Display for Tally {
         let Self { submitted, in_blocks, waiting, dropped, healing_ms_max, .. } = self;
         let minutes = self.ms / 60_000;
         writeln!(f, "{seeds} seeds, {nodes} nodes, {minutes} virtual minutes, {events} events")?;
-        writeln!(f, "{blocks} blocks, {reorgs} reorgs, of up to {reorg_depth_max} blocks; {refused} refused in the end")?;
+        writeln!(
+            f,
+            "{blocks} blocks, {reorgs} reorgs, of up to {reorg_depth_max} blocks; {refused} refused in the end"
+        )?;
         writeln!(f, "{partitions} partitions, {kills} kills, {stops} stops, {clocks_set} clocks set")?;
         writeln!(f, "{messages} messages, {lost} lost, {twice} came twice")?;
         writeln!(f, "{submitted} transactions; by node: {in_blocks} in blocks, {waiting} waiting, {dropped} dropped")?;

@@ -5,14 +5,14 @@ use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 
-use tenon::chain::{Address, Hash, Kind, NonceRule, Payload, Time, Transaction, fork_choice};
+use tenon::chain::{Address, Hash, Kind, NonceRule, Payload, Time, Transaction};
 use tenon::sample;
 use tenon::simulate::{Agenda, Random, Span};
 use tenon::sync::peers::Origin;
 use tenon::sync::source::SourceError;
 use tenon::sync::{OnDivergence, SyncState};
 
-use super::chronicle::Chronicle;
+use super::chronicle::{Chronicle, is_better};
 use super::node::{Effect, Event, Message, Node};
 use super::plan::{self, CLIENTS, Fault, Plan};
 use super::tally::Tally;
@@ -172,13 +172,14 @@ impl World {
             if self.chronicle.head(a) == self.chronicle.head(b) {
                 continue;
             }
-            if fork_choice::prefers(self.chronicle.head(b), self.chronicle.head(a)) {
+            if is_better(self.chronicle.head(a), self.chronicle.head(b)) {
                 (worse, better) = (b, a);
             }
             let (ours, theirs) = (self.chronicle.head(worse), self.chronicle.head(better));
             let depth = self.chronicle.between(ours, theirs).0.len() as u64;
             let status = &self.nodes[worse].up.as_ref().expect("all are up").status;
-            let text = format!("node {worse} is at {ours:?}, {depth} above the fork, its neighbour {better} at {theirs:?}");
+            let text =
+                format!("node {worse} is at {ours:?}, {depth} above the fork, its neighbour {better} at {theirs:?}");
             let may_refuse = match self.plan.sync.on_divergence {
                 // Nothing more at all, from nobody, as long as anybody has another block.
                 OnDivergence::Halt => true,
