@@ -48,16 +48,21 @@ pub async fn run(
             _ = interval.tick() => {}
             _ = stop.wait_for(|stop| *stop) => return,
         }
-        let now = Time::now();
-        let age_ms = now.ms_since(ledger.head().timestamp);
-        let allow_empty = match config.empty_blocks {
-            EmptyBlocks::Always => true,
-            EmptyBlocks::Heartbeat => u128::from(age_ms) >= config.heartbeat.as_millis(),
-            EmptyBlocks::Never => false,
-        };
-        if allow_empty || !mempool.is_empty() {
-            produce(&ledger, &mempool, &key, now, allow_empty).await;
-        }
+        tick(&ledger, &mempool, &key, &config).await;
+    }
+}
+
+/// What is done at each interval: a block, if it is time for one.
+pub async fn tick(ledger: &Ledger, mempool: &Mempool, key: &SecretKey, config: &ProducerConfig) {
+    let now = ledger.clock().now();
+    let age_ms = now.ms_since(ledger.head().timestamp);
+    let allow_empty = match config.empty_blocks {
+        EmptyBlocks::Always => true,
+        EmptyBlocks::Heartbeat => u128::from(age_ms) >= config.heartbeat.as_millis(),
+        EmptyBlocks::Never => false,
+    };
+    if allow_empty || !mempool.is_empty() {
+        produce(ledger, mempool, key, now, allow_empty).await;
     }
 }
 

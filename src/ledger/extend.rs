@@ -68,7 +68,7 @@ impl Thread {
 
     /// Raises two signed headers, if one authority made both for one height.
     pub fn equivocation(&self, ours: &Header, theirs: &Header) {
-        if self.forks.compare(ours, theirs) {
+        if self.forks.compare(ours, theirs, self.clock.now()) {
             self.stats.equivocations.fetch_add(1, Ordering::Relaxed);
         }
     }

@@ -163,12 +163,12 @@ impl Forks {
     }
 
     /// Notes two signed headers if they are an equivocation: the first of one authority at one height is logged.
-    pub fn compare(&self, ours: &Header, theirs: &Header) -> bool {
+    pub fn compare(&self, ours: &Header, theirs: &Header, at: Time) -> bool {
         if !fork_choice::is_equivocation(ours, theirs) {
             return false;
         }
         let (height, proposer) = (ours.height, ours.proposer);
-        let equivocation = Equivocation { height, proposer, ours: ours.hash(), theirs: theirs.hash(), at: Time::now() };
+        let equivocation = Equivocation { height, proposer, ours: ours.hash(), theirs: theirs.hash(), at };
         let told = &mut *self.told();
         if told.seen.len() < EQUIVOCATIONS_MAX && told.seen.insert((height, proposer)) {
             let Equivocation { ours, theirs, .. } = &equivocation;

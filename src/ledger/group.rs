@@ -81,7 +81,7 @@ impl Thread {
                 let mut answers = Vec::with_capacity(blocks.len());
                 let mut outcome = Ok(());
                 for block in blocks {
-                    match self.extend(block, Time::now(), group) {
+                    match self.extend(block, self.clock.now(), group) {
                         Ok(imported) => answers.push(Ok(imported)),
                         Err(Refused::Import(error)) => answers.push(Err(error)),
                         Err(Refused::Storage(error)) => {
@@ -143,7 +143,7 @@ impl Thread {
         self.hooks.iter_mut().for_each(|hook| hook.committed());
         add(&self.stats.blocks, group.changes.len());
         if !group.changes.is_empty() {
-            self.stats.last_import.store(Time::now().0, Ordering::Relaxed);
+            self.stats.last_import.store(self.clock.now().0, Ordering::Relaxed);
         }
         if self.head.hash != group.head.hash {
             head.send_replace(self.head.clone());

@@ -6,6 +6,7 @@
 //! [`switch`] how the chain moves to another branch, and [`fork`] what it says of that; [`rebuild`] makes the accounts anew.
 
 mod alone;
+mod clock;
 mod extend;
 mod fork;
 mod group;
@@ -28,6 +29,7 @@ use crate::storage::{Storage, StorageError, TakenBlock, Writer};
 use fork::Forks;
 use thread::{Job, QUEUE_MAX, Stats, Thread};
 
+pub use clock::Clock;
 pub use fork::{Equivocation, Reach, Reorg, SwitchError};
 
 /// The chain of this node. Cheap to clone.
@@ -36,6 +38,7 @@ pub struct Ledger {
     genesis: Arc<Genesis>,
     genesis_hash: Hash,
     max_reorg_depth: u64,
+    clock: Clock,
     storage: Storage,
     jobs: mpsc::Sender<Job>,
     head: watch::Receiver<Head>,
@@ -56,6 +59,8 @@ pub struct LedgerOptions {
     pub group_transactions_max: usize,
     /// Blocks that a switch to another branch may take back, at most 1,024: so many can be undone.
     pub max_reorg_depth: u64,
+    /// What says how far ahead of now a block is.
+    pub clock: Clock,
 }
 
 /// Follows the chain from inside its transactions: what it writes is committed with the block, or not at all.
@@ -215,7 +220,14 @@ impl LedgerOptions {
     /// The usual sizes of a commit: about 10,000 transactions, beyond which larger ones gain little. Reorgs of up to 256
     /// blocks.
     pub fn new(path: PathBuf, genesis: Genesis) -> Self {
-        Self { path, genesis, group_blocks_max: 8_000, group_transactions_max: 10_000, max_reorg_depth: 256 }
+        Self {
+            path,
+            genesis,
+            group_blocks_max: 8_000,
+            group_transactions_max: 10_000,
+            max_reorg_depth: 256,
+            clock: Clock::default(),
+        }
     }
 }
 
@@ -225,7 +237,7 @@ impl Ledger {
     pub fn open(options: LedgerOptions, hooks: Vec<Box<dyn BlockHook>>) -> Result<Self, StorageError> {
         let (thread, storage) = Thread::open(options, hooks)?;
         let (genesis, genesis_hash) = (Arc::clone(&thread.genesis), thread.genesis_hash);
-        let max_reorg_depth = thread.max_reorg_depth;
+        let (max_reorg_depth, clock) = (thread.max_reorg_depth, thread.clock.clone());
         let (jobs, queue) = mpsc::channel(QUEUE_MAX);
         let (sender, head) = watch::channel(thread.head.clone());
         let (stats, forks) = (Arc::clone(&thread.stats), Arc::clone(&thread.forks));
@@ -234,7 +246,7 @@ impl Ledger {
             .spawn(move || thread.run(queue, &sender))
             .map_err(|error| StorageError::Io { path: "the ledger's thread".into(), error })?;
         let thread = Arc::new(Mutex::new(Some(handle)));
-        Ok(Self { genesis, genesis_hash, max_reorg_depth, storage, jobs, head, stats, forks, thread })
+        Ok(Self { genesis, genesis_hash, max_reorg_depth, clock, storage, jobs, head, stats, forks, thread })
     }
 
     /// The chain's parameters.
@@ -250,6 +262,11 @@ impl Ledger {
     /// Blocks that a switch with [`Reach::Limited`] may take back.
     pub fn max_reorg_depth(&self) -> u64 {
         self.max_reorg_depth
+    }
+
+    /// What tells the time here.
+    pub fn clock(&self) -> &Clock {
+        &self.clock
     }
 
     /// The committed chain, for reading.

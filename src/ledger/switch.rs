@@ -10,7 +10,7 @@ use super::fork::{Reach, Reorg, SwitchError};
 use super::group::Group;
 use super::thread::Thread;
 use super::{ImportError, Switched};
-use crate::chain::{BlockError, Change, Head, Height, State, Time, VerifiedBlock, fork_choice, rules};
+use crate::chain::{BlockError, Change, Head, Height, State, VerifiedBlock, fork_choice, rules};
 use crate::storage::{StorageError, TakenBlock, Writer};
 
 /// A branch whose first block builds on our block `common`.
@@ -119,7 +119,7 @@ impl Thread {
         } else {
             self.rebuild_up_to(common, &blocks, before)?;
         }
-        let now = Time::now();
+        let now = self.clock.now();
         for block in blocks {
             let (height, hash) = (block.height(), block.hash());
             self.extend(block, now, group).map_err(|refused| match refused {

@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::alone::Alone;
 use super::fork::{Forks, Reach, Reorg, SwitchError};
-use super::{BlockHook, ImportError, Imported, LedgerOptions, ProduceError, ProduceRequest, Produced};
+use super::{BlockHook, Clock, ImportError, Imported, LedgerOptions, ProduceError, ProduceRequest, Produced};
 use crate::chain::{Address, Genesis, Hash, Head, PublicKey, State, Time, VerifiedBlock, verify};
 use crate::storage::{BlockRows, Storage, StorageError, UNDO_DEPTH, WriteConnection, Writer};
 
@@ -62,6 +62,7 @@ pub(super) struct Thread {
     pub group_blocks_max: usize,
     pub group_transactions_max: usize,
     pub max_reorg_depth: u64,
+    pub clock: Clock,
     /// Keys that the chain knows from genesis on.
     pub known_keys: BTreeMap<Address, PublicKey>,
     /// The time of the newest block that this node has signed.
@@ -87,6 +88,7 @@ impl Thread {
             group_blocks_max: options.group_blocks_max.max(1),
             group_transactions_max: options.group_transactions_max.max(1),
             max_reorg_depth: options.max_reorg_depth.min(UNDO_DEPTH),
+            clock: options.clock,
             signed: storage.read(|reader| reader.signed())?,
             stats: Arc::default(),
             forks: Arc::default(),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{Pending, Shared};
 use crate::chain::execute::Execution;
-use crate::chain::{Hash, State, Time, Transaction, TransactionError, VerifiedBlock};
+use crate::chain::{Hash, State, Transaction, TransactionError, VerifiedBlock};
 use crate::ledger::{BlockHook, Switched};
 use crate::storage::{StorageError, TakenBlock, Writer};
 
@@ -89,7 +89,7 @@ impl BlockHook for MempoolHook {
         let mut pool = self.shared.pool();
         let leaving: HashSet<Hash> =
             self.included.iter().chain(self.stale.iter().map(|(hash, _)| hash)).copied().collect();
-        let received = Time::now();
+        let received = switched.reorg.at;
         for (hash, transaction) in undone.drain(..).rev() {
             if held.contains(&hash) {
                 continue;
@@ -134,9 +134,9 @@ impl BlockHook for MempoolHook {
         if self.included.is_empty() && self.stale.is_empty() && returned.is_empty() && lost.is_empty() {
             return;
         }
-        let now = Time::now();
         {
             let mut pool = self.shared.pool();
+            let now = pool.clock.now();
             for hash in self.included.drain(..) {
                 pool.remove(&hash);
             }

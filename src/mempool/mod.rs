@@ -209,7 +209,10 @@ impl Mempool {
     /// Opens the mempool of `ledger`, which has the hook of `handle`, with what was kept.
     pub fn open(ledger: Ledger, handle: MempoolHandle, config: MempoolConfig) -> Result<Self, StorageError> {
         let shared = handle.0;
-        shared.pool().config = config.clone();
+        {
+            let mut pool = shared.pool();
+            (pool.config, pool.clock) = (config.clone(), ledger.clock().clone());
+        }
         for kept in ledger.storage().read(|reader| reader.kept_transactions())? {
             shared.pool().insert(kept);
         }
@@ -258,7 +261,7 @@ impl Mempool {
         if let Some(stored) = confirmed {
             return Err(SubmitError::Confirmed { hash, height: stored.height });
         }
-        let pending = Pending { transaction, hash, received: Time::now() };
+        let pending = Pending { transaction, hash, received: self.ledger.clock().now() };
         let gone = self.admit(&pending, account)?;
         let kept = pending.clone();
         let written = self
@@ -330,7 +333,10 @@ impl Mempool {
         }
         if pool.by_hash.len() >= self.config.transactions_max && gone.is_empty() {
             // The newest of those that pay least makes room, if this one pays more.
-            let least = pool.by_hash.values().min_by_key(|other| (other.transaction.fee, Reverse(other.received)));
+            let least = pool
+                .by_hash
+                .values()
+                .min_by_key(|other| (other.transaction.fee, Reverse((other.received, other.hash))));
             match least {
                 Some(least) if least.transaction.fee < fee => {
                     gone.push((least.hash, "the mempool was full and this paid the least".into()));
@@ -358,10 +364,11 @@ impl Mempool {
             return Ok(());
         }
         {
+            let now = self.ledger.clock().now();
             let mut pool = self.shared.pool();
             for (hash, reason) in &dropped {
                 tracing::info!(%hash, reason, "transaction dropped");
-                pool.drop_with(hash, reason.clone(), Time::now());
+                pool.drop_with(hash, reason.clone(), now);
                 self.shared.changes.tell(*hash);
             }
         }

@@ -6,11 +6,13 @@ use std::ops::Bound;
 
 use super::{MempoolConfig, Pending};
 use crate::chain::{Address, Hash, Time};
+use crate::ledger::Clock;
 
-/// All that waits, and what was dropped.
+/// All that waits, and what was dropped; the clock is the ledger's, once that is open.
 #[derive(Default)]
 pub(super) struct Pool {
     pub config: MempoolConfig,
+    pub clock: Clock,
     pub by_hash: HashMap<Hash, Pending>,
     pub by_sender: HashMap<Address, BTreeMap<u64, Hash>>,
     pub dropped: HashMap<Hash, (String, Time)>,

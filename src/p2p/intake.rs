@@ -134,8 +134,8 @@ pub fn place(header: &Header, head: &Head) -> Place {
     }
 }
 
-/// Checks all of a block that builds on `head` but what only its execution shows.
-fn check(bytes: &[u8], head: &Head, genesis: &Genesis, now: Time) -> Result<VerifiedBlock, Verdict> {
+/// Checks all of a block that builds on `head` but what only its execution shows. Errors: what is made of it then.
+pub fn check(bytes: &[u8], head: &Head, genesis: &Genesis, now: Time) -> Result<VerifiedBlock, Verdict> {
     let reject = |error: &dyn std::fmt::Display| Verdict::Reject(error.to_string());
     let block = Block::decode(bytes).map_err(|error| reject(&error))?;
     rules::check_child(head, &block.header, genesis, now).map_err(|error| match error {
@@ -165,8 +165,8 @@ pub(super) async fn blocks(
         let shown: HeadRef = (header.height, hash);
         let (verdict, verified) = match place(&header, &head) {
             Place::Next => {
-                let genesis = Arc::clone(ledger.genesis());
-                let checked = tokio::task::spawn_blocking(move || check(&bytes, &head, &genesis, Time::now())).await;
+                let (genesis, now) = (Arc::clone(ledger.genesis()), ledger.clock().now());
+                let checked = tokio::task::spawn_blocking(move || check(&bytes, &head, &genesis, now)).await;
                 match checked {
                     Ok(Ok(verified)) => (Verdict::Accept, Some(verified)),
                     Ok(Err(verdict)) => (verdict, None),

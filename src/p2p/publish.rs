@@ -32,10 +32,10 @@ pub(super) async fn blocks(ledger: Ledger, recent: Arc<Recent>, commands: Comman
             _ = stop.wait_for(|stop| *stop) => return,
         }
         let now = head.borrow_and_update().height;
-        // After a reorganisation the head may be no higher than before; it is news all the same.
-        let first = (told.min(now.saturating_sub(1)) + 1).max((now + 1).saturating_sub(BLOCKS_MAX));
+        let first = first_news(told, now);
         told = now;
-        let fresh = ledger.storage().read_brief(move |reader| news(reader, first, now, Time::now())).await;
+        let at = ledger.clock().now();
+        let fresh = ledger.storage().read_brief(move |reader| news(reader, first, now, at)).await;
         let fresh = match fresh {
             Ok(fresh) => fresh,
             Err(error) => {
@@ -53,8 +53,14 @@ pub(super) async fn blocks(ledger: Ledger, recent: Arc<Recent>, commands: Comman
     }
 }
 
-/// Those of the blocks `first..=last` that are news at `now`, with their hashes.
-fn news(reader: &Reader<'_>, first: Height, last: Height, now: Time) -> Result<Vec<(Hash, Vec<u8>)>, StorageError> {
+/// The lowest block to look at for news, where the head has moved from `told` to `now`.
+pub fn first_news(told: Height, now: Height) -> Height {
+    // After a reorganisation the head may be no higher than before; it is news all the same.
+    (told.min(now.saturating_sub(1)) + 1).max((now + 1).saturating_sub(BLOCKS_MAX))
+}
+
+/// Those of the blocks `first..=last` that are news at `now`, with their hashes and their bytes, lowest first.
+pub fn news(reader: &Reader<'_>, first: Height, last: Height, now: Time) -> Result<Vec<(Hash, Vec<u8>)>, StorageError> {
     let mut fresh = Vec::new();
     reader.each_encoded_block(first, last, |bytes| {
         if let Ok((header, _)) = Header::decode_start(bytes)

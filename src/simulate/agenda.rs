@@ -11,6 +11,12 @@ pub struct Agenda<T> {
     next: u64,
 }
 
+impl<T> Default for Agenda<T> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl<T> Agenda<T> {
     /// Nothing to come.
     pub fn new() -> Self {

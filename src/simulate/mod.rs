@@ -21,6 +21,7 @@ mod snapshots;
 mod sources;
 mod tally;
 
+pub use agenda::Agenda;
 pub use chain::START;
 pub use planner::{Native, Plan, Planner, Step};
 pub use random::Random;

@@ -22,7 +22,7 @@ pub mod plan;
 mod snapshot;
 pub mod source;
 pub mod status;
-mod tasks;
+pub mod tasks;
 
 use crate::chain::{Hash, Height, Time};
 

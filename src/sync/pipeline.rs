@@ -147,12 +147,7 @@ pub async fn import(ledger: Ledger, mut jobs: mpsc::Receiver<Job<Vec<VerifiedBlo
             job = jobs.recv(), if waiting.len() < JOBS_MAX => {
                 let Some(job) = job else { break };
                 let ledger = ledger.clone();
-                let mut import = Box::pin(async move {
-                    let Job { parts, blocks, rooms } = job;
-                    let answers = ledger.import(blocks).await;
-                    drop(rooms);
-                    outcome(parts, answers)
-                });
+                let mut import = Box::pin(async move { store(&ledger, job).await });
                 // The first poll puts it into the ledger's queue, so the order of jobs is the order of the chain.
                 match poll_fn(|context| Poll::Ready(import.as_mut().poll(context))).await {
                     Poll::Ready(outcome) => done(outcome).await,
@@ -168,6 +163,14 @@ pub async fn import(ledger: Ledger, mut jobs: mpsc::Receiver<Job<Vec<VerifiedBlo
     for import in waiting {
         done(import.await).await;
     }
+}
+
+/// Puts the blocks of one job on the chain, and answers once they are stored.
+pub async fn store(ledger: &Ledger, job: Job<Vec<VerifiedBlock>>) -> JobDone {
+    let Job { parts, blocks, rooms } = job;
+    let answers = ledger.import(blocks).await;
+    drop(rooms);
+    outcome(parts, answers)
 }
 
 fn outcome(parts: Vec<(PeerId, HeightRange)>, answers: Vec<Result<Imported, ImportError>>) -> JobDone {

@@ -14,7 +14,7 @@ use super::engine::{Command, Fetched, Job, Look, SnapshotFault, SnapshotNews, Sw
 use super::pipeline::Verifier;
 use super::source::{Source, SourceError, SourceHead};
 use super::{PeerId, RequestId, Strategy, snapshot};
-use crate::chain::VerifiedBlock;
+use crate::chain::{BlockError, VerifiedBlock};
 use crate::ledger::{Ledger, Reach};
 
 /// What the engine moves where blocks are real.
@@ -142,10 +142,7 @@ impl Tasks {
             Command::Switch(switch) => {
                 let ledger = self.ledger.clone();
                 tokio::spawn(async move {
-                    let Switch { blocks, deep, rooms, .. } = switch;
-                    let switched = switch_branch(&ledger, blocks, deep).await;
-                    drop(rooms);
-                    let _ = wakes.send(Wake::Switched(switched));
+                    let _ = wakes.send(Wake::Switched(switch_branch(&ledger, switch).await));
                 });
             }
             Command::FetchSnapshot { number, offer, peers } => {
@@ -197,7 +194,7 @@ pub fn micros(duration: std::time::Duration) -> u64 {
 }
 
 /// Looks at a source: its head, our block at that height, and on first meeting who it is.
-async fn look(source: &Arc<dyn Source>, ledger: &Ledger, introduce: bool) -> Result<Look, SourceError> {
+pub async fn look(source: &Arc<dyn Source>, ledger: &Ledger, introduce: bool) -> Result<Look, SourceError> {
     let info = if introduce { Some(source.info().await?) } else { None };
     let SourceHead { head, snapshot } = source.head().await?;
     let ours = match head {
@@ -211,15 +208,81 @@ async fn look(source: &Arc<dyn Source>, ledger: &Ledger, introduce: bool) -> Res
     Ok(Look { info, head, ours, snapshot })
 }
 
-/// Takes `branch` in place of our blocks, in one commit. `deep`: however many of ours that takes back.
-async fn switch_branch(ledger: &Ledger, branch: Blocks, deep: bool) -> Result<(), SwitchError> {
+/// Takes a branch in place of our blocks, in one commit. Errors: why not, as the engine tells them apart.
+pub async fn switch_branch(ledger: &Ledger, switch: Switch<Blocks>) -> Result<(), SwitchError> {
     use crate::ledger::SwitchError as Why;
+    let Switch { blocks, deep, rooms, .. } = switch;
     let reach = if deep { Reach::Any } else { Reach::Limited };
-    match ledger.switch_branch(branch, reach).await {
+    let switched = ledger.switch_branch(blocks, reach).await;
+    drop(rooms);
+    match switched {
         Ok(_) => Ok(()),
+        // Nobody is to blame where a clock is ahead of ours, or ours behind: soon the block will be valid. Nor where the
+        // parts of the branch do not hang together, each of which does: its peer went over to another one meanwhile.
+        Err(Why::Invalid { error: error @ (BlockError::InFuture { .. } | BlockError::Parent { .. }), .. }) => {
+            Err(SwitchError::Refused(error.to_string()))
+        }
         Err(Why::Invalid { height, error, .. }) => Err(SwitchError::Invalid { height, reason: error.to_string() }),
         Err(Why::Storage(reason)) => Err(SwitchError::Storage(reason)),
         Err(Why::Stopped) => Err(SwitchError::Stopped),
         Err(refused) => Err(SwitchError::Refused(refused.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chain::{Time, verify};
+    use crate::ledger::{Clock, LedgerOptions};
+    use crate::sample::Sample;
+
+    fn branch(step_us: u64, count: usize) -> Vec<VerifiedBlock> {
+        let mut sample = Sample::new(1, 1).step_us(step_us);
+        let blocks = sample.blocks(count, 0);
+        let genesis = Arc::clone(sample.genesis());
+        verify::verify_all(blocks, &genesis).into_iter().map(Result::unwrap).collect()
+    }
+
+    /// A branch comes in parts, and between two of them its peer may go over to another one: no fault of its.
+    #[tokio::test]
+    async fn parts_of_two_branches_are_refused_and_not_called_invalid() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = LedgerOptions::new(dir.path().join("chain.db"), crate::sample::genesis(1, 1));
+        let ledger = Ledger::open(options, Vec::new()).unwrap();
+        ledger.import(branch(2_000_000, 2)).await.pop().unwrap().unwrap();
+        let mut blocks = branch(3_000_000, 2);
+        blocks.extend(branch(4_000_000, 4).split_off(2));
+        let switched = switch_branch(&ledger, Switch { common: 0, blocks, deep: false, rooms: Vec::new() }).await;
+        assert!(matches!(switched, Err(SwitchError::Refused(_))), "{switched:?}");
+        let mut blocks = branch(3_000_000, 4);
+        blocks.remove(1);
+        let switched = switch_branch(&ledger, Switch { common: 0, blocks, deep: false, rooms: Vec::new() }).await;
+        assert!(matches!(switched, Err(SwitchError::Invalid { .. })), "a gap is: {switched:?}");
+        assert_eq!(ledger.height(), 2);
+        ledger.stop();
+    }
+
+    /// Whoever is right but early must not be treated as one who sends what is wrong: that would cost it its score.
+    #[tokio::test]
+    async fn a_branch_that_is_ahead_of_the_clock_is_refused_for_now_and_not_called_invalid() {
+        let dir = tempfile::tempdir().unwrap();
+        let switch = || Switch { common: 0, blocks: branch(3_000_000, 2), deep: false, rooms: Vec::new() };
+        let options = |ms: u64| {
+            let (clock, genesis) = (crate::sample::START.plus_ms(ms), crate::sample::genesis(1, 1));
+            let options = LedgerOptions::new(dir.path().join("chain.db"), genesis);
+            LedgerOptions { clock: Clock::new(move || clock), ..options }
+        };
+        // The branch's second block is 6 s after genesis, and may be one slot, 2 s, ahead.
+        for (ms, taken) in [(3_999, false), (4_000, true)] {
+            let ledger = Ledger::open(options(ms), Vec::new()).unwrap();
+            ledger.import(branch(2_000_000, 1)).await.pop().unwrap().unwrap();
+            match switch_branch(&ledger, switch()).await {
+                Ok(()) => assert!(taken, "at {ms} ms"),
+                Err(error) => assert!(!taken && matches!(error, SwitchError::Refused(_)), "at {ms} ms: {error}"),
+            }
+            assert_eq!(ledger.height(), 1 + u64::from(taken));
+            assert_eq!(ledger.clock().now(), Time(crate::sample::START.0 + ms * 1_000));
+            ledger.stop();
+        }
     }
 }

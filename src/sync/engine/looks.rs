@@ -29,11 +29,12 @@ impl<B: Blocks> Engine<B> {
     /// Compares chains up to `height`; the outcome decides whether the peer is used.
     pub(super) fn compare_with(&mut self, id: PeerId, height: Height, known: Option<Diverged>) {
         let Some(peer) = self.peers.get_mut(id) else { return };
-        // A look that is under way will come to the same conclusion, and so will the next one.
         if peer.busy || self.comparing.len() >= COMPARISONS_MAX {
+            // A look does not see it where the peer's head is above ours.
+            peer.suspect = Some(height).filter(|_| known.is_none());
             return;
         }
-        peer.busy = true;
+        (peer.busy, peer.suspect) = (true, None);
         self.comparing.insert(id);
         self.commands.push(Command::Compare { peer: id, height, known });
     }
@@ -75,6 +76,9 @@ impl<B: Blocks> Engine<B> {
         if let (Some((height, theirs)), Some(ours)) = (look.head, look.ours)
             && theirs != ours
         {
+            return self.compare_with(id, height, None);
+        }
+        if let Some(height) = self.peers.get(id).and_then(|peer| peer.suspect) {
             self.compare_with(id, height, None);
         }
     }

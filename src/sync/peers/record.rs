@@ -56,6 +56,8 @@ pub struct Record {
     pub next_poll: Time,
     /// Whether a look, or a comparison, is under way.
     pub busy: bool,
+    /// Up to which height it is to be compared, as soon as the look at it is over.
+    pub suspect: Option<Height>,
     /// Since when it has another block than we, while it has.
     pub diverged_at: Option<Time>,
     /// Its branch is not asked for before this moment: it could not be taken the last time.
@@ -84,6 +86,7 @@ impl Record {
             bytes: 0,
             next_poll: now,
             busy: false,
+            suspect: None,
             diverged_at: None,
             branch_not_before: Time(0),
             opinion,

@@ -4,10 +4,15 @@ use std::cmp::Reverse;
 
 use proptest::prelude::*;
 
+use super::super::{Command, Engine, Fetched, JobDone, Look, Wake};
+use super::network::START;
 use super::network::{Branch, Fork, Model, Nature, Network, Plans, hash};
 use super::{config, model};
-use crate::chain::{Hash, Height};
+use crate::chain::{BlockError, Hash, Head, Height, VerifiedBlock, verify};
+use crate::sample::Sample;
 use crate::sync::opinion::SCORE_MAX;
+use crate::sync::peers::Origin;
+use crate::sync::source::SourceInfo;
 use crate::sync::{OnDivergence, SyncConfig, SyncState};
 
 const MAIN: Height = 400;
@@ -258,4 +263,49 @@ proptest! {
         prop_assert_eq!(network.switches, switches, "there it stays");
         prop_assert_eq!(network.engine.budget().used(), 0);
     }
+}
+
+/// A look does not show that a peer is on another branch where its head is above ours; and at a peer far away one is
+/// under way nearly always.
+#[test]
+fn a_comparison_that_is_wanted_during_a_look_is_made_after_it() {
+    let mut sample = Sample::new(1, 1);
+    let blocks = verify::verify_all(sample.blocks(2, 0), sample.genesis()).into_iter().map(Result::unwrap).collect();
+    let (us, now) = (SourceInfo { chain_id: "c".into(), genesis_hash: Hash::ZERO, node_id: "us".into() }, START);
+    let head = Head::from(&sample.genesis().block().header);
+    let mut engine: Engine<Vec<VerifiedBlock>> = Engine::new(us.clone(), config(), head, now);
+    let peer = engine.join(now, "far".into(), Origin::Configured).unwrap();
+    engine.turn(now);
+    let look = || {
+        let info = Some(SourceInfo { node_id: "far".into(), ..us.clone() });
+        Wake::Looked(peer, Ok(Look { info, head: Some((2, Hash([9; 32]))), ours: None, snapshot: None }))
+    };
+    engine.handle(now, look());
+    // Nobody plans; the watchdog asks.
+    engine.handle(now, Wake::Strategy(1));
+    let mut asked = None;
+    for ms in [10, 4_000] {
+        for command in engine.turn(now.plus_ms(ms)).commands {
+            match command {
+                Command::Ask { .. } => engine.handle(now.plus_ms(ms), Wake::Planned(Vec::new())),
+                Command::Fetch { id, range, room, .. } => asked = Some((id, range, room)),
+                Command::Look { .. } => {}
+                _ => panic!("nothing else is to be done"),
+            }
+        }
+    }
+    let (id, range, room) = asked.expect("the lowest missing blocks are asked for");
+    assert!(engine.peers().get(peer).unwrap().busy, "a look is under way");
+    let now = now.plus_ms(4_100);
+    let fetched = Fetched { body: Vec::new(), blocks: 2, room, head: None, first_byte_us: 1, duration_us: 2 };
+    engine.handle(now, Wake::Fetched(id, Ok(fetched)));
+    engine.handle(now, Wake::Verified(id, Ok(blocks)));
+    let imports = |command: &Command<_>| matches!(command, Command::Import(_));
+    assert!(engine.turn(now).commands.iter().any(imports));
+    let error = BlockError::Parent { height: 1, expected: Hash::ZERO, got: Hash([9; 32]) };
+    engine.handle(now, Wake::Stored(JobDone { parts: vec![(peer, range)], imported: 0, error: Some(error.into()) }));
+    let compares = |command: &Command<_>| matches!(command, Command::Compare { height: 1, .. });
+    assert!(!engine.turn(now.plus_ms(20)).commands.iter().any(compares), "the look is still under way");
+    engine.handle(now.plus_ms(40), look());
+    assert!(engine.turn(now.plus_ms(40)).commands.iter().any(compares), "now it is over");
 }
