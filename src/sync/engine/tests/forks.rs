@@ -275,23 +275,24 @@ fn a_comparison_that_is_wanted_during_a_look_is_made_after_it() {
     let head = Head::from(&sample.genesis().block().header);
     let mut engine: Engine<Vec<VerifiedBlock>> = Engine::new(us.clone(), config(), head, now);
     let peer = engine.join(now, "far".into(), Origin::Configured).unwrap();
-    engine.turn(now);
     let look = || {
         let info = Some(SourceInfo { node_id: "far".into(), ..us.clone() });
         Wake::Looked(peer, Ok(Look { info, head: Some((2, Hash([9; 32]))), ours: None, snapshot: None }))
     };
-    engine.handle(now, look());
-    // Nobody plans; the watchdog asks.
-    engine.handle(now, Wake::Strategy(1));
+    // Nobody plans; the watchdog asks, when it has seen for long enough that nothing is under way.
     let mut asked = None;
-    for ms in [10, 4_000] {
-        for command in engine.turn(now.plus_ms(ms)).commands {
+    for ms in [0, 20, 4_000, 4_010] {
+        let now = now.plus_ms(ms);
+        for command in engine.turn(now).commands {
             match command {
-                Command::Ask { .. } => engine.handle(now.plus_ms(ms), Wake::Planned(Vec::new())),
+                Command::Ask { .. } => engine.handle(now, Wake::Planned(Vec::new())),
                 Command::Fetch { id, range, room, .. } => asked = Some((id, range, room)),
                 Command::Look { .. } => {}
                 _ => panic!("nothing else is to be done"),
             }
+        }
+        if ms == 0 {
+            engine.handle(now, look());
         }
     }
     let (id, range, room) = asked.expect("the lowest missing blocks are asked for");
