@@ -72,6 +72,7 @@ async fn peers(node: &Node, output: &Output) -> Result<Outcome> {
         ("head", "/head_height"),
         ("score", "/score"),
         ("latency µs", "/latency_us"),
+        ("connected ms", "/connected_ms"),
     ];
     output.list(&rows("peers"), &columns);
     let aside: Vec<Value> = rows("aside");

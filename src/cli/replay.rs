@@ -360,7 +360,12 @@ fn again_rows(again: &Again) -> Vec<Vec<String>> {
     }
     rows.push(row("  answer", &again.answer));
     rows.push(row("  fuel", again.fuel));
-    let verdict = if again.is_same { "yes".to_owned() } else { format!("no: {}", again.fields.join(", ")) };
+    let verdict = match again.fields.as_slice() {
+        _ if again.is_same => "yes".to_owned(),
+        // The path of the whole.
+        [root] if root == "." => "no: it is of another kind".to_owned(),
+        fields => format!("no: {}", fields.join(", ")),
+    };
     rows.push(row("same answer", verdict));
     rows
 }

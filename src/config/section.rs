@@ -241,7 +241,10 @@ pub fn unknown(given: &Given, section: &str, known: &[&str], more: &[&str], prob
 
 /// The problem of a key that does not exist.
 pub fn unknown_key<'a>(origin: &Origin, prefix: &str, key: &str, known: impl Iterator<Item = &'a str>) -> Problem {
-    let nearest = known.max_by(|a, b| strsim::jaro_winkler(a, key).total_cmp(&strsim::jaro_winkler(b, key)));
+    // Few slips of the finger, two letters that changed places being one; of equals the one that looks most alike.
+    let slips = |name: &str| strsim::damerau_levenshtein(name, key);
+    let likeness = |name: &str| strsim::jaro_winkler(name, key);
+    let nearest = known.min_by(|a, b| slips(a).cmp(&slips(b)).then_with(|| likeness(b).total_cmp(&likeness(a))));
     let hint = nearest.map_or_else(String::new, |name| format!("; did you mean `{prefix}{name}`?"));
     Problem {
         severity: Severity::Error,

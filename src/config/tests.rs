@@ -110,7 +110,7 @@ fn everything_that_the_design_names_is_read() {
 #[test]
 fn every_mistake_is_named_with_its_line() {
     let text = "[rpc]\nlistn = \"x\"\nlisten = \"nowhere\"\n[producer]\ninterval_ms = 0\nempty_blocks = \"often\"\n\
-                [sinc]\n[monitor]\nlag_blocks = \"many\"\n[plugins.rate-limt]\nuse = \"a\"\n";
+                [sinc]\n[monitor]\nlag_blocks = \"many\"\n[plugins.rate-limt]\nuse = \"a\"\n[rcp]\n";
     assert_eq!(
         lines(text, &[]),
         [
@@ -121,6 +121,7 @@ fn every_mistake_is_named_with_its_line() {
             "error: tenon.toml:7: sinc: unknown key; did you mean `sync`?",
             "error: tenon.toml:9: monitor.lag_blocks: expected a whole number, 0 to 1000000, got \"many\"",
             "error: tenon.toml:10: plugins.rate-limt: unknown key; did you mean `plugins.rate-limit`?",
+            "error: tenon.toml:12: rcp: unknown key; did you mean `rpc`?",
         ]
     );
 }

@@ -55,7 +55,12 @@ pub fn readiness(seen: &Observation) -> Readiness {
         }
         SyncState::NoSource => {
             let reasons: Vec<_> = sync.unused.iter().map(|(peer, reason)| format!("{peer}: {reason}")).collect();
-            because("no-source", format!("no source can be used: {}", reasons.join("; ")));
+            let text = if reasons.is_empty() {
+                "there is no source: `sync.sources` names none, and no peer of `[p2p]` is connected".to_owned()
+            } else {
+                format!("no source can be used: {}", reasons.join("; "))
+            };
+            because("no-source", text);
         }
     }
     if seen.is_storage_failing {

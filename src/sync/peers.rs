@@ -203,7 +203,13 @@ impl PeerBook {
                 record.standing = Standing::Refused(reason);
             }
             None if matches!(record.standing, Standing::Diverged(_)) => {}
-            None => record.standing = Standing::Up,
+            None => {
+                if record.standing != Standing::Up {
+                    // Why it could not be reached is history.
+                    record.last_error = None;
+                }
+                record.standing = Standing::Up;
+            }
         }
     }
 

@@ -108,6 +108,13 @@ fn two_looks_in_a_row_without_an_answer_make_a_peer_down() {
     assert_eq!(book.get(0).unwrap().standing, Standing::Down);
     assert!(!book.poll_failed(0, &error, Time(0)));
     assert_eq!(book.view(|_| 0).len(), 1);
+    assert_eq!(book.get(0).unwrap().last_error, Some(error.to_string()));
+    book.introduced(0, &SourceInfo { node_id: "other".into(), ..us() }, &us(), Time(0));
+    assert_eq!(
+        (&book.get(0).unwrap().standing, &book.get(0).unwrap().last_error),
+        (&Standing::Up, &None),
+        "it is back"
+    );
 }
 
 #[test]
