@@ -303,12 +303,15 @@ impl Network {
                 );
                 assert!(!peers.is_empty());
                 self.snapshots.0 += 1;
+                let is_of_no_block = offer.height > self.height;
                 self.snapshot = Some((number, offer));
                 let ended = match self.rng.random_range(0..5) {
                     // Nobody sends anything any more.
                     0 => return,
                     1 => Err(SnapshotFault::Unavailable("everybody is gone".into())),
                     2 => Err(SnapshotFault::Invalid("a wrong state root".into())),
+                    // What a boaster offers nobody has signed.
+                    _ if is_of_no_block => Err(SnapshotFault::Invalid("no authority has signed it".into())),
                     _ => Ok(()),
                 };
                 let done = Progress { chunks: 1, of: 2, bytes: 9 };
