@@ -22,7 +22,7 @@
 //! | [`snapshot`] | a chain's state with what proves it: made, loaded, downloaded |
 //! | [`maintenance`] | what keeps a node's data well: snapshots served, the state verified, backups, repair |
 //! | [`events`], [`monitor`] | what happens, for those who listen; what is wrong, for the operator |
-//! | [`memory`] | gives back what a burst of work leaves behind |
+//! | [`memory`], [`priority`] | gives back what a burst of work leaves behind; lets go first whoever answers |
 //! | [`simulate`] | strategies in virtual time: the follower's engine among modelled peers |
 //! | [`bindings`] | a component in each role: WIT on one side, the trait on the other |
 //! | `tenon_runtime` | hosts components: slots, generations, loading, limits, health; knows no chain |
@@ -58,6 +58,7 @@ pub mod mempool;
 pub mod monitor;
 pub mod node;
 pub mod p2p;
+pub mod priority;
 pub mod producer;
 pub mod rate_limit;
 pub mod rpc;

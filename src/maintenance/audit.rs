@@ -13,6 +13,7 @@ use super::later;
 use crate::chain::state::SortedRoot;
 use crate::chain::{Account, Address, Hash, Head, Height, State, Time};
 use crate::ledger::Ledger;
+use crate::priority::stand_back;
 use crate::storage::{Reader, Storage, StorageError};
 use crate::telemetry;
 
@@ -203,7 +204,7 @@ async fn in_background<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'sta
     let failed = |what: &str| StorageError::Inconsistent(format!("the thread that verifies the state {what}"));
     let (answer, answered) = oneshot::channel();
     let run = move || {
-        tenon_runtime::stand_back();
+        stand_back();
         // Whoever asked may be gone.
         let _ = answer.send(work());
     };

@@ -12,6 +12,7 @@ use tokio::sync::{Mutex as AsyncMutex, oneshot, watch};
 use super::later;
 use crate::chain::{Hash, Height};
 use crate::ledger::Ledger;
+use crate::priority::stand_back;
 use crate::snapshot::export::{ExportOptions, STAGE, export};
 use crate::snapshot::files::{MANIFEST, chunk_name};
 use crate::snapshot::{Manifest, Result, Snapshot, SnapshotError, io};
@@ -107,7 +108,7 @@ impl Shelf {
         let (shelf, height) = (self.clone(), height.unwrap_or_else(|| self.0.ledger.height()));
         let (answer, answered) = oneshot::channel();
         let run = move || {
-            tenon_runtime::stand_back();
+            stand_back();
             // Whoever asked may be gone; the snapshot is on the shelf all the same.
             let _ = answer.send(shelf.write(height));
         };
