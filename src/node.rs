@@ -24,7 +24,7 @@ use crate::memory;
 use crate::mempool::{Mempool, MempoolConfig, MempoolHook};
 use crate::monitor::alert::Timing;
 use crate::monitor::webhook::{Sender, Webhook, WebhookConfig};
-use crate::monitor::{Monitor, MonitorParts, Observed, Observer, QueueProbe, Thresholds};
+use crate::monitor::{self, Monitor, MonitorParts, Observed, Observer, QueueProbe, Thresholds};
 use crate::p2p::{self, Handle, Identity, P2p, P2pConfig, P2pParts};
 use crate::producer::{self, ProducerConfig};
 use crate::rate_limit::{Callers, Networks, Policy, token_bucket};
@@ -155,11 +155,12 @@ impl Node {
                 let host = host.clone();
                 move || host.status()
             }),
+            agents: parked(&agents),
             queues: queues(&config, &mempool, &agents),
         };
-        let monitor = monitor(&config.monitor, Observer::new(observed), &hub, webhook);
-        let monitoring = monitor.clone().run(sync_status.clone(), host.events(), stopped.clone());
-        tasks.push(("monitor", tokio::spawn(monitoring)));
+        let monitor = monitoring(&config.monitor, Observer::new(observed), &hub, webhook);
+        let looking = monitor.clone().run(sync_status.clone(), host.events(), stopped.clone());
+        tasks.push(("monitor", tokio::spawn(looking)));
         let parts = RpcParts {
             ledger: ledger.clone(),
             mempool: mempool.clone(),
@@ -184,7 +185,8 @@ impl Node {
         ));
         let token = std::fs::read_to_string(&config.admin.token_file)
             .with_context(|| format!("reading {}", config.admin.token_file.display()))?;
-        let parts = AdminParts { host: host.clone(), shelf, auditor, token: token.trim().to_owned() };
+        let parts =
+            AdminParts { host: host.clone(), shelf, auditor, agents: agents.clone(), token: token.trim().to_owned() };
         tasks.push(("admin", rpc::serve_admin(admin_listener, parts, stopped.clone())));
         if let Some(p2p) = p2p {
             let met = p2p.handle().met();
@@ -306,7 +308,7 @@ fn hub(ledger: &Ledger, config: &config::Rpc, started: Time) -> Result<Hub> {
 }
 
 /// The node's eye on itself.
-fn monitor(config: &config::Monitor, observer: Observer, hub: &Hub, webhook: Option<Webhook>) -> Monitor {
+fn monitoring(config: &config::Monitor, observer: Observer, hub: &Hub, webhook: Option<Webhook>) -> Monitor {
     let config::Monitor { lag_blocks, lag_seconds, disk_free_min_bytes, alert_seconds, clear_seconds, .. } = *config;
     Monitor::new(MonitorParts {
         observer,
@@ -349,6 +351,20 @@ fn queues(config: &Config, mempool: &Mempool, agents: &Agents) -> Vec<QueueProbe
         },
         QueueProbe { name: "outbox", limit: Some(outbox_max), depth: Arc::new(move || *outbox.borrow() as u64) },
     ]
+}
+
+/// What the agents have set aside, for whoever looks.
+fn parked(agents: &Agents) -> Arc<dyn Fn() -> Option<Vec<monitor::Parked>> + Send + Sync> {
+    let agents = agents.clone();
+    Arc::new(move || {
+        let counts = agents.parked_counts();
+        let counts = counts.inspect_err(|error| tracing::debug!(%error, "the agents' events cannot be read")).ok()?;
+        let parked = |count: agent::ParkedCount| {
+            let agent::ParkedCount { agent, parked, unheard } = count;
+            monitor::Parked { agent, parked, unheard }
+        };
+        Some(counts.into_iter().map(parked).collect())
+    })
 }
 
 /// The agents with their slots and keys.

@@ -146,6 +146,8 @@ pub const PLUGIN_RESCUES: &str = "tenon_plugin_rescues_total";
 pub const PLUGIN_MEMORIES_LOST: &str = "tenon_plugin_memories_lost_total";
 /// Keys whose memory a slot keeps.
 pub const PLUGIN_MEMORY_KEYS: &str = "tenon_plugin_memory_keys";
+/// Events that an agent has set aside.
+pub const AGENT_PARKED: &str = "tenon_agent_parked";
 /// The generation that serves a slot; 0: the built-in.
 pub const PLUGIN_GENERATION: &str = "tenon_plugin_generation";
 /// Answers of a slot's shadow that were compared.
@@ -252,6 +254,7 @@ fn describe() {
         (DISK_TOTAL, Unit::Bytes, "The size of the disk of the database"),
         (READY, Unit::Count, "1 while /ready answers 200"),
         (ALERT, Unit::Count, "Alerts by name and state, pending or firing"),
+        (AGENT_PARKED, Unit::Count, "Events that an agent has set aside"),
         (EVENT_LISTENERS, Unit::Count, "Those who listen to events"),
         (WEBHOOK_WAITING, Unit::Count, "Alerts that the webhook has not taken yet"),
         (DIVERGED, Unit::Count, "1 while the local head is on another branch than a source"),
@@ -286,6 +289,9 @@ pub fn monitor(monitor: &Monitor) {
     }
     for state in SyncState::ALL {
         gauge!(SYNC_STATE, "state" => state.name()).set(flag(seen.sync.state == state));
+    }
+    for parked in &seen.agents {
+        gauge!(AGENT_PARKED, "agent" => parked.agent.clone()).set(parked.parked as f64);
     }
     for queue in &seen.queues {
         gauge!(QUEUE_DEPTH, "queue" => queue.name).set(queue.depth as f64);

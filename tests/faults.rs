@@ -211,7 +211,7 @@ fn each_fault_of_a_handler_sets_the_message_aside_and_changes_nothing() {
         assert_eq!(slot.generation(), 1, "{mode}: {:?}", host.plugins());
         let outcome = slot.handle(&context, &agent::Event::Message(message.clone()), b"");
         let reason = outcome.expect_err(mode);
-        assert!(!reason.is_empty(), "{mode}: a parked message says why");
+        assert!(!reason.to_string().is_empty(), "{mode}: a parked message says why");
         assert_eq!(failures(&host, "agent/bob", cause), 1, "{mode}: {:?}", host.status());
         host.stop();
     }

@@ -59,6 +59,16 @@ struct Bench<K: Kind> {
     calls: AtomicU64,
 }
 
+/// Whether a call may be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Admission {
+    Granted,
+    /// Not for this subject, for a while.
+    SubjectAside,
+    /// For nobody, for a while.
+    Resting,
+}
+
 struct Ready<K: Kind> {
     store: Store<Context>,
     world: K::World,
@@ -202,12 +212,25 @@ impl<K: Kind> Generation<K> {
 
     /// Whether a call may be made now. Costs one relaxed load while all is well.
     pub(crate) fn admits(&self, request: &K::Request) -> bool {
+        self.admission(request) == Admission::Granted
+    }
+
+    /// The same, and why not.
+    pub(crate) fn admission(&self, request: &K::Request) -> Admission {
         if !self.unwell.load(Ordering::Relaxed) {
-            return true;
+            return Admission::Granted;
         }
         let now = Instant::now();
         // The subject first: a trial call of the whole plugin must not be spent on it.
-        K::subject(request).is_none_or(|subject| self.poison().admits(subject, now)) && self.health().admit(now)
+        if !K::subject(request).is_none_or(|subject| self.poison().admits(subject, now)) {
+            return Admission::SubjectAside;
+        }
+        if self.health().admit(now) { Admission::Granted } else { Admission::Resting }
+    }
+
+    /// Whether it is left alone as a whole, whoever asks. Changes nothing, so that no trial call is spent on the question.
+    pub(crate) fn is_resting(&self) -> bool {
+        self.unwell.load(Ordering::Relaxed) && self.health().is_resting(Instant::now())
     }
 
     /// One call on the bench numbered `at`; the caller has asked [`admits`](Self::admits). `Turn` says what the call did

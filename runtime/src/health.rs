@@ -74,6 +74,11 @@ impl Health {
         }
     }
 
+    /// Whether no call would be admitted at `now`.
+    pub(crate) fn is_resting(&self, now: Instant) -> bool {
+        matches!(self.state, State::Quarantined { until } | State::Probing { until } if now < until)
+    }
+
     /// The call went well.
     pub(crate) fn succeeded(&mut self) -> Turn {
         match self.state {
@@ -137,7 +142,7 @@ mod tests {
         for seconds in [1, 2, 4, 5, 5] {
             let pause = Duration::from_secs(seconds);
             assert_eq!(health.failed(now), Turn::Quarantined { pause });
-            assert!(!health.admit(now));
+            assert!(health.is_resting(now) && !health.admit(now));
             now += pause;
             assert!(health.admit(now), "the trial");
             assert!(!health.admit(now), "others wait for the trial");

@@ -6,6 +6,9 @@
 //! again. What must not happen twice outside the database, the log lines, waits for the commit. What happens when a block
 //! is taken back stands in [`super::undo`].
 //!
+//! What came while there was no handler is set aside, and handled with the first block at which there is one, before
+//! anything newer. Whether there is one is asked once for each block, so that none is loaded between two events of it.
+//!
 //! A handler that is slow must not hold up the chain: what does not fit into one block's share of time waits in the
 //! database for the next block.
 
@@ -106,6 +109,8 @@ pub(super) struct Agent {
     pub next_timer: Option<Time>,
     /// Whether there may be events that wait.
     pub waiting: bool,
+    /// Whether there may be events that are set aside until there is a handler.
+    pub unheard: bool,
     pub handled: Handled,
 }
 
@@ -147,8 +152,8 @@ impl Dispatcher {
             if let Some(first) = wallets.insert(wallet, config.name.clone()) {
                 return Err(AgentsError::SameWallet { first, second: config.name, wallet });
             }
-            let (stored, outbox, next_timer, waiting, handled) = Default::default();
-            agents.push(Agent { config, wallet, stored, outbox, next_timer, waiting, handled });
+            let (stored, outbox, next_timer, waiting, unheard, handled) = Default::default();
+            agents.push(Agent { config, wallet, stored, outbox, next_timer, waiting, unheard, handled });
         }
         let listed = |agent: &Agent| Listed {
             name: agent.config.name.clone(),
@@ -244,6 +249,7 @@ impl Agent {
         self.outbox = Outbox::new(reader.outbox(stored.id)?, &chain.id);
         self.next_timer = reader.timers(stored.id)?.1;
         self.waiting = !reader.waiting_events(stored.id, 1)?.is_empty();
+        self.unheard = reader.event_counts(stored.id)?.unheard > 0;
         self.stored = Some(stored);
         Ok(())
     }

@@ -15,7 +15,7 @@ mod undo;
 pub use dispatcher::{AgentConfig, AgentLimits, AgentsError, Dispatcher, DispatcherHandle};
 pub use effects::check_all as check_effects;
 pub use park::Park;
-pub use status::{AgentStatus, Agents, Parked};
+pub use status::{AgentStatus, Agents, Parked, ParkedCount};
 
 use crate::chain::{Address, Hash, Height, Payload, Time};
 
@@ -93,10 +93,38 @@ pub enum Effect {
 }
 
 /// What came of one event: what to do and the new memory, or why the event is set aside.
-pub type Outcome = Result<(Vec<Effect>, Vec<u8>), String>;
+pub type Outcome = Result<(Vec<Effect>, Vec<u8>), Aside>;
+
+/// Why an event is set aside, and for how long.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Aside {
+    /// Nobody was there to handle it: it comes again by itself as soon as somebody is.
+    #[error("no handler is loaded; it waits here until one is")]
+    NoHandler,
+    /// What the handler says, or how it failed: it waits for the operator.
+    #[error("{0}")]
+    Refused(String),
+}
+
+impl From<String> for Aside {
+    fn from(reason: String) -> Self {
+        Self::Refused(reason)
+    }
+}
+
+impl From<&str> for Aside {
+    fn from(reason: &str) -> Self {
+        Self::Refused(reason.to_owned())
+    }
+}
 
 /// Who answers. Cannot fail: a handler that does is answered for by the built-in, which parks the message.
 pub trait Handler: Send + Sync {
     /// Handles one event. `memory` is what this agent returned last time, empty at first.
     fn handle(&self, context: &Context, event: &Event, memory: &[u8]) -> Outcome;
+
+    /// Whether somebody is there to handle events. While nobody is, it is not asked.
+    fn is_there(&self) -> bool {
+        true
+    }
 }

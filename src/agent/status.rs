@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use super::dispatcher::{DispatcherHandle, HOUR_US};
 use crate::chain::{Address, Hash, Height, Payload, Time, Transaction};
 use crate::ledger::Ledger;
-use crate::storage::{AgentEvent, Reader, StorageError, StoredAgent};
+use crate::storage::{AgentEvent, EventCounts, Reader, StorageError, StoredAgent};
 
 /// The configured agents; cheap to clone.
 #[derive(Clone)]
@@ -54,6 +54,8 @@ pub struct AgentStatus {
     pub skipped: u64,
     /// Events that are set aside.
     pub parked: u64,
+    /// Of these, those that wait for a handler and are handled by themselves when there is one.
+    pub unheard: u64,
     /// Events that wait for their turn.
     pub waiting: u64,
     /// What its handler wanted and the host did not do.
@@ -68,6 +70,17 @@ pub struct AgentStatus {
     pub memory_bytes: u64,
 }
 
+/// How many events an agent has set aside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ParkedCount {
+    /// Its name.
+    pub agent: String,
+    /// How many.
+    pub parked: u64,
+    /// Of these, those that wait for a handler.
+    pub unheard: u64,
+}
+
 /// An event that was set aside.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Parked {
@@ -75,6 +88,8 @@ pub struct Parked {
     pub id: i64,
     /// Why it was set aside.
     pub reason: String,
+    /// Whether it is handled by itself as soon as there is a handler; else it waits for [`Agents::retry`].
+    pub unheard: bool,
     /// The timer, if it is one.
     pub timer: Option<String>,
     /// The message's transaction, if it is one.
@@ -110,6 +125,16 @@ impl Agents {
         Ok(agents)
     }
 
+    /// Their names, in the order of the configuration.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.shared.agents.iter().map(|listed| listed.name.as_str())
+    }
+
+    /// The chain that they are on.
+    pub fn chain_id(&self) -> &str {
+        &self.ledger.genesis().chain_id
+    }
+
     /// How they stand, in the order of the configuration.
     pub async fn statuses(&self) -> Result<Vec<AgentStatus>, StorageError> {
         let shared = Arc::clone(&self.shared);
@@ -118,6 +143,16 @@ impl Agents {
             .storage()
             .read_async(move |reader| shared.each(reader, |listed, agent| status(reader, listed, agent, now)))
             .await
+    }
+
+    /// How many events each has set aside, in the order of the configuration. Blocks for as long as the database takes.
+    pub fn parked_counts(&self) -> Result<Vec<ParkedCount>, StorageError> {
+        self.ledger.storage().read(|reader| {
+            self.shared.each(reader, |listed, agent| {
+                let counts = agent.map_or(Ok(EventCounts::default()), |agent| reader.event_counts(agent.id))?;
+                Ok(ParkedCount { agent: listed.name.clone(), parked: counts.parked, unheard: counts.unheard })
+            })
+        })
     }
 
     /// What the agent `name` has set aside: events with an id above `after`, oldest first, at most `limit`. None for an
@@ -203,7 +238,7 @@ fn status(
     now: Time,
 ) -> Result<AgentStatus, StorageError> {
     let agent = agent.ok_or_else(|| StorageError::Inconsistent(format!("agent `{}` is not there", listed.name)))?;
-    let (waiting, parked) = reader.event_counts(agent.id)?;
+    let EventCounts { waiting, parked, unheard } = reader.event_counts(agent.id)?;
     let outbox = reader.outbox(agent.id)?;
     let pending = outbox.iter().fold(0_u64, |sum, row| sum.saturating_add(super::outbox::cost(row.transaction.fee)));
     let spent = reader.spent(agent.id, Time(now.0.saturating_sub(HOUR_US)))?;
@@ -215,6 +250,7 @@ fn status(
         handled: agent.handled,
         skipped: agent.skipped,
         parked,
+        unheard,
         waiting,
         refused: agent.refused,
         replies_pending: outbox.len() as u64,
@@ -225,11 +261,11 @@ fn status(
 }
 
 fn parked(reader: &Reader<'_>, event: crate::storage::ParkedEvent) -> Result<Parked, StorageError> {
-    let (id, reason) = (event.id, event.reason);
+    let (id, reason, unheard) = (event.id, event.reason, event.is_unheard);
     let at = match event.event {
         AgentEvent::Timer(tag) => {
             let (message, from, height, text) = Default::default();
-            return Ok(Parked { id, reason, timer: Some(tag), message, from, height, text });
+            return Ok(Parked { id, reason, unheard, timer: Some(tag), message, from, height, text });
         }
         AgentEvent::Message(at) => at,
     };
@@ -237,6 +273,7 @@ fn parked(reader: &Reader<'_>, event: crate::storage::ParkedEvent) -> Result<Par
     Ok(Parked {
         id,
         reason,
+        unheard,
         timer: None,
         message: stored.as_ref().map(|stored| stored.hash),
         from: stored.as_ref().map(|stored| stored.transaction.from()),

@@ -7,9 +7,9 @@ use super::dispatcher::{Agent, AgentConfig, AgentLimits, Chain, PAGE, Report, co
 use super::effects::{self, Checked, MEMORY_MAX_BYTES};
 use super::outbox::{self, Outbox};
 use super::undo::Handled;
-use super::{Context, Event, Message};
+use super::{Aside, Context, Event, Message};
 use crate::chain::{Account, Address, Kind, Payload, State, Time, Transaction, VerifiedBlock};
-use crate::storage::{AgentEvent, Cursor, StorageError, StoredAgent, Writer};
+use crate::storage::{AgentEvent, Cursor, StorageError, StoredAgent, Why, Writer};
 
 /// Bytes of a handler's reason that are kept.
 const REASON_MAX_BYTES: usize = 1_024;
@@ -22,6 +22,9 @@ pub(super) struct Turn<'a> {
     outbox: &'a mut Outbox,
     next_timer: &'a mut Option<Time>,
     waiting: &'a mut bool,
+    unheard: &'a mut bool,
+    /// Whether there is no handler for what is left of this block.
+    is_alone: bool,
     handled: &'a mut Handled,
     writer: &'a Writer<'a>,
     block: &'a VerifiedBlock,
@@ -55,6 +58,8 @@ impl<'a> Turn<'a> {
             outbox: &mut agent.outbox,
             next_timer: &mut agent.next_timer,
             waiting: &mut agent.waiting,
+            unheard: &mut agent.unheard,
+            is_alone: !agent.config.handler.is_there(),
             handled: &mut agent.handled,
             writer,
             block,
@@ -74,8 +79,15 @@ impl<'a> Turn<'a> {
         self.block.block().header.timestamp
     }
 
-    /// Timers first, since they were due before the block came; then what waits; then what the block brings.
+    /// What was set aside until there is a handler, where there is one; then timers, since they were due before the block
+    /// came; then what waits; then what the block brings.
     pub fn take(mut self) -> Result<(), StorageError> {
+        if *self.unheard && !self.is_alone {
+            self.writer.unpark_unheard(self.stored.id)?;
+            *self.unheard = false;
+            // Older than any timer that is due now.
+            self.waiting_events()?;
+        }
         if self.next_timer.is_some_and(|at| at <= self.now()) {
             self.timers()?;
         }
@@ -102,8 +114,8 @@ impl<'a> Turn<'a> {
                 break;
             }
             self.writer.take_timer(self.stored.id, &tag)?;
-            if let Err(reason) = self.handle(&Event::Timer(tag.clone()))? {
-                self.park(None, AgentEvent::Timer(tag), &reason)?;
+            if let Err(aside) = self.handle(&Event::Timer(tag.clone()))? {
+                self.park(None, AgentEvent::Timer(tag), aside)?;
             }
         }
         *self.next_timer = self.writer.reader().timers(self.stored.id)?.1;
@@ -118,13 +130,14 @@ impl<'a> Turn<'a> {
             }
             let Some((row, event, known)) = page.pop_front() else {
                 *self.waiting = false;
-                break;
+                return Ok(());
             };
             match known.map_or_else(|| Ok(Err("its block is not there".into())), |known| self.handle(&known))? {
                 Ok(()) => self.writer.take_event(row)?,
-                Err(reason) => self.park(Some(row), event, &reason)?,
+                Err(aside) => self.park(Some(row), event, aside)?,
             }
         }
+        *self.waiting = true;
         Ok(())
     }
 
@@ -181,8 +194,8 @@ impl<'a> Turn<'a> {
             }
             let (from, payload) = (transaction.from(), transaction.payload.clone());
             let message = Message { id: *id, from, payload, height, time: self.now() };
-            if let Err(reason) = self.handle(&Event::Message(message))? {
-                self.park(None, at, &reason)?;
+            if let Err(aside) = self.handle(&Event::Message(message))? {
+                self.park(None, at, aside)?;
             }
         }
         Ok(())
@@ -190,9 +203,13 @@ impl<'a> Turn<'a> {
 
     /// Calls the handler and carries out what it wants. The inner error is why the event is to be set aside; then nothing
     /// else has changed.
-    fn handle(&mut self, event: &Event) -> Result<Result<(), String>, StorageError> {
+    fn handle(&mut self, event: &Event) -> Result<Result<(), Aside>, StorageError> {
         self.events_left -= 1;
         self.changed = true;
+        // One that comes back now would handle this event before those that are set aside already.
+        if self.is_alone {
+            return Ok(Err(Aside::NoHandler));
+        }
         let context = Context {
             agent: self.config.name.clone(),
             wallet: self.wallet,
@@ -204,11 +221,15 @@ impl<'a> Turn<'a> {
         };
         let (effects, memory) = match self.config.handler.handle(&context, event, &self.stored.memory) {
             Ok(answer) => answer,
-            Err(reason) => return Ok(Err(reason)),
+            Err(aside) => {
+                self.is_alone = aside == Aside::NoHandler;
+                return Ok(Err(aside));
+            }
         };
         if memory.len() > MEMORY_MAX_BYTES {
             let got = memory.len();
-            return Ok(Err(format!("the handler wants to remember {got} bytes, at most {MEMORY_MAX_BYTES} are kept")));
+            let reason = format!("the handler wants to remember {got} bytes, at most {MEMORY_MAX_BYTES} are kept");
+            return Ok(Err(reason.into()));
         }
         self.memory_changed |= memory != self.stored.memory;
         self.stored.memory = memory;
@@ -292,13 +313,16 @@ impl<'a> Turn<'a> {
     }
 
     /// Sets an event aside: the waiting one with this row, or a new one.
-    fn park(&mut self, row: Option<i64>, event: AgentEvent, reason: &str) -> Result<(), StorageError> {
-        let reason = &reason[..reason.floor_char_boundary(REASON_MAX_BYTES)];
+    fn park(&mut self, row: Option<i64>, event: AgentEvent, aside: Aside) -> Result<(), StorageError> {
+        let mut reason = aside.to_string();
+        reason.truncate(reason.floor_char_boundary(REASON_MAX_BYTES));
+        let why = Why { reason: &reason, is_unheard: aside == Aside::NoHandler };
+        *self.unheard |= why.is_unheard;
         match row {
-            Some(row) => self.writer.park_event(row, reason)?,
-            None => self.writer.put_event(self.stored.id, &event, Some(reason))?,
+            Some(row) => self.writer.park_event(row, why)?,
+            None => self.writer.put_event(self.stored.id, &event, Some(why))?,
         }
-        self.reports.push(Report::Parked { agent: self.config.name.clone(), event, reason: reason.to_owned() });
+        self.reports.push(Report::Parked { agent: self.config.name.clone(), event, reason });
         Ok(())
     }
 }

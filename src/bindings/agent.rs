@@ -2,9 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 use tenon_runtime::wasmtime::{self, Store};
-use tenon_runtime::{Context as InstanceContext, Failure, Kind, Limits, MemoryId, Refusal, Slot, world};
+use tenon_runtime::{By, Context as InstanceContext, Failure, Kind, Limits, MemoryId, Refusal, Slot, world};
 
-use crate::agent::{Context, Effect, Event, Handler, Outcome, check_effects};
+use crate::agent::{Aside, Context, Effect, Event, Handler, Outcome, check_effects};
 use crate::chain::{Payload, Time};
 
 mod wit {
@@ -158,7 +158,13 @@ impl Handler for Slot<AgentHandler> {
         let step = self.step_from(&question, &memory, &id);
         match step.answer {
             Answer::Handled(effects) => Ok((effects, join(&step.memory_id, &step.memory))),
-            Answer::SetAside(reason) | Answer::Malformed(reason) => Err(match step.failure {
+            Answer::SetAside(_) | Answer::Malformed(_) if step.unattended => Err(Aside::NoHandler),
+            Answer::SetAside(reason) | Answer::Malformed(reason) => Err(Aside::Refused(match step.failure {
+                None if step.by == By::Builtin => {
+                    "the handler is not asked for this sender for a while, since it failed \
+                                                   on messages of theirs"
+                        .to_owned()
+                }
                 None => reason,
                 Some(failure @ Failure::Unreadable { .. }) => format!(
                     "{failure}; it stays as it is until a version that can is back, or `tenon plugin promote {} --force` \
@@ -166,8 +172,12 @@ impl Handler for Slot<AgentHandler> {
                     self.name()
                 ),
                 Some(failure) => failure.to_string(),
-            }),
+            })),
         }
+    }
+
+    fn is_there(&self) -> bool {
+        self.is_attended()
     }
 }
 
@@ -189,7 +199,7 @@ fn join(id: &MemoryId, memory: &[u8]) -> Vec<u8> {
 impl From<Outcome> for Answer {
     /// For the built-in, whose memory the dispatcher keeps as it is.
     fn from(outcome: Outcome) -> Self {
-        outcome.map_or_else(Self::SetAside, |(effects, _)| Self::Handled(effects))
+        outcome.map_or_else(|aside| Self::SetAside(aside.to_string()), |(effects, _)| Self::Handled(effects))
     }
 }
 

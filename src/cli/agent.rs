@@ -1,4 +1,4 @@
-//! `tenon agent`: messages on the chain.
+//! `tenon agent`: messages on the chain, and through the admin API how a node's agents stand.
 
 use std::time::Duration;
 
@@ -10,11 +10,12 @@ use tenon::chain::{Address, Kind, Payload};
 
 use super::http::{ClientError, Node};
 use super::output::Output;
+use super::plugin::Admin;
 use super::transact::{self, Order};
 use super::wallet::whole;
 use super::{Global, Keys, Outcome};
 
-/// Messages on the chain.
+/// Messages on the chain; the agents that answer them.
 #[derive(Args)]
 pub struct Agent {
     #[command(flatten)]
@@ -66,15 +67,87 @@ enum Command {
         #[arg(long)]
         follow: bool,
     },
+    /// The agents of a node, and how each stands
+    List {
+        #[command(flatten)]
+        operator: Operator,
+    },
+    /// What an agent has set aside, oldest first, and why
+    Parked {
+        /// The agent [default: each]
+        name: Option<String>,
+        /// Only those with a greater id
+        #[arg(long, value_name = "ID")]
+        after: Option<u64>,
+        /// How many at once
+        #[arg(long, default_value_t = 100)]
+        limit: u32,
+        #[command(flatten)]
+        operator: Operator,
+    },
+    /// Hands what an agent has set aside to its handler again, with the next block
+    Retry {
+        /// The agent [default: each]
+        name: Option<String>,
+        /// Only the event with this id, see `parked`
+        #[arg(long, requires = "name")]
+        id: Option<u64>,
+        #[command(flatten)]
+        operator: Operator,
+    },
 }
+
+/// What opens the admin API, where that is not the one of the node in `--dir`.
+#[derive(Args)]
+struct Operator {
+    /// The admin API's address, for a node elsewhere
+    #[arg(long, value_name = "URL")]
+    admin: Option<String>,
+    /// The admin token [default: the one in the node's directory]
+    #[arg(long)]
+    token: Option<String>,
+}
+
+impl Operator {
+    fn node(self, keys: &Keys) -> Result<Node> {
+        Admin::at(&keys.dir, self.admin, self.token).node()
+    }
+}
+
+/// What of an agent is shown.
+const AGENTS: [(&str, &str); 8] = [
+    ("agent", "/name"),
+    ("wallet", "/wallet"),
+    ("handled", "/handled"),
+    ("waiting", "/waiting"),
+    ("parked", "/parked"),
+    ("for a handler", "/unheard"),
+    ("refused", "/refused"),
+    ("replies pending", "/replies_pending"),
+];
+
+/// What of an event is shown.
+const EVENTS: [(&str, &str); 8] = [
+    ("agent", "/agent"),
+    ("id", "/id"),
+    ("height", "/height"),
+    ("from", "/from"),
+    ("timer", "/timer"),
+    ("text", "/text"),
+    ("for a handler", "/unheard"),
+    ("reason", "/reason"),
+];
+
+/// What of a retry is shown.
+const RETRIES: [(&str, &str); 2] = [("agent", "/agent"), ("retried", "/retried")];
 
 impl Agent {
     pub async fn run(self, global: &Global, output: &Output) -> Result<Outcome> {
         let Self { keys, command } = self;
-        let node = global.node(Some(&keys.dir))?;
+        let node = || global.node(Some(&keys.dir));
         match command {
             Command::Send { wallet, to, text, json, fee, wait, timeout } => {
-                let to = keys.address(&to)?;
+                let (node, to) = (node()?, keys.address(&to)?);
                 let wallet = keys.open(&wallet)?;
                 let payload = match json {
                     true => Payload::object(&text).map_err(|reason| anyhow::anyhow!("the text: {reason}"))?,
@@ -96,11 +169,55 @@ impl Agent {
                     (None, Some(wallet)) => keys.address(&wallet)?,
                     (None, None) => bail!("--wallet or --address says whose messages"),
                 };
-                messages(&node, &address, after, limit, follow, output).await?;
+                messages(&node()?, &address, after, limit, follow, output).await?;
+            }
+            Command::List { operator } => {
+                let agents = operator.node(&keys)?.get("/admin/agents").await?;
+                output.list(agents.as_array().map_or(&[], Vec::as_slice), &AGENTS);
+            }
+            Command::Parked { name, after, limit, operator } => {
+                let after = after.map_or_else(String::new, |after| format!("&after={after}"));
+                let admin = operator.node(&keys)?;
+                let (mut events, mut more) = (Vec::new(), Vec::new());
+                for name in named(&admin, name).await? {
+                    let mut page = admin.get(&path(&name, &format!("parked?limit={limit}{after}"))).await?;
+                    for event in page["events"].as_array_mut().into_iter().flatten() {
+                        event["agent"] = name.as_str().into();
+                        events.push(event.take());
+                    }
+                    more.extend(page["next"].as_i64().map(|next| format!("{name} has more: --after {next}")));
+                }
+                output.list(&events, &EVENTS);
+                more.iter().for_each(|more| output.note(more));
+            }
+            Command::Retry { name, id, operator } => {
+                let admin = operator.node(&keys)?;
+                let mut retries = Vec::new();
+                for name in named(&admin, name).await? {
+                    retries.push(admin.post(&path(&name, "retry"), &json!({ "id": id })).await?);
+                }
+                output.list(&retries, &RETRIES);
             }
         }
         Ok(Outcome::Done)
     }
+}
+
+/// Where an agent is asked about or changed. A name is text of any kind.
+fn path(name: &str, rest: &str) -> String {
+    let name: String = url::form_urlencoded::byte_serialize(name.as_bytes()).collect();
+    // That is for forms, where a space is a plus.
+    format!("/admin/agents/{}/{rest}", name.replace('+', "%20"))
+}
+
+/// The agent that is named, else every one of the node.
+async fn named(admin: &Node, name: Option<String>) -> Result<Vec<String>, ClientError> {
+    if let Some(name) = name {
+        return Ok(vec![name]);
+    }
+    let agents = admin.get("/admin/agents").await?;
+    let name = |agent: &Value| agent["name"].as_str().map(str::to_owned);
+    Ok(agents.as_array().map_or_else(Vec::new, |agents| agents.iter().filter_map(name).collect()))
 }
 
 async fn messages(

@@ -71,7 +71,7 @@ enum Command {
     Chain(chain::Chain),
     /// Keys, balances, transfers
     Wallet(wallet::Wallet),
-    /// Messages on the chain
+    /// Messages on the chain; the agents that answer them
     Agent(agent::Agent),
     /// How far a node is behind its sources
     #[command(subcommand)]

@@ -278,7 +278,12 @@ pub fn path(slot: &str, action: &str) -> String {
 impl Admin {
     /// The node in `dir`, with its own token.
     pub fn of(dir: &Path) -> Self {
-        Self { dir: dir.to_owned(), admin: None, token: None }
+        Self::at(dir, None, None)
+    }
+
+    /// The node in `dir`, but for what is given.
+    pub fn at(dir: &Path, admin: Option<String>, token: Option<String>) -> Self {
+        Self { dir: dir.to_owned(), admin, token }
     }
 
     /// The admin API. Errors: neither the directory nor the options say where it is and what opens it.

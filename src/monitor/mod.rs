@@ -49,6 +49,8 @@ pub struct Observation {
     pub verification_age_max_ms: Option<u64>,
     /// Slots whose plugin is in trouble.
     pub plugins: Vec<PluginTrouble>,
+    /// What each agent has set aside; empty as long as nobody has looked.
+    pub agents: Vec<Parked>,
     /// What waits where, and how much may.
     pub queues: Vec<Queue>,
     /// Transactions that wait for a block.
@@ -105,6 +107,17 @@ pub struct PluginTrouble {
     pub slot: String,
     /// What happened, in a few words.
     pub text: String,
+}
+
+/// What an agent has set aside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Parked {
+    /// The agent.
+    pub agent: String,
+    /// How many events.
+    pub parked: u64,
+    /// Of these, those that wait for a handler.
+    pub unheard: u64,
 }
 
 /// Something that can fill up.

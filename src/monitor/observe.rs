@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use tenon_runtime::{Change, Condition, Event, Status};
 use tokio::sync::watch;
 
-use super::{Disk, Observation, PluginTrouble, Queue, SyncFacts, Verification};
+use super::{Disk, Observation, Parked, PluginTrouble, Queue, SyncFacts, Verification};
 use crate::chain::{Height, Time};
 use crate::ledger::Ledger;
 use crate::maintenance::audit::Auditor;
@@ -42,6 +42,8 @@ pub struct Observed {
     pub started: Time,
     /// Every slot as it is now.
     pub plugins: Arc<dyn Fn() -> Vec<Status> + Send + Sync>,
+    /// What each agent has set aside; none where that cannot be read.
+    pub agents: Arc<dyn Fn() -> Option<Vec<Parked>> + Send + Sync>,
     /// What can fill up, beside the ledger's queue and those of sync.
     pub queues: Vec<QueueProbe>,
 }
@@ -61,6 +63,7 @@ struct Shared {
 #[derive(Default)]
 struct Slow {
     disk: Option<Disk>,
+    agents: Vec<Parked>,
     quarantined: Vec<PluginTrouble>,
     /// Slots whose last change was for the worse.
     rolled_back: BTreeMap<String, (Time, String)>,
@@ -70,7 +73,7 @@ struct Slow {
 const ROLLED_BACK_MS: u64 = 3_600_000;
 
 impl Observer {
-    /// An observer of these parts. Disk and plugins are unknown until [`Observer::refresh`].
+    /// An observer of these parts. Disk, plugins and agents are unknown until [`Observer::refresh`].
     pub fn new(observed: Observed) -> Self {
         let start_height = observed.ledger.height();
         Self(Arc::new(Shared { observed, start_height, slow: Mutex::default() }))
@@ -117,18 +120,22 @@ impl Observer {
             )),
             verification_age_max_ms: None,
             plugins: slow.quarantined.iter().cloned().chain(rolled_back).collect(),
+            agents: slow.agents.clone(),
             queues: waiting,
             pending: mempool.len() as u64,
         }
     }
 
-    /// Looks at disk and plugins. Blocks for as long as these take.
+    /// Looks at disk, plugins and what agents have set aside. Blocks for as long as these take.
     pub fn refresh(&self) {
         let observed = &self.0.observed;
         let disk = disk(observed.ledger.storage().path());
         let quarantined = (observed.plugins)().into_iter().filter_map(quarantined).collect();
+        let agents = (observed.agents)();
         let mut slow = self.slow();
         (slow.disk, slow.quarantined) = (disk, quarantined);
+        // What was seen last holds on where nothing can be read.
+        slow.agents = agents.unwrap_or_else(|| std::mem::take(&mut slow.agents));
     }
 
     /// Takes in what happened to a plugin.
@@ -221,7 +228,11 @@ mod tests {
         let queues = vec![QueueProbe { name: "outbox", limit: Some(9), depth: Arc::new(|| 7) }];
         let plugins = Arc::new(Vec::new);
         let auditor = Auditor::new(ledger.clone());
-        let observed = Observed { ledger, mempool, sync, auditor, is_authority: false, started, plugins, queues };
+        // Read once, and never again.
+        let parked = Mutex::new(Some(vec![Parked { agent: "bob".into(), parked: 3, unheard: 2 }]));
+        let agents = Arc::new(move || parked.lock().unwrap().take());
+        let is_authority = false;
+        let observed = Observed { ledger, mempool, sync, auditor, is_authority, started, plugins, agents, queues };
         (Observer::new(observed), sender)
     }
 
@@ -261,8 +272,12 @@ mod tests {
         let depth = |name| seen.queues.iter().find(|queue| queue.name == name).map(|queue| (queue.depth, queue.limit));
         assert_eq!((depth("outbox"), depth("ledger")), (Some((7, Some(9))), Some((0, Some(256)))));
         assert_eq!((depth("waiting-blocks"), depth("verifying-blocks")), (Some((4, None)), Some((3, None))));
-        assert!(seen.disk.is_none() && !seen.sync.has_ended);
-        observer.refresh();
+        assert!(seen.disk.is_none() && seen.agents.is_empty() && !seen.sync.has_ended);
+        for _ in 0..2 {
+            observer.refresh();
+            let agents = observer.observe(started).agents;
+            assert_eq!(agents, [Parked { agent: "bob".into(), parked: 3, unheard: 2 }]);
+        }
         let disk = observer.observe(started).disk.expect("a file system says how full it is");
         assert!(disk.free <= disk.total && disk.total > 0);
         drop(sync);

@@ -78,7 +78,7 @@ pub fn readiness(seen: &Observation) -> Readiness {
 mod tests {
     use super::super::alert::{Board, Timing};
     use super::super::rules::{Thresholds, findings};
-    use super::super::{Disk, PluginTrouble, Queue, SyncFacts, Verification};
+    use super::super::{Disk, Parked, PluginTrouble, Queue, SyncFacts, Verification};
     use super::*;
     use crate::chain::{Hash, Time};
     use crate::sync::Diverged;
@@ -118,7 +118,7 @@ mod tests {
     #[test]
     fn the_truth_table_of_readiness() {
         use SyncState::{Ahead, Authority, Behind, Diverged, Live, NoSource, Starting, Syncing};
-        let situations: [(&str, Observation, &[&str], &[&str]); 28] = [
+        let situations: [(&str, Observation, &[&str], &[&str]); 29] = [
             ("an authority alone", authority(), &[], &[]),
             ("an authority at rest for hours", with(authority(), |o| o.head_age_ms = 9_000_000), &[], &[]),
             ("a node that follows nobody", at(Authority, 100, 100), &[], &[]),
@@ -238,6 +238,12 @@ mod tests {
                 with(live(), |o| o.plugins = vec![PluginTrouble { slot: "sync".into(), text: "quarantined".into() }]),
                 &[],
                 &["plugin"],
+            ),
+            (
+                "an agent has set messages aside",
+                with(live(), |o| o.agents = vec![Parked { agent: "bob".into(), parked: 2, unheard: 2 }]),
+                &[],
+                &["agent-parked"],
             ),
             (
                 "the mempool is full, and an authority makes no block",

@@ -1,7 +1,7 @@
 //! The conditions that are alerts: what each looks at, from where on it holds, and when it is clear again. Pure.
 
 use super::alert::{Finding, Level, Rule, Severity};
-use super::{Observation, Queue};
+use super::{Observation, Parked, Queue};
 use crate::sync::SyncState;
 
 /// From where on conditions hold.
@@ -48,6 +48,7 @@ static STATE_WRONG: Rule = rule("state-wrong", Severity::Critical, false, "the s
 static STATE_UNVERIFIED: Rule =
     rule("state-unverified", Severity::Warning, true, "the last verification of the state is too old");
 static PLUGIN: Rule = rule("plugin", Severity::Warning, false, "a plugin was rolled back or is quarantined");
+static AGENT_PARKED: Rule = rule("agent-parked", Severity::Warning, true, "an agent has set events aside");
 static DISK: Rule = rule("disk", Severity::Critical, true, "the disk of the database is nearly full");
 static STORAGE: Rule = rule("storage", Severity::Critical, false, "blocks cannot be stored");
 static SYNC_PROBLEM: Rule = rule("sync-problem", Severity::Warning, true, "something keeps sync from going on");
@@ -56,7 +57,7 @@ static PRODUCTION: Rule = rule("production", Severity::Critical, false, "transac
 static QUEUE: Rule = rule("queue", Severity::Warning, true, "something that waits is near its limit");
 
 /// Every rule there is.
-pub static RULES: [&Rule; 16] = [
+pub static RULES: [&Rule; 17] = [
     &LAG_BLOCKS,
     &LAG_SECONDS,
     &STUCK,
@@ -67,6 +68,7 @@ pub static RULES: [&Rule; 16] = [
     &STATE_WRONG,
     &STATE_UNVERIFIED,
     &PLUGIN,
+    &AGENT_PARKED,
     &DISK,
     &STORAGE,
     &SYNC_PROBLEM,
@@ -82,6 +84,12 @@ pub fn findings(seen: &Observation, thresholds: &Thresholds) -> Vec<Finding> {
     chain(seen, thresholds, &mut found);
     for trouble in &seen.plugins {
         found.raised(&PLUGIN, &trouble.slot, true, || trouble.text.clone());
+    }
+    for Parked { agent, parked, unheard } in &seen.agents {
+        found.raised(&AGENT_PARKED, agent, *parked > 0, || {
+            let by_hand = parked.saturating_sub(*unheard);
+            format!("{unheard} events wait for a handler, {by_hand} for `tenon agent retry {agent}`")
+        });
     }
     for queue in &seen.queues {
         nearly_full(queue, &mut found);
@@ -289,6 +297,11 @@ mod tests {
         check("plugin", "sync", RAISED, |seen| {
             seen.plugins = vec![PluginTrouble { slot: "sync".into(), text: "quarantined".into() }];
         });
+        for (parked, unheard, level) in [(1, 0, RAISED), (1, 1, RAISED), (0, 0, None)] {
+            check("agent-parked", "bob", level, |seen| {
+                seen.agents = vec![Parked { agent: "bob".into(), parked, unheard }];
+            });
+        }
         let gib = 1 << 30;
         for (free, level) in [(gib - 1, RAISED), (gib, BETWEEN), (gib + gib / 4, None)] {
             check("disk", "", level, |seen| seen.disk = Some(Disk { free, total: 100 * gib }));

@@ -1,5 +1,5 @@
 //! The operator's routes, on a listener of their own: `GET /admin/plugins` and `POST /admin/plugins/{slot}/{action}`,
-//! `POST /admin/snapshot` and `POST /admin/sync/verify`.
+//! `POST /admin/snapshot` and `POST /admin/sync/verify`; those of [`super::agents`].
 //!
 //! Every request carries the token of `admin.token` as `Authorization: Bearer …`. A slot's name may hold a slash, as it is
 //! or as `%2F`: `/admin/plugins/agent/bob/reload`.
@@ -21,12 +21,13 @@ use tenon_runtime::{ControlError, Host};
 use super::error::{ApiError, Result};
 use super::request::{read_body, shown, utf8};
 use super::snapshots::SnapshotJson;
+use crate::agent::Agents;
 use crate::maintenance::audit::Auditor;
 use crate::maintenance::shelf::{MakeError, Shelf};
 use crate::snapshot::SnapshotError;
 
 /// Bytes of a plugin's configuration at most.
-const BODY_MAX: usize = 1 << 20;
+pub(super) const BODY_MAX: usize = 1 << 20;
 
 /// What the operator's routes work with.
 pub struct AdminParts {
@@ -36,6 +37,8 @@ pub struct AdminParts {
     pub shelf: Shelf,
     /// Who verifies the state.
     pub auditor: Auditor,
+    /// The agents.
+    pub agents: Agents,
     /// What callers have to show.
     pub token: String,
 }
@@ -54,7 +57,7 @@ struct Shared {
 pub(super) fn router(parts: AdminParts) -> Router {
     let token = Sha256::digest(parts.token.trim()).into();
     let admin = Admin(Arc::new(Shared { host: parts.host, shelf: parts.shelf, auditor: parts.auditor, token }));
-    Router::new()
+    super::agents::routes(parts.agents)
         .route("/admin/plugins", get(list))
         .route("/admin/plugins/", get(list))
         .route("/admin/plugins/{*order}", post(order).get(question))
@@ -69,7 +72,8 @@ pub(super) fn router(parts: AdminParts) -> Router {
 async fn not_found() -> ApiError {
     ApiError::not_found(
         "not found; there are `GET /admin/plugins`, `GET /admin/plugins/{slot}/{history,shadow,journal}` and \
-         `POST /admin/plugins/{slot}/{reload,use,config,promote,rollback}`, `POST /admin/snapshot` and \
+         `POST /admin/plugins/{slot}/{reload,use,config,promote,rollback}`, `GET /admin/agents`, \
+         `GET /admin/agents/{name}/parked` and `POST /admin/agents/{name}/retry`, `POST /admin/snapshot` and \
          `POST /admin/sync/verify`",
     )
 }
@@ -164,7 +168,8 @@ async fn order(
     Ok(Json(done.await.map_err(ApiError::internal)??).into_response())
 }
 
-fn object(body: &Bytes) -> Result<serde_json::Map<String, Value>> {
+/// The body as a JSON object.
+pub(super) fn object(body: &Bytes) -> Result<serde_json::Map<String, Value>> {
     let text = utf8(body)?;
     serde_json::from_str(text).map_err(|error| ApiError::invalid(format!("the body is not a JSON object: {error}")))
 }

@@ -6,6 +6,7 @@
 
 mod accounts;
 pub mod admin;
+mod agents;
 mod chain;
 mod cursor;
 pub mod error;

@@ -49,6 +49,28 @@ pub struct ParkedEvent {
     pub event: AgentEvent,
     /// Why.
     pub reason: String,
+    /// See [`Why::is_unheard`].
+    pub is_unheard: bool,
+}
+
+/// Why an event is set aside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Why<'a> {
+    /// For people.
+    pub reason: &'a str,
+    /// Whether that is since there was no handler, so that it waits for one and not for the operator.
+    pub is_unheard: bool,
+}
+
+/// How many events of an agent there are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EventCounts {
+    /// Those that wait for their turn.
+    pub waiting: u64,
+    /// Those that are set aside.
+    pub parked: u64,
+    /// Of these, those that wait for a handler.
+    pub unheard: u64,
 }
 
 /// How far an agent has come, whether the node is configured with it or not.
@@ -161,22 +183,26 @@ impl Reader<'_> {
     /// Events that are set aside, oldest first, with rows above `after`; at most `limit`.
     pub fn parked_events(&self, agent: AgentId, after: i64, limit: usize) -> Result<Vec<ParkedEvent>> {
         let mut statement = self.connection().prepare_cached(
-            "SELECT id, tag, height, position, reason FROM agent_event
+            "SELECT id, tag, height, position, reason, unheard FROM agent_event
              WHERE agent = ? AND reason IS NOT NULL AND id > ? ORDER BY id LIMIT ?",
         )?;
         let rows = statement.query_map(params![agent.0, after, sql_limit(limit)], |row| {
-            Ok(ParkedEvent { id: row.get(0)?, event: event(row)?, reason: row.get(4)? })
+            Ok(ParkedEvent { id: row.get(0)?, event: event(row)?, reason: row.get(4)?, is_unheard: row.get(5)? })
         })?;
         Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
 
     /// How many events wait, and how many are set aside.
-    pub fn event_counts(&self, agent: AgentId) -> Result<(u64, u64)> {
+    pub fn event_counts(&self, agent: AgentId) -> Result<EventCounts> {
         let count = |condition: &str| -> Result<u64> {
-            let sql = format!("SELECT count(*) FROM agent_event WHERE agent = ? AND reason IS {condition}");
+            let sql = format!("SELECT count(*) FROM agent_event WHERE agent = ? AND {condition}");
             Ok(from_sql(self.connection().prepare_cached(&sql)?.query_row([agent.0], |row| row.get(0))?))
         };
-        Ok((count("NULL")?, count("NOT NULL")?))
+        Ok(EventCounts {
+            waiting: count("reason IS NULL")?,
+            parked: count("reason IS NOT NULL")?,
+            unheard: count("unheard")?,
+        })
     }
 
     /// The tags of timers at or before `now`, earliest first; at most `limit`.
@@ -257,31 +283,44 @@ impl Writer<'_> {
     }
 
     /// Keeps an event: to be handled later, or set aside with a reason.
-    pub fn put_event(&self, agent: AgentId, event: &AgentEvent, reason: Option<&str>) -> Result<()> {
+    pub fn put_event(&self, agent: AgentId, event: &AgentEvent, why: Option<Why<'_>>) -> Result<()> {
         let (at, tag) = match event {
             AgentEvent::Message(at) => (*at, None),
             AgentEvent::Timer(tag) => (Cursor { height: 0, position: 0 }, Some(tag)),
         };
         self.execute(
-            "INSERT INTO agent_event (agent, height, position, tag, reason) VALUES (?, ?, ?, ?, ?)",
-            params![agent.0, to_sql(at.height), at.position, tag, reason],
+            "INSERT INTO agent_event (agent, height, position, tag, reason, unheard) VALUES (?, ?, ?, ?, ?, ?)",
+            params![
+                agent.0,
+                to_sql(at.height),
+                at.position,
+                tag,
+                why.map(|why| why.reason),
+                why.is_some_and(|why| why.is_unheard)
+            ],
         )?;
         Ok(())
     }
 
     /// Sets a waiting event aside.
-    pub fn park_event(&self, id: i64, reason: &str) -> Result<()> {
-        self.execute("UPDATE agent_event SET reason = ? WHERE id = ?", params![reason, id])?;
+    pub fn park_event(&self, id: i64, why: Why<'_>) -> Result<()> {
+        let Why { reason, is_unheard } = why;
+        self.execute("UPDATE agent_event SET reason = ?, unheard = ? WHERE id = ?", params![reason, is_unheard, id])?;
         Ok(())
     }
 
     /// Lets events that were set aside wait again: the one with row `only`, or all. Answers how many.
     pub fn unpark_events(&self, agent: AgentId, only: Option<i64>) -> Result<usize> {
         self.execute(
-            "UPDATE agent_event SET reason = NULL
+            "UPDATE agent_event SET reason = NULL, unheard = 0
              WHERE agent = ?1 AND reason IS NOT NULL AND (?2 IS NULL OR id = ?2)",
             params![agent.0, only],
         )
+    }
+
+    /// Lets the events wait again that were set aside since there was no handler.
+    pub fn unpark_unheard(&self, agent: AgentId) -> Result<usize> {
+        self.execute("UPDATE agent_event SET reason = NULL, unheard = 0 WHERE agent = ? AND unheard", [agent.0])
     }
 
     /// Forgets an event that was handled.

@@ -21,7 +21,9 @@ use rusqlite::{Connection, OpenFlags};
 use crate::chain::{DecodeError, Hash};
 
 pub use accounts::StoredAccount;
-pub use agents::{AgentEvent, AgentId, AgentPlace, HandledMessage, OutboxRow, ParkedEvent, StoredAgent};
+pub use agents::{
+    AgentEvent, AgentId, AgentPlace, EventCounts, HandledMessage, OutboxRow, ParkedEvent, StoredAgent, Why,
+};
 pub use blocks::{BlockRows, Frames, TakenBlock, UNDO_DEPTH};
 pub use check::{BlocksChecked, PROBLEMS_MAX};
 pub use file::{Lock, make_folder, remove, sync_folder};

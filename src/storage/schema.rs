@@ -66,6 +66,10 @@ const MIGRATIONS: &[&str] = &[
      CREATE INDEX agent_event_height ON agent_event (height) WHERE tag IS NULL;",
     // 4: headers without their blocks.
     super::history::MIGRATION,
+    // 5: what is set aside since there was no handler, which comes again when there is one. Before, only its text told it.
+    "ALTER TABLE agent_event ADD COLUMN unheard INTEGER NOT NULL DEFAULT 0;
+     UPDATE agent_event SET unheard = 1 WHERE reason LIKE 'no handler is loaded;%';
+     CREATE INDEX agent_event_unheard ON agent_event (agent) WHERE unheard;",
 ];
 
 /// The version of a file.
@@ -104,4 +108,30 @@ pub(super) fn found_genesis(connection: &Connection) -> Result<Option<Hash>> {
     let found: Option<[u8; 32]> =
         connection.query_row("SELECT value FROM meta WHERE key = 'genesis'", [], |row| row.get(0)).optional()?;
     Ok(found.map(Hash))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_older_program_set_aside_for_want_of_a_handler_comes_again() {
+        let connection = Connection::open_in_memory().unwrap();
+        for (version, sql) in (1..).zip(&MIGRATIONS[..4]) {
+            connection.execute_batch(&format!("{sql} PRAGMA user_version = {version};")).unwrap();
+        }
+        connection
+            .execute_batch(
+                "INSERT INTO agent (id, name, wallet, since, cursor) VALUES (1, 'bob', x'00', 0, 0);
+                 INSERT INTO agent_event (id, agent, height, position, reason) VALUES
+                     (1, 1, 1, 0, 'no handler is loaded; the message waits here until it is retried'),
+                     (2, 1, 1, 1, 'trapped: no handler is loaded'), (3, 1, 2, 0, NULL);",
+            )
+            .unwrap();
+        migrate(&connection, Path::new("chain.db")).unwrap();
+        assert_eq!(version(&connection).unwrap(), known());
+        let mut statement = connection.prepare("SELECT id FROM agent_event WHERE unheard").unwrap();
+        let ids: Vec<i64> = statement.query_map([], |row| row.get(0)).unwrap().map(|id| id.unwrap()).collect();
+        assert_eq!(ids, [1]);
+    }
 }

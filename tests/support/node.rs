@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use serde_json::Value;
+use tenon::agent::{self, AgentConfig, AgentLimits, Agents, Dispatcher};
 use tenon::bindings::{RateLimit, builtin};
 use tenon::chain::{Address, Genesis, SecretKey, Time};
 use tenon::events::{Hub, HubLimits, Mark};
@@ -24,6 +25,11 @@ use tokio::task::JoinHandle;
 
 /// What the admin listener of every such node takes.
 pub const TOKEN: &str = "a token for tests";
+
+/// The wallet of the agent `bob` that every such node has, and whose handler is missing.
+pub fn agent_key() -> SecretKey {
+    SecretKey::from_seed([0xb0; 32])
+}
 
 /// The node. Stops when dropped.
 pub struct Node {
@@ -139,7 +145,12 @@ pub async fn start_in(
     let hook = MempoolHook::new();
     let handle = hook.handle();
     let options = LedgerOptions::new(dir.path().join("chain.db"), genesis.clone());
-    let ledger = Ledger::open(options, vec![Box::new(hook)]).expect("a database");
+    let bob =
+        AgentConfig { name: "bob".into(), key: agent_key(), handler: Arc::new(agent::Park), max_fee_per_hour: 1_000 };
+    let dispatcher = Dispatcher::new(vec![bob], genesis, AgentLimits::default(), Time(0)).expect("one agent");
+    let agents = dispatcher.handle();
+    let ledger = Ledger::open(options, vec![Box::new(hook), Box::new(dispatcher)]).expect("a database");
+    let agents = Agents::open(ledger.clone(), agents).await.expect("one agent");
     let mempool = Mempool::open(ledger.clone(), handle, MempoolConfig::default()).expect("a mempool");
     let host = Host::new(HostConfig::new(dir.path().join("plugins"), dir.path().join("state"))).expect("a host");
     let builtin = || builtin::TokenBucket::new(limits.clone()).expect("settings in range");
@@ -163,6 +174,7 @@ pub async fn start_in(
         is_authority: true,
         started,
         plugins: Arc::new(Vec::new),
+        agents: Arc::new(|| None),
         queues: Vec::new(),
     };
     let monitor = Monitor::new(MonitorParts {
@@ -192,7 +204,8 @@ pub async fn start_in(
     let url = format!("http://{}", listener.local_addr().expect("bound"));
     let admin = format!("http://{}", admin_listener.local_addr().expect("bound"));
     let server = rpc::serve(listener, parts, config, stopped.clone()).expect("a configuration that can be used");
-    rpc::serve_admin(admin_listener, AdminParts { host: host.clone(), shelf, auditor, token: TOKEN.into() }, stopped);
+    let parts = AdminParts { host: host.clone(), shelf, auditor, agents, token: TOKEN.into() };
+    rpc::serve_admin(admin_listener, parts, stopped);
     // The provider of cryptography; another test may have set the same one before.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let client = reqwest::Client::builder().no_proxy().build().expect("a client");

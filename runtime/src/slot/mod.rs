@@ -254,6 +254,14 @@ impl<K: Kind> Slot<K> {
         self.0.live.load().now().number()
     }
 
+    /// Whether a plugin can be asked now: one serves, and is not left alone for a while as a whole.
+    pub fn is_attended(&self) -> bool {
+        let serving = self.0.live.load();
+        let serving = serving.now();
+        let Some(live) = &serving.live else { return false };
+        !live.is_resting() || serving.previous.as_ref().is_some_and(|previous| !previous.is_resting())
+    }
+
     /// Answers `request` with the memory that the host keeps for `key`.
     ///
     /// Calls for one key run one after the other. The new memory is kept when the answer is taken, else it stays as it was.

@@ -7,7 +7,7 @@ use std::{
 
 use super::{By, Inner, Serving, Slot};
 use crate::{
-    generation::Generation,
+    generation::{Admission, Generation},
     health::Turn,
     journal::{Outcome, Recorder},
     kind::Kind,
@@ -29,6 +29,8 @@ pub struct Step<K: Kind> {
     pub by: By,
     /// Why it was not the plugin, if the plugin was asked and failed.
     pub failure: Option<Failure>,
+    /// Whether there was no plugin to ask, whatever the request: none serves, or those that do are left alone for a while.
+    pub unattended: bool,
 }
 
 /// What is kept of calls whose memory is the caller's.
@@ -68,11 +70,13 @@ impl<K: Kind> Slot<K> {
                 false => (inner.builtin.step(request, &K::Memory::default()).0, memory.clone()),
             };
             inner.tap_step(serving, request, memory, None, Ok((&answer, &new)), true);
-            return Step { answer, memory: new, memory_id: id, by: By::Builtin, failure: None };
+            return Step { answer, memory: new, memory_id: id, by: By::Builtin, failure: None, unattended: true };
         };
-        let mut failure = None;
+        let (mut failure, mut unattended) = (None, true);
         for generation in [Some(generation), serving.other(generation)].into_iter().flatten() {
-            if !generation.admits(request) {
+            let admission = generation.admission(request);
+            unattended &= admission == Admission::Resting;
+            if admission != Admission::Granted {
                 continue;
             }
             let adopted = match id {
@@ -104,7 +108,8 @@ impl<K: Kind> Slot<K> {
                     if let Some(lost) = lost {
                         inner.memory_lost(generation, lost);
                     }
-                    return Step { answer, memory: new, memory_id: generation.memory_id.clone(), by, failure };
+                    let memory_id = generation.memory_id.clone();
+                    return Step { answer, memory: new, memory_id, by, failure, unattended };
                 }
                 Err(failed) => {
                     inner.tap_step(serving, request, memory, Some(generation), Err(&failed), false);
@@ -119,7 +124,7 @@ impl<K: Kind> Slot<K> {
             None => (inner.builtin.step(request, &K::Memory::default()).0, By::Builtin),
         };
         let memory_id = id.unwrap_or(&generation.memory_id).clone();
-        Step { answer, memory: memory.clone(), memory_id, by, failure }
+        Step { answer, memory: memory.clone(), memory_id, by, failure, unattended }
     }
 }
 

@@ -1,15 +1,16 @@
 //! What holds for agents when the chain moves to another branch, held against random branches, crashes, failed commits and
-//! an agent that is away for a while.
+//! an agent or its handler that is away for a while.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use proptest::prelude::*;
 
 use super::reorgs::remembered;
 use super::*;
 
-/// Remembers the number of every message; sets some aside.
-struct Clerk;
+/// Remembers the number of every message; sets some aside. Nobody is there while the flag is down.
+struct Clerk(Arc<AtomicBool>);
 
 impl Clerk {
     fn parks(number: u16) -> bool {
@@ -19,6 +20,7 @@ impl Clerk {
 
 impl Handler for Clerk {
     fn handle(&self, _: &Context, event: &Event, memory: &[u8]) -> Outcome {
+        assert!(self.is_there(), "nobody is asked who is not there");
         let Event::Message(Message { payload: Payload::Text(text), .. }) = event else { return Err("no text".into()) };
         let number: u16 = text.parse().map_err(|_| "no number")?;
         if Self::parks(number) {
@@ -26,6 +28,10 @@ impl Handler for Clerk {
         }
         let reply = Effect::Reply(Payload::Text(text.clone()));
         Ok((vec![reply], [memory, &number.to_be_bytes()[..]].concat()))
+    }
+
+    fn is_there(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
     }
 }
 
@@ -43,6 +49,8 @@ enum Step {
     Crash,
     /// Killed and started without the agent.
     Away,
+    /// The handler comes or goes.
+    Turn,
 }
 
 fn any_step() -> impl Strategy<Value = Step> {
@@ -59,7 +67,7 @@ fn any_step() -> impl Strategy<Value = Step> {
             fails_at,
         },
     );
-    prop_oneof![6 => block, 6 => import, 5 => reorg, 2 => Just(Step::Crash), 1 => Just(Step::Away)]
+    prop_oneof![6 => block, 6 => import, 5 => reorg, 2 => Just(Step::Crash), 1 => Just(Step::Away), 2 => Just(Step::Turn)]
 }
 
 /// What has happened so far, beside the node.
@@ -108,7 +116,8 @@ impl Story {
 }
 
 async fn play(steps: Vec<Step>, events_per_block_max: usize) {
-    let mut setup = Setup::new(Clerk);
+    let there = Arc::new(AtomicBool::new(true));
+    let mut setup = Setup::new(Clerk(Arc::clone(&there)));
     setup.limits.events_per_block_max = events_per_block_max;
     let mut node = Node::new(&setup).await;
     let mut story = Story { chain: Chain::new(), now: START, next: 0 };
@@ -149,9 +158,11 @@ async fn play(steps: Vec<Step>, events_per_block_max: usize) {
             }
             Step::Crash => node = node.crash(Some(&setup)).await,
             Step::Away => node = node.crash(None).await,
+            Step::Turn => _ = there.fetch_xor(true, Ordering::Relaxed),
         }
     }
-    // Quiet: everything gets its block.
+    // Quiet: somebody is there, and everything gets its block.
+    there.store(true, Ordering::Relaxed);
     if node.agents.is_none() {
         node = node.crash(Some(&setup)).await;
     }

@@ -1,14 +1,17 @@
 //! The promises of the dispatcher and the outbox, held against a chain that does its worst: crashes, commits that fail,
-//! an owner who uses the wallet elsewhere, old replies that come back, an agent that is away for a while.
+//! an owner who uses the wallet elsewhere, old replies that come back, an agent or its handler that is away for a while.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use proptest::prelude::*;
 
 use super::*;
 
-/// Remembers the number of every message and timer; answers each message, sets some aside, starts timers for others.
-struct Recorder;
+/// Remembers the number of every message and timer; answers each message, sets some aside, starts timers for others. Nobody
+/// is there while the flag is down.
+#[derive(Clone)]
+struct Recorder(Arc<AtomicBool>);
 
 impl Recorder {
     fn parks(number: u16) -> bool {
@@ -22,6 +25,7 @@ impl Recorder {
 
 impl Handler for Recorder {
     fn handle(&self, context: &Context, event: &Event, memory: &[u8]) -> Outcome {
+        assert!(self.is_there(), "nobody is asked who is not there");
         let (kind, text) = match event {
             Event::Message(Message { payload: Payload::Text(text), .. }) => (b'm', text),
             Event::Message(_) => return Err("no text".into()),
@@ -41,6 +45,10 @@ impl Handler for Recorder {
         let [high, low] = number.to_be_bytes();
         Ok((effects, [memory, &[kind, high, low]].concat()))
     }
+
+    fn is_there(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -54,6 +62,8 @@ enum Step {
     Crash,
     /// Killed and started without the agent.
     Away,
+    /// The handler comes or goes.
+    Turn,
 }
 
 fn any_step() -> impl Strategy<Value = Step> {
@@ -63,11 +73,12 @@ fn any_step() -> impl Strategy<Value = Step> {
     );
     let import = (1_u8..5, prop::option::weighted(0.3, 0_u8..4))
         .prop_map(|(blocks, fails_at)| Step::Import { blocks, fails_at });
-    prop_oneof![6 => block, 6 => import, 2 => Just(Step::Crash), 1 => Just(Step::Away)]
+    prop_oneof![6 => block, 6 => import, 2 => Just(Step::Crash), 1 => Just(Step::Away), 2 => Just(Step::Turn)]
 }
 
 async fn play(steps: Vec<Step>, max_fee_per_hour: u64, events_per_block_max: usize) {
-    let mut setup = Setup::new(Recorder);
+    let there = Arc::new(AtomicBool::new(true));
+    let mut setup = Setup::new(Recorder(Arc::clone(&there)));
     (setup.max_fee_per_hour, setup.limits.events_per_block_max) = (max_fee_per_hour, events_per_block_max);
     let mut node = Node::new(&setup).await;
     let mut chain = Chain::new();
@@ -108,10 +119,12 @@ async fn play(steps: Vec<Step>, max_fee_per_hour: u64, events_per_block_max: usi
             }
             Step::Crash => node = node.crash(Some(&setup)).await,
             Step::Away => node = node.crash(None).await,
+            Step::Turn => _ = there.fetch_xor(true, Ordering::Relaxed),
         }
         collect(&mut seen, node.outgoing().await);
     }
-    // Quiet: every reply gets its block, every timer its time.
+    // Quiet: somebody is there, every reply gets its block, every timer its time.
+    there.store(true, Ordering::Relaxed);
     if node.agents.is_none() {
         node = node.crash(Some(&setup)).await;
     }
@@ -132,7 +145,7 @@ async fn play(steps: Vec<Step>, max_fee_per_hour: u64, events_per_block_max: usi
 
 async fn check(node: &Node, chain: &Chain, max_fee_per_hour: u64, messages: u16) {
     let status = node.status().await;
-    assert_eq!((status.waiting, status.replies_pending), (0, 0));
+    assert_eq!((status.waiting, status.unheard, status.replies_pending), (0, 0, 0));
     let memory = node.memory();
     let remembered = |kind: u8| -> Vec<u16> {
         let entries = memory.chunks(3).filter(|entry| entry[0] == kind);
