@@ -92,6 +92,7 @@ fn where_no_version_can_read_it_the_builtin_stands_in_and_the_memory_stays_until
         let step = step(&slot, &mut kept);
         assert_eq!((step.answer, step.by), (total(1, 0), By::Builtin));
         assert_eq!(step.failure, Some(unreadable("adder/1", NO_MIGRATION)));
+        assert!(slot.is_attended() && !step.unattended, "there is a plugin, though not for this memory");
         assert_eq!(kept, before);
         assert_eq!((bed.status().generation_failures, bed.status().memories_lost), (calls, 0));
     }
@@ -150,7 +151,10 @@ fn another_plugin_begins_anew_as_it_was_asked_to() {
     let slot = slot(&bed, |_| {});
     let mut kept = ((41, 3, 0, 0), id(1));
     step(&slot, &mut kept);
+    bed.host.use_plugin("counter", None).expect("the built-in");
+    assert!(!slot.is_attended() && step(&slot, &mut kept).unattended);
     bed.host.use_plugin("counter", Some("other")).expect("another plugin");
+    assert!(slot.is_attended());
     let step = step(&slot, &mut kept);
     assert_eq!((step.answer, step.failure, bed.status().memories_lost), (total(1, 5), None, 1));
 }

@@ -211,8 +211,10 @@ fn a_quarantined_plugin_is_not_asked() {
     assert_eq!((status.calls, status.failures, status.fallbacks), (3, 3, 10));
     assert_eq!(status.status, Condition::Quarantined);
     assert_eq!(slot.ask(&1, &add(1, 1)).failure, None, "the plugin did not fail: it was not asked");
+    assert!(!slot.is_attended() && slot.step(&add(1, 1), &Default::default()).unattended);
     // New bytes, or a new configuration, get a new chance.
     bed.host.reload("counter").expect("a new generation");
+    assert!(slot.is_attended() && !slot.step(&add(1, 1), &Default::default()).unattended);
     assert_eq!(slot.ask(&1, &add(1, 1)).by, By::Generation(2));
 }
 
