@@ -16,9 +16,9 @@ use sync_host::{SyncHost, carry_out};
 use tenon::agent::{Context, Effect, Event, Handler, Message};
 use tenon::bindings::{AgentHandler, RateLimit, SyncStrategy, builtin};
 use tenon::chain::{Address, Hash, Payload, Time};
-use tenon::rate_limit::{Class, Policy, Request, Trust, Verdict, token_bucket};
+use tenon::rate_limit::{Cell, Class, Policy, Request, Trust, Verdict, token_bucket};
 use tenon::sync::{self, HeightRange, InFlight, Limits, Peer, Strategy, View};
-use tenon_runtime::{Host, HostConfig, PluginConfig, Slot};
+use tenon_runtime::{By, Host, HostConfig, PluginConfig, Slot};
 
 fn policy(host: &Host, name: &str, plugin: Option<&str>, settings: serde_json::Value) -> Slot<RateLimit> {
     let of_builtin = serde_json::from_value(settings.clone()).unwrap_or_else(|_| token_bucket::Settings::default());
@@ -55,6 +55,79 @@ proptest! {
         }
         host.stop();
     }
+
+    /// From one configuration to another and back, cell by cell.
+    #[test]
+    fn the_token_bucket_keeps_its_memory_across_configurations_as_the_builtin_does(
+        requests in prop::collection::vec((0..3_usize, any_request()), 1..200),
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        let host = host(dir.path(), &["token-bucket"]);
+        let configurations = [
+            json!({ "read": { "capacity": 5, "refill_per_second": 2 }, "trusted": [] }),
+            json!({ "read": { "capacity": 500, "refill_per_second": 250 }, "write": { "capacity": 3, "refill_per_second": 1 } }),
+            json!({
+                "sync": { "capacity": 1_000_000_000, "refill_per_second": 1_000_000_000 },
+                "read": { "capacity": 7, "refill_per_second": 1 }, "import": null, "trusted": ["peer"],
+            }),
+        ];
+        let names = ["first", "second", "third"];
+        let slots: Vec<_> = names
+            .iter()
+            .zip(&configurations)
+            .map(|(name, settings)| policy(&host, name, Some("token-bucket"), settings.clone()))
+            .collect();
+        let builtins = configurations.map(|settings| serde_json::from_value::<token_bucket::Settings>(settings).unwrap());
+        host.open();
+        let mut cells = [Cell::default(); 3];
+        for (configuration, request) in requests {
+            let cell = &mut cells[request.client as usize];
+            let step = slots[configuration].step(&request, cell);
+            prop_assert_eq!(step.by, By::Generation(1));
+            let expected = token_bucket::step(&builtins[configuration], &request, cell);
+            prop_assert_eq!((step.answer, step.memory), expected, "{:?}", request);
+            *cell = step.memory;
+        }
+        host.stop();
+    }
+}
+
+#[test]
+fn a_limit_that_is_raised_under_way_throttles_nobody_and_one_that_is_lowered_holds_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = host(dir.path(), &["token-bucket", "sliding-window"]);
+    let bucket = |capacity: u32, refill: u32| json!({ "read": { "capacity": capacity, "refill_per_second": refill } });
+    let window = |limit: u32, window_ms: u32| json!({ "read": limit, "window_ms": window_ms });
+    let cases = [
+        ("token-bucket", [bucket(60, 1), bucket(500, 250), bucket(20, 1)]),
+        ("builtin", [bucket(60, 1), bucket(500, 250), bucket(20, 1)]),
+        ("sliding-window", [window(60, 60_000), window(500, 2_000), window(20, 90_000)]),
+    ];
+    let slots = cases.map(|(name, settings)| {
+        let [first, ..] = settings.clone();
+        (policy(&host, name, Some(name).filter(|name| *name != "builtin"), first), settings)
+    });
+    host.open();
+    let (class, trust, now) = (Class::Read, Trust::Public, 1_735_689_600_000_000);
+    let request = Request { client: 1, route: 4, class, trust, cost: 1, now };
+    for (slot, [_, raised, lowered]) in slots {
+        let left = |verdict: Verdict| match verdict {
+            Verdict::Allow { remaining, .. } => remaining,
+            verdict => panic!("{}: {verdict:?}", slot.name()),
+        };
+        for spent in 1..=46 {
+            assert_eq!(left(slot.check(&request)), 60 - spent);
+        }
+        host.configure(slot.name(), raised).unwrap();
+        for spent in 47..=60 {
+            assert_eq!(left(slot.check(&request)), 500 - spent, "what was spent counts, and nothing else");
+        }
+        host.configure(slot.name(), lowered).unwrap();
+        let verdict = slot.check(&request);
+        assert!(matches!(verdict, Verdict::Throttle { limit: 20, .. }), "{}: {verdict:?}", slot.name());
+        assert_eq!(slot.status().memories_lost, 0);
+    }
+    host.stop();
 }
 
 #[test]

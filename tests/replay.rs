@@ -32,12 +32,16 @@ fn settings() -> Value {
 }
 
 fn recorded() -> Recorded {
+    recorded_with(settings())
+}
+
+fn recorded_with(settings: Value) -> Recorded {
     let dir = tempfile::tempdir().unwrap();
     let plugins = dir.path().join("plugins");
     fs::create_dir_all(&plugins).unwrap();
     fs::copy(tenon_build::path("token-bucket"), plugins.join("token-bucket.wasm")).unwrap();
     let host = Host::new(HostConfig::new(&plugins, dir.path().join("node/data/plugins"))).unwrap();
-    let plugin = PluginConfig { settings: settings(), ..PluginConfig::plugin("token-bucket") };
+    let plugin = PluginConfig { settings, ..PluginConfig::plugin("token-bucket") };
     let builtin = builtin::TokenBucket::new(token_bucket::Settings::default()).unwrap();
     let slot = host.slot::<RateLimit>("rate-limit", plugin, builtin).unwrap();
     assert_eq!(host.open().rejected, []);
@@ -164,6 +168,23 @@ fn another_configuration_differs_and_budgets_tell() {
     ] {
         assert!(text.contains(part), "{part}:\n{text}");
     }
+}
+
+#[test]
+fn a_relaxation_throttles_nobody_on_the_recorded_memory() {
+    let recorded = recorded_with(json!({ "read": { "capacity": 5, "refill_per_second": 1 } }));
+    let relaxed = r#"{"read":{"capacity":500,"refill_per_second":250}}"#;
+    let args = ["--config", relaxed, "--budget", "throttle+0.1%,failed+0%"];
+    let report = recorded.json("replay", &component("token-bucket"), &args, 0);
+    assert_eq!(report["memory"], "recorded");
+    assert_eq!(report["labels"]["throttle"], json!({ "before": CALLS * CLIENTS - 20, "after": 0 }), "{report}");
+    assert_eq!(report["labels"]["allow"]["after"], CALLS * CLIENTS, "{report}");
+
+    // And a restriction throttles those who had spent more than it lets them.
+    let strict = r#"{"read":{"capacity":2,"refill_per_second":1}}"#;
+    let report = recorded.json("replay", &component("token-bucket"), &["--config", strict], 0);
+    assert_eq!(report["memory"], "recorded");
+    assert_eq!(report["labels"]["allow"], json!({ "before": 20, "after": 8 }), "{report}");
 }
 
 #[test]

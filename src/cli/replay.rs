@@ -62,7 +62,7 @@ struct Journal {
     /// The component's configuration: a file, or JSON [default: as recorded; that of another plugin: {}]
     #[arg(long, value_name = "JSON", value_parser = config)]
     config: Option<Value>,
-    /// Whose memory each call gets [default: recorded, where it is the component's own]
+    /// Whose memory each call gets [default: recorded, where it is of the same plugin and memory-version; else own]
     #[arg(long, value_enum)]
     memory: Option<Memory>,
 }
@@ -70,9 +70,9 @@ struct Journal {
 /// Whose memory a call gets.
 #[derive(Clone, Copy, ValueEnum)]
 enum Memory {
-    /// What the recorded call had: each call by itself
+    /// What the recorded call had: which of these calls would go otherwise, had the candidate just taken over
     Recorded,
-    /// The component's own, from nothing on: how it would have gone on
+    /// The component's own, from nothing on: how all of it would have gone, each answer weighing on the later ones
     Own,
 }
 

@@ -1,29 +1,43 @@
 //! The built-in policy: a token bucket for each caller and class. The slot falls back to it, so it decides exactly as the
 //! shipped plugin of the same name does; `tests/contract.rs` holds them against each other.
 //!
-//! A bucket holds up to `capacity` units of cost and gains `refill_per_second`. One word remembers it: the moment when it
-//! will be full again, in nanoseconds since 1970; a moment that has passed means full. With
+//! A bucket holds up to `capacity` units of cost and gains `refill_per_second`. The cell remembers **what was spent**, in
+//! millionths of a unit, and when that was so, `at`, in microseconds since 1970; a new configuration applies its capacity
+//! and refill from then on, so that a larger one throttles nobody whom the smaller one would have let pass:
 //!
 //! ```text
-//! ns(units) = ⌈units × 10⁹ / refill_per_second⌉
-//! empty     = now + ns(capacity)                     the latest moment that the word can be
-//! full_at   = min(max(full_at, now), empty)
-//! after     = full_at + ns(cost)
+//! passed = max(now − at, 0)
+//! spent  = max(min(spent, capacity × 10⁶) − refill × passed, 0)    a unit a second is a millionth in a microsecond
+//! at     = now, if at − now > 10⁶, else max(at, now)
 //! ```
 //!
-//! a request passes if `after ≤ empty`, and `after` is the new word; else it would pass `after − empty` nanoseconds later,
-//! and `full_at` is the new word. All sums saturate. The `min` keeps a clock that was set back from locking anybody out.
+//! A request passes if `spent + cost × 10⁶` ≤ `capacity × 10⁶`, and the sum is the new `spent`; else it would pass when the
+//! excess over the capacity is refilled. Nothing is rounded. What was spent stays so when a clock is set back, and is
+//! refilled from the new time on; a clock that is less than a second behind is one of two requests that overtook one
+//! another, and no microsecond is to be refilled twice. No limit is a bucket that is always full.
+//!
+//! The buckets share one `at` of 56 bits; 50 bits hold what was spent of 10⁹ units:
+//!
+//! ```text
+//! word i = bits 14i to 14i + 13 of at, above 50 bits of what was spent of bucket i
+//! ```
 
 use serde::{Deserialize, Serialize};
 
 use super::{Cell, Class, Denial, Request, Trust, Verdict};
 
-/// The largest capacity and refill: as many units at nanosecond steps still fit a word.
+/// The largest capacity and refill.
 pub const UNITS_MAX: u32 = 1_000_000_000;
 
-const NS_PER_SECOND: u64 = 1_000_000_000;
-const NS_PER_MS: u64 = 1_000_000;
-const NS_PER_US: u64 = 1_000;
+const MILLIONTHS: u64 = 1_000_000;
+const US_PER_MS: u64 = 1_000;
+/// Clocks that are set back by more than this, in microseconds, are believed.
+const BACK_MAX_US: u64 = 1_000_000;
+
+const SPENT_BITS: u32 = 50;
+const SPENT_MASK: u64 = (1 << SPENT_BITS) - 1;
+const AT_BITS: u32 = u64::BITS - SPENT_BITS;
+const AT_MASK: u64 = (1 << (4 * AT_BITS)) - 1;
 
 /// A bucket for each class (none: no limit), and who needs none.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,8 +91,8 @@ impl Default for Settings {
 impl Settings {
     /// Whether every number is within its range. Errors: the first that is not, by name.
     pub fn check(&self) -> Result<(), String> {
-        let rates = [("sync", self.sync), ("read", self.read), ("write", self.write), ("import", self.import)];
-        for (class, rate) in rates.into_iter().filter_map(|(class, rate)| Some((class, rate?))) {
+        let names = ["sync", "read", "write", "import"];
+        for (class, rate) in names.into_iter().zip(self.rates()).filter_map(|(class, rate)| Some((class, rate?))) {
             for (name, value) in [("capacity", rate.capacity), ("refill_per_second", rate.refill_per_second)] {
                 if !(1..=UNITS_MAX).contains(&value) {
                     return Err(format!("{class}.{name} is {value}: it must be 1 to {UNITS_MAX}"));
@@ -88,13 +102,9 @@ impl Settings {
         Ok(())
     }
 
-    fn rate(&self, class: Class) -> Option<Rate> {
-        match class {
-            Class::Sync => self.sync,
-            Class::Read => self.read,
-            Class::Write => self.write,
-            Class::Import => self.import,
-        }
+    /// In the order of the cell.
+    fn rates(&self) -> [Option<Rate>; 4] {
+        [self.sync, self.read, self.write, self.import]
     }
 
     fn trusts(&self, trust: Trust) -> bool {
@@ -108,42 +118,73 @@ impl Settings {
 
 /// Decides one request; gives what is to be remembered of the caller. `settings` have been checked.
 pub fn step(settings: &Settings, request: &Request, cell: &Cell) -> (Verdict, Cell) {
-    let Some(rate) = settings.rate(request.class).filter(|_| !settings.trusts(request.trust)) else {
+    let class = match request.class {
+        Class::Sync => 0,
+        Class::Read => 1,
+        Class::Write => 2,
+        Class::Import => 3,
+    };
+    let rates = settings.rates();
+    let Some(rate) = rates[class].filter(|_| !settings.trusts(request.trust)) else {
         return (UNLIMITED, *cell);
     };
     let limit = u64::from(rate.capacity);
     if request.cost > limit {
         return (Verdict::Deny(Denial::TooExpensive), *cell);
     }
-    let word = match request.class {
-        Class::Sync => 0,
-        Class::Read => 1,
-        Class::Write => 2,
-        Class::Import => 3,
-    };
-    let now = request.now.saturating_mul(NS_PER_US);
-    let empty = now.saturating_add(rate.ns(limit));
-    let full_at = cell[word].max(now).min(empty);
-    let after = full_at.saturating_add(rate.ns(request.cost));
-    let mut cell = *cell;
-    if after > empty {
-        cell[word] = full_at;
-        return (Verdict::Throttle { limit, retry_after_ms: (after - empty).div_ceil(NS_PER_MS) }, cell);
+    let now = request.now & AT_MASK;
+    let mut spent = Spent::unpack(cell).settled(&rates, now);
+    // Not 0 only where the clock is a little behind.
+    let behind_us = spent.at - now;
+    let in_ms = |amount: u64| (behind_us + amount.div_ceil(u64::from(rate.refill_per_second))).div_ceil(US_PER_MS);
+    let after = spent.amounts[class] + request.cost * MILLIONTHS;
+    if after > rate.full() {
+        return (Verdict::Throttle { limit, retry_after_ms: in_ms(after - rate.full()) }, spent.pack());
     }
-    cell[word] = after;
-    // `empty - after` is at most ns(capacity): times the refill that is the capacity in billionths, and the rounding.
-    let remaining = (empty - after) * u64::from(rate.refill_per_second) / NS_PER_SECOND;
-    let reset_ms = (after - now).div_ceil(NS_PER_MS);
-    (Verdict::Allow { limit, remaining: remaining.min(limit), reset_ms }, cell)
+    spent.amounts[class] = after;
+    let reset_ms = if after == 0 { 0 } else { in_ms(after) };
+    (Verdict::Allow { limit, remaining: (rate.full() - after) / MILLIONTHS, reset_ms }, spent.pack())
 }
 
 /// For a caller who has no limit.
 const UNLIMITED: Verdict = Verdict::Allow { limit: u64::MAX, remaining: u64::MAX, reset_ms: 0 };
 
 impl Rate {
-    /// The time to gain `units`, at most [`UNITS_MAX`], in nanoseconds, rounded up: at most 10¹⁸.
-    fn ns(self, units: u64) -> u64 {
-        (units * NS_PER_SECOND).div_ceil(u64::from(self.refill_per_second))
+    /// The capacity in millionths of a unit: at most 10¹⁵.
+    fn full(self) -> u64 {
+        u64::from(self.capacity) * MILLIONTHS
+    }
+}
+
+/// A cell, unpacked: what was spent of each bucket, in millionths of a unit, and when that was so.
+#[derive(Clone, Copy)]
+struct Spent {
+    at: u64,
+    amounts: [u64; 4],
+}
+
+impl Spent {
+    /// The same, as it is at `now`, which is less than 2⁵⁶; its `at` is not before that.
+    fn settled(self, rates: &[Option<Rate>; 4], now: u64) -> Self {
+        let passed_us = now.saturating_sub(self.at);
+        let is_set_back = self.at.saturating_sub(now) > BACK_MAX_US;
+        let at = if is_set_back { now } else { self.at.max(now) };
+        let amount = |class: usize| {
+            rates[class].map_or(0, |rate| {
+                let refilled = u64::from(rate.refill_per_second).saturating_mul(passed_us);
+                self.amounts[class].min(rate.full()).saturating_sub(refilled)
+            })
+        };
+        Self { at, amounts: std::array::from_fn(amount) }
+    }
+
+    fn unpack(cell: &Cell) -> Self {
+        let part = |class: usize| (cell[class] >> SPENT_BITS) << (AT_BITS * class as u32);
+        Self { at: (0..4).fold(0, |at, class| at | part(class)), amounts: cell.map(|word| word & SPENT_MASK) }
+    }
+
+    fn pack(self) -> Cell {
+        std::array::from_fn(|class| (self.at >> (AT_BITS * class as u32)) << SPENT_BITS | self.amounts[class])
     }
 }
 
@@ -212,6 +253,31 @@ mod tests {
         assert!(matches!(step(&settings, &at(earlier + 1_000_000), &cell).0, Verdict::Allow { .. }));
     }
 
+    /// A cell of which `amount` millionths of reads were spent at `at`.
+    fn cell(at: u64, amount: u64) -> Cell {
+        Spent { at, amounts: [0, amount, 0, 0] }.pack()
+    }
+
+    #[test]
+    fn what_was_spent_counts_under_another_configuration() {
+        let ask = request(Class::Read, Trust::Public, 1, DAY_US);
+        let remaining = |settings: &Settings, cell: &Cell| match step(settings, &ask, cell) {
+            (Verdict::Allow { remaining, .. }, next) => (remaining, next),
+            (verdict, _) => panic!("{verdict:?}"),
+        };
+        // 46 of 60 are spent. A larger bucket has that much less than all, a smaller one nothing.
+        let (left, next) = remaining(&reads(60, 1), &cell(DAY_US, 45_000_000));
+        assert_eq!(left, 14);
+        assert_eq!(remaining(&reads(500, 250), &next).0, 453);
+        assert_eq!(remaining(&reads(47, 1), &next).0, 0);
+        assert_eq!(step(&reads(46, 1), &ask, &next).0, Verdict::Throttle { limit: 46, retry_after_ms: 1_000 });
+        assert_eq!(step(&reads(5, 1), &ask, &next).0, Verdict::Throttle { limit: 5, retry_after_ms: 1_000 });
+        // Without a limit nothing is spent, once another class of the caller was asked for.
+        let free = Settings { read: None, ..Settings::default() };
+        let (_, next) = step(&free, &request(Class::Write, Trust::Public, 1, DAY_US), &next);
+        assert_eq!(remaining(&reads(60, 1), &next).0, 59);
+    }
+
     #[test]
     fn settings_out_of_range_are_named() {
         assert_eq!(Settings::default().check(), Ok(()));
@@ -228,12 +294,12 @@ mod tests {
     }
 
     proptest! {
-        /// The model keeps a level in millionths of a unit and the time of the last request. Refills that divide 10⁹
-        /// leave nothing to round, so both have to agree to the unit.
+        /// The model keeps a level in millionths of a unit and the time of the last request. Neither
+        /// rounds, so both have to agree to the unit.
         #[test]
         fn it_decides_as_a_level_and_a_time_do(
             capacity in 1..200_u32,
-            refill in prop::sample::select(vec![1_u32, 2, 5, 10, 100, 1_000, 100_000]),
+            refill in prop_oneof![1..20_u32, 1..=100_000_u32],
             requests in requests(),
         ) {
             let settings = reads(capacity, refill);
@@ -260,11 +326,13 @@ mod tests {
 
         #[test]
         fn who_waits_as_told_passes_and_sooner_does_not(
-            capacity in 1..1_000_u32, refill in 1..=UNITS_MAX, word: u64, cost in 0..1_000_u64, now in 0..2 * DAY_US,
+            capacity in 1..1_000_u32, refill in prop_oneof![1..5_000_u32, 1..=UNITS_MAX], amount in 0..1_u64 << 50,
+            cost in 0..1_000_u64, spent_at in DAY_US..DAY_US + 3_000_000, now in DAY_US..DAY_US + 3_000_000,
         ) {
             let settings = reads(capacity, refill);
             let at = |now| request(Class::Read, Trust::Public, cost, now);
-            if let (Verdict::Throttle { retry_after_ms, .. }, next) = step(&settings, &at(now), &[0, word, 0, 0]) {
+            let cell = cell(spent_at, amount);
+            if let (Verdict::Throttle { retry_after_ms, .. }, next) = step(&settings, &at(now), &cell) {
                 let passes = |ms: u64| matches!(step(&settings, &at(now + ms * 1_000), &next).0, Verdict::Allow { .. });
                 prop_assert!(passes(retry_after_ms));
                 prop_assert!(!passes(retry_after_ms - 1));
@@ -273,15 +341,17 @@ mod tests {
 
         #[test]
         fn any_cell_and_any_clock_do_no_harm(
-            capacity in 1..=UNITS_MAX, refill in 1..=UNITS_MAX, word: u64, cost: u64, now: u64,
+            capacity in 1..=UNITS_MAX, refill in 1..=UNITS_MAX, cell: Cell, cost in 0..2 * u64::from(UNITS_MAX),
+            now: u64,
         ) {
             let settings = reads(capacity, refill);
             let request = request(Class::Read, Trust::Public, cost, now);
-            match step(&settings, &request, &[0, word, 0, 0]).0 {
+            match step(&settings, &request, &cell).0 {
                 Verdict::Allow { remaining, .. } => prop_assert!(remaining <= u64::from(capacity)),
                 Verdict::Throttle { retry_after_ms, .. } => {
                     let fill_ms = (u64::from(capacity) * 1_000).div_ceil(u64::from(refill));
-                    prop_assert!((1..=fill_ms + 1).contains(&retry_after_ms));
+                    // And the second that the clock may be behind.
+                    prop_assert!((1..=fill_ms + 1_000).contains(&retry_after_ms));
                 }
                 verdict => prop_assert_eq!(verdict, Verdict::Deny(Denial::TooExpensive)),
             }

@@ -114,7 +114,7 @@ fn record(dir: &Path, calls: &[Decided]) -> (Journal, f64) {
         version: "0.1.0".into(),
         digest: Digest::of(b"token-bucket"),
         settings: json!({}),
-        memory: MemoryId { plugin: Some("token-bucket".into()), version: 1 },
+        memory: MemoryId { plugin: Some("token-bucket".into()), version: 2 },
     });
     let mut recorder = journal.recorder::<RateLimit>(0);
     let mut known = vec![0; usize::try_from(CLIENTS).expect("few")];

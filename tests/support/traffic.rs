@@ -56,7 +56,7 @@ pub fn journal(dir: &Path, decisions: &[Decided]) -> Source {
         version: "0.1.0".into(),
         digest: Digest::of(b"token-bucket"),
         settings: serde_json::to_value(settings()).expect("settings are JSON"),
-        memory: MemoryId { plugin: Some("token-bucket".into()), version: 1 },
+        memory: MemoryId { plugin: Some("token-bucket".into()), version: 2 },
     });
     let mut recorder = journal.recorder::<RateLimit>(0);
     let mut known: BTreeMap<u64, u32> = BTreeMap::new();

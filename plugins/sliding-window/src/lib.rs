@@ -1,14 +1,18 @@
 //! Sliding windows: a count for each class of routes and caller, over the last so many milliseconds.
 //!
-//! The arithmetic is [`window`]'s. The first word of the cell is the number of the window that the counts belong to; the
-//! other three are reads, writes and imports, each the count of the window before (high half) and of this one (low half).
-//! Followers who sync are not counted.
+//! The arithmetic is [`window`]'s. The first word of the cell says which window the counts belong to: its number (high half,
+//! modulo 2³²) and its length in milliseconds (low half), without which another configuration would take them for those of
+//! another time. The other three are reads, writes and imports, each the count of the window before (high half) and of
+//! this one (low half). Followers who sync are not counted.
+//!
+//! Under windows of another length, what is spent at that moment counts as spent in the new window under way: neither more
+//! nor less, so that a higher limit throttles nobody whom the old one would have let pass.
 
 pub mod window;
 
 use serde::Deserialize;
 use tenon_sdk::Plugin;
-use tenon_sdk::rate_limit::{Allowance, Cell, Denial, Policy, Request, RouteClass, Throttled, Trust, Verdict};
+use tenon_sdk::rate_limit::{Allowance, Cell, Denial, Migrate, Policy, Request, RouteClass, Throttled, Trust, Verdict};
 
 use crate::window::{Counts, Spent, Window};
 
@@ -78,6 +82,8 @@ impl Plugin for SlidingWindow {
     type Settings = Settings;
 
     const SCHEMA: &'static str = include_str!("../schema.json");
+    // 2: the window's number and length; 1: its number alone.
+    const MEMORY_VERSION: u32 = 2;
 
     fn new(settings: Settings) -> Result<Self, String> {
         if settings.window_ms == 0 {
@@ -93,8 +99,8 @@ impl Policy for SlidingWindow {
         let Some(limit) = limit else {
             return (Verdict::Allow(Allowance::UNLIMITED), cell);
         };
-        let window = Window { length_us: u64::from(self.settings.window_ms) * 1000, limit };
-        let mut counts = Windows::from(cell).at(request.now / window.length_us);
+        let window = Window { length_us: length_us(self.settings.window_ms), limit };
+        let mut counts = Windows::from(cell).at(self.settings.window_ms, request.now);
         let class = counts.class(request.class);
         let (spent, next) = window.spend(*class, request.cost, request.now);
         *class = next;
@@ -108,19 +114,53 @@ impl Policy for SlidingWindow {
     }
 }
 
+impl Migrate for SlidingWindow {
+    fn upgrade(&self, from_version: u32, (index, read, write, import): Cell) -> Result<Cell, String> {
+        match from_version {
+            1 => Ok((index << 32 | u64::from(self.settings.window_ms), read, write, import)),
+            other => tenon_sdk::unknown_version(other),
+        }
+    }
+
+    fn downgrade(&self, to_version: u32, (window, read, write, import): Cell) -> Result<Cell, String> {
+        match to_version {
+            // The first version would take windows of another length for its own.
+            1 if window as u32 != self.settings.window_ms => Ok((0, 0, 0, 0)),
+            1 => Ok((window >> 32, read, write, import)),
+            other => tenon_sdk::unknown_version(other),
+        }
+    }
+}
+
+fn length_us(window_ms: u32) -> u64 {
+    u64::from(window_ms) * 1000
+}
+
 /// The cell, unpacked.
 struct Windows {
-    index: u64,
+    /// Modulo 2³²: windows of a millisecond come again after 49 days, and then weigh for two of them.
+    index: u32,
+    /// 0 before anything was counted.
+    window_ms: u32,
     read: Counts,
     write: Counts,
     import: Counts,
 }
 
 impl Windows {
-    /// The same, moved to the window `index`.
-    fn at(self, index: u64) -> Self {
-        let moved = |counts: Counts| counts.moved(self.index, index);
-        Self { index, read: moved(self.read), write: moved(self.write), import: moved(self.import) }
+    /// The same, as it is at `now_us` in windows of `window_ms`.
+    fn at(self, window_ms: u32, now_us: u64) -> Self {
+        let moved = |counts: Counts| match self.window_ms {
+            0 => Counts::default(),
+            length => counts.moved(self.index, (now_us / length_us(length)) as u32),
+        };
+        let settled = |counts: Counts| match self.window_ms {
+            0 => Counts::default(),
+            length if length == window_ms => moved(counts),
+            length => Counts { before: 0, current: moved(counts).weight(length_us(length), now_us) },
+        };
+        let index = (now_us / length_us(window_ms)) as u32;
+        Self { index, window_ms, read: settled(self.read), write: settled(self.write), import: settled(self.import) }
     }
 
     fn class(&mut self, class: RouteClass) -> &mut Counts {
@@ -134,23 +174,32 @@ impl Windows {
 }
 
 impl From<Cell> for Windows {
-    fn from((index, read, write, import): Cell) -> Self {
+    fn from((window, read, write, import): Cell) -> Self {
         let counts = |word: u64| Counts { before: (word >> 32) as u32, current: word as u32 };
-        Self { index, read: counts(read), write: counts(write), import: counts(import) }
+        Self {
+            index: (window >> 32) as u32,
+            window_ms: window as u32,
+            read: counts(read),
+            write: counts(write),
+            import: counts(import),
+        }
     }
 }
 
 impl From<Windows> for Cell {
     fn from(windows: Windows) -> Self {
         let word = |counts: Counts| u64::from(counts.before) << 32 | u64::from(counts.current);
-        (windows.index, word(windows.read), word(windows.write), word(windows.import))
+        let window = u64::from(windows.index) << 32 | u64::from(windows.window_ms);
+        (window, word(windows.read), word(windows.write), word(windows.import))
     }
 }
 
-tenon_sdk::export_policy!(SlidingWindow);
+tenon_sdk::export_policy!(SlidingWindow, migrating);
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const NOW: u64 = 1_790_000_000_000_000;
@@ -201,6 +250,78 @@ mod tests {
         assert!(SlidingWindow::new(tenon_sdk::settings::<SlidingWindow>(r#"{"window_ms": 0}"#).unwrap()).is_err());
         for text in [r#"{"sync": 1}"#, r#"{"read": -1}"#, r#"{"read": 1.5}"#] {
             assert!(tenon_sdk::settings::<SlidingWindow>(text).is_err(), "{text}");
+        }
+    }
+
+    fn reads(window_ms: u32, read: u32) -> SlidingWindow {
+        SlidingWindow::new(Settings { window_ms, read: Some(read), ..Settings::default() }).unwrap()
+    }
+
+    fn ask(cost: u64, now: u64) -> Request {
+        Request { cost, now, ..request(RouteClass::Read, Trust::Public) }
+    }
+
+    #[test]
+    fn what_was_spent_counts_in_windows_of_another_length() {
+        let (old, shorter, longer) = (reads(60_000, 100), reads(1000, 100), reads(3_600_000, 100));
+        let (_, cell) = old.check(&ask(90, NOW), (0, 0, 0, 0));
+        for new in [&shorter, &longer] {
+            assert!(matches!(new.check(&ask(11, NOW), cell).0, Verdict::Throttle(_)));
+            let (verdict, next) = new.check(&ask(10, NOW), cell);
+            assert!(matches!(verdict, Verdict::Allow(Allowance { limit: 100, remaining: 0, .. })), "{verdict:?}");
+            // Two of its own windows later nothing of that is left.
+            let later = NOW + 2 * length_us(new.settings.window_ms);
+            assert!(matches!(new.check(&ask(100, later), next).0, Verdict::Allow(_)));
+        }
+        // A window that has slid out of the old length does not come back in a longer one.
+        let (verdict, _) = longer.check(&ask(100, NOW + 120_000_000), cell);
+        assert!(matches!(verdict, Verdict::Allow(_)), "{verdict:?}");
+    }
+
+    #[test]
+    fn cells_of_the_first_version_count_on_and_come_back() {
+        let policy = reads(1000, 10);
+        let first = (NOW / 1_000_000, 9, 0, 0);
+        let cell = policy.upgrade(1, first).unwrap();
+        let (verdict, next) = policy.check(&ask(1, NOW), cell);
+        assert_eq!(verdict, Verdict::Allow(Allowance { limit: 10, remaining: 0, reset_ms: 2000 }));
+        assert!(matches!(policy.check(&ask(1, NOW), next).0, Verdict::Throttle(_)));
+        assert_eq!(policy.downgrade(1, cell).unwrap(), first);
+        assert_eq!(reads(500, 10).downgrade(1, cell).unwrap(), (0, 0, 0, 0));
+        assert!(policy.upgrade(0, first).is_err() && policy.downgrade(3, cell).is_err());
+    }
+
+    proptest! {
+        /// What passes under one configuration passes under one with at least that limit, whatever its windows.
+        #[test]
+        fn a_raise_throttles_nobody_whom_the_old_limit_lets_pass(
+            (window_ms, limit) in (1..5000_u32, 1..50_u32),
+            (other_ms, more) in (1..5000_u32, 0..50_u32),
+            requests in prop::collection::vec((0..20_u64, 0..2_000_000_u64), 1..100),
+        ) {
+            let (old, new) = (reads(window_ms, limit), reads(other_ms, limit + more));
+            let (mut cell, mut now) = ((0, 0, 0, 0), NOW);
+            for (cost, wait_us) in requests {
+                now += wait_us;
+                let (verdict, next) = old.check(&ask(cost, now), cell);
+                if let Verdict::Allow(Allowance { remaining, .. }) = verdict {
+                    let raised = new.check(&ask(cost, now), cell).0;
+                    let Verdict::Allow(Allowance { remaining: left, .. }) = raised else {
+                        return Err(TestCaseError::fail(format!("{raised:?}")));
+                    };
+                    // As much is spent as was.
+                    prop_assert_eq!(left, remaining + u64::from(more));
+                }
+                cell = next;
+            }
+        }
+
+        #[test]
+        fn no_cell_locks_anybody_out(cell: (u64, u64, u64, u64), window_ms in 1..5000_u32, now in 0..1_u64 << 52) {
+            let policy = reads(window_ms, 10);
+            let (_, cell) = policy.check(&ask(1, now), cell);
+            let (verdict, _) = policy.check(&ask(10, now + 2 * length_us(window_ms)), cell);
+            prop_assert!(matches!(verdict, Verdict::Allow(_)), "{:?}", verdict);
         }
     }
 }

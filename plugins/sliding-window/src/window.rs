@@ -48,15 +48,27 @@ pub enum Spent {
 }
 
 impl Counts {
-    /// The counts as they are in window `index`, when they were written in window `written`.
-    pub fn moved(self, written: u64, index: u64) -> Self {
-        match index.checked_sub(written) {
+    /// The counts as they are in window `index`, when they were written in window `written`, both modulo 2³².
+    pub fn moved(self, written: u32, index: u32) -> Self {
+        match index.wrapping_sub(written).cast_signed() {
             // A clock set back: what was spent stays spent, for a window or two and no longer.
-            None | Some(0) => self,
-            Some(1) => Self { before: self.current, current: 0 },
-            Some(_) => Self::default(),
+            ..=0 => self,
+            1 => Self { before: self.current, current: 0 },
+            _ => Self::default(),
         }
     }
+
+    /// What counts as spent at `now_us`, in windows of this length; more than a count holds is as much as it holds.
+    pub fn weight(self, length_us: u64, now_us: u64) -> u32 {
+        let left_us = length_us - now_us % length_us;
+        let spent = share(u64::from(self.before), left_us, length_us) + u64::from(self.current);
+        u32::try_from(spent).unwrap_or(u32::MAX)
+    }
+}
+
+/// ⌈count × stretch / length⌉
+fn share(count: u64, stretch_us: u64, length_us: u64) -> u64 {
+    (u128::from(count) * u128::from(stretch_us)).div_ceil(u128::from(length_us)) as u64
 }
 
 impl Window {
@@ -69,7 +81,7 @@ impl Window {
         let left_us = self.length_us - now_us % self.length_us;
         let before = u64::from(counts.before);
         let current = u64::from(counts.current);
-        let spent = self.share(before, left_us) + current;
+        let spent = share(before, left_us, self.length_us) + current;
         if spent + cost > limit {
             let wait_us = self.wait_us(counts, limit - cost, left_us);
             return (Spent::TooSoon { retry_after_ms: wait_us.div_ceil(1000).max(1) }, counts);
@@ -96,11 +108,6 @@ impl Window {
             // Not before the next one, where what is current now slides out.
             left_us.saturating_add(self.length_us - self.stretch(current, allowed).min(self.length_us))
         }
-    }
-
-    /// ⌈count × stretch / length⌉
-    fn share(self, count: u64, stretch_us: u64) -> u64 {
-        (u128::from(count) * u128::from(stretch_us)).div_ceil(u128::from(self.length_us)) as u64
     }
 
     /// The longest stretch whose share of `count` is at most `units`.
@@ -156,6 +163,16 @@ mod tests {
         assert_eq!(counts.moved(7, 8), Counts { before: 2, current: 0 });
         assert_eq!(counts.moved(7, 9), Counts::default());
         assert_eq!(counts.moved(7, 3), counts);
+        // Numbers begin anew at 2³².
+        assert_eq!(counts.moved(u32::MAX, 0), Counts { before: 2, current: 0 });
+        assert_eq!(counts.moved(u32::MAX, 1), Counts::default());
+    }
+
+    #[test]
+    fn what_weighs_is_the_share_of_the_window_before_and_all_of_this_one() {
+        let counts = Counts { before: 10, current: 3 };
+        assert_eq!([0, 250_000, 999_999].map(|us| counts.weight(LENGTH_US, DAY_US + us)), [13, 11, 4]);
+        assert_eq!(Counts { before: u32::MAX, current: 1 }.weight(LENGTH_US, DAY_US), u32::MAX);
     }
 
     #[test]
@@ -176,7 +193,7 @@ mod tests {
             for (cost, wait_us) in steps {
                 now += wait_us;
                 let index = now / LENGTH_US;
-                let (spent, next) = window.spend(counts.moved(written, index), cost, now);
+                let (spent, next) = window.spend(counts.moved(written as u32, index as u32), cost, now);
                 (counts, written) = (next, index);
                 if let Spent::Granted { .. } = spent {
                     granted.push((now, cost));
@@ -201,7 +218,7 @@ mod tests {
             let counts = Counts { before, current };
             if let (Spent::TooSoon { retry_after_ms }, counts) = window.spend(counts, cost, now) {
                 let later = now + retry_after_ms * 1000;
-                let counts = counts.moved(now / LENGTH_US, later / LENGTH_US);
+                let counts = counts.moved((now / LENGTH_US) as u32, (later / LENGTH_US) as u32);
                 let (spent, _) = window.spend(counts, cost, later);
                 prop_assert!(matches!(spent, Spent::Granted { .. }), "{:?}", spent);
             }

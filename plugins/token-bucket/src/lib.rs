@@ -1,19 +1,22 @@
-//! Token buckets: four for each caller, one a class of routes, each in one word of the caller's cell.
+//! Token buckets: four for each caller, one a class of routes, together in the caller's cell.
 //!
 //! The decision is [`bucket`]'s; here are the settings, and who is not asked at all: trusted callers, and classes without
 //! a bucket. By default that is followers who sync, so that nothing stands between a follower and its blocks.
 
 pub mod bucket;
+mod first_form;
 
 use serde::Deserialize;
 use tenon_sdk::Plugin;
-use tenon_sdk::rate_limit::{Allowance, Cell, Denial, Policy, Request, RouteClass, Throttled, Trust, Verdict};
+use tenon_sdk::rate_limit::{Allowance, Cell, Denial, Migrate, Policy, Request, RouteClass, Throttled, Trust, Verdict};
 
-use crate::bucket::{Bucket, Taken, UNITS_MAX};
+use crate::bucket::{Bucket, Buckets, Spent, Taken, UNITS_MAX};
 
 /// The plugin.
 pub struct TokenBucket {
-    settings: Settings,
+    buckets: Buckets,
+    trusts_loopback: bool,
+    trusts_peers: bool,
 }
 
 /// A bucket for each class, and who needs none.
@@ -65,32 +68,15 @@ impl Default for Settings {
     }
 }
 
-impl Settings {
-    fn rate(&self, class: RouteClass) -> Option<Rate> {
-        match class {
-            RouteClass::Sync => self.sync,
-            RouteClass::Read => self.read,
-            RouteClass::Write => self.write,
-            RouteClass::Import => self.import,
-        }
-    }
-
-    fn trusts(&self, trust: Trust) -> bool {
-        match trust {
-            Trust::Public => false,
-            Trust::Peer => self.trusted.contains(&Trusted::Peer),
-            Trust::Loopback => self.trusted.contains(&Trusted::Loopback),
-        }
-    }
-}
-
 impl Plugin for TokenBucket {
     type Settings = Settings;
 
     const SCHEMA: &'static str = include_str!("../schema.json");
+    // 2: what was spent; 1: when the bucket is full.
+    const MEMORY_VERSION: u32 = 2;
 
     fn new(settings: Settings) -> Result<Self, String> {
-        let Settings { sync, read, write, import, .. } = &settings;
+        let Settings { sync, read, write, import, trusted } = settings;
         for (class, rate) in [("sync", sync), ("read", read), ("write", write), ("import", import)] {
             let Some(rate) = rate else { continue };
             for (name, value) in [("capacity", rate.capacity), ("refill_per_second", rate.refill_per_second)] {
@@ -99,43 +85,69 @@ impl Plugin for TokenBucket {
                 }
             }
         }
-        Ok(Self { settings })
+        let bucket = |Rate { capacity, refill_per_second }| Bucket { capacity, refill_per_second };
+        Ok(Self {
+            buckets: [sync, read, write, import].map(|rate| rate.map(bucket)),
+            trusts_loopback: trusted.contains(&Trusted::Loopback),
+            trusts_peers: trusted.contains(&Trusted::Peer),
+        })
+    }
+}
+
+impl TokenBucket {
+    fn trusts(&self, trust: Trust) -> bool {
+        match trust {
+            Trust::Public => false,
+            Trust::Peer => self.trusts_peers,
+            Trust::Loopback => self.trusts_loopback,
+        }
     }
 }
 
 impl Policy for TokenBucket {
-    fn check(&self, request: &Request, mut cell: Cell) -> (Verdict, Cell) {
-        let Some(Rate { capacity, refill_per_second }) = self.settings.rate(request.class) else {
+    fn check(&self, request: &Request, cell: Cell) -> (Verdict, Cell) {
+        let class = index(request.class);
+        let Some(bucket) = self.buckets[class].filter(|_| !self.trusts(request.trust)) else {
             return (Verdict::Allow(Allowance::UNLIMITED), cell);
         };
-        if self.settings.trusts(request.trust) {
-            return (Verdict::Allow(Allowance::UNLIMITED), cell);
-        }
-        let bucket = Bucket { capacity, refill_per_second };
-        let word = word(&mut cell, request.class);
-        let (taken, full_at) = bucket.take(*word, request.cost, request.now);
-        *word = full_at;
-        let limit = u64::from(capacity);
+        let (taken, spent) = Spent::unpack(cell.into()).take(&self.buckets, class, request.cost, request.now);
+        let limit = u64::from(bucket.capacity);
         let verdict = match taken {
             Taken::Granted { remaining, reset_ms } => Verdict::Allow(Allowance { limit, remaining, reset_ms }),
             Taken::TooSoon { retry_after_ms } => Verdict::Throttle(Throttled { limit, retry_after_ms }),
             Taken::TooExpensive => Verdict::Deny(Denial::TooExpensive),
         };
-        (verdict, cell)
+        (verdict, spent.pack().into())
     }
 }
 
-/// The class's word of the cell.
-fn word(cell: &mut Cell, class: RouteClass) -> &mut u64 {
+impl Migrate for TokenBucket {
+    fn upgrade(&self, from_version: u32, cell: Cell) -> Result<Cell, String> {
+        match from_version {
+            1 => Ok(first_form::read(&self.buckets, cell.into()).pack().into()),
+            other => tenon_sdk::unknown_version(other),
+        }
+    }
+
+    fn downgrade(&self, to_version: u32, cell: Cell) -> Result<Cell, String> {
+        match to_version {
+            1 => Ok(first_form::write(&self.buckets, Spent::unpack(cell.into())).into()),
+            other => tenon_sdk::unknown_version(other),
+        }
+    }
+}
+
+/// The class's place in the cell.
+fn index(class: RouteClass) -> usize {
     match class {
-        RouteClass::Sync => &mut cell.0,
-        RouteClass::Read => &mut cell.1,
-        RouteClass::Write => &mut cell.2,
-        RouteClass::Import => &mut cell.3,
+        RouteClass::Sync => 0,
+        RouteClass::Read => 1,
+        RouteClass::Write => 2,
+        RouteClass::Import => 3,
     }
 }
 
-tenon_sdk::export_policy!(TokenBucket);
+tenon_sdk::export_policy!(TokenBucket, migrating);
 
 #[cfg(test)]
 mod tests {
@@ -201,6 +213,19 @@ mod tests {
         let (_, cell) = policy.check(&request(RouteClass::Write, Trust::Loopback), (0, 0, 0, 0));
         let (verdict, _) = policy.check(&request(RouteClass::Write, Trust::Loopback), cell);
         assert!(matches!(verdict, Verdict::Throttle(_)));
+    }
+
+    #[test]
+    fn cells_of_the_first_version_count_on_and_come_back() {
+        let policy = policy(r#"{"read": {"capacity": 5, "refill_per_second": 1}}"#);
+        let ask = request(RouteClass::Read, Trust::Public);
+        // Full again in three seconds: three units are spent.
+        let first = (0, (ask.now + 3_000_000) * 1000, 0, 0);
+        let cell = policy.upgrade(1, first).unwrap();
+        let (verdict, cell) = policy.check(&ask, cell);
+        assert_eq!(verdict, Verdict::Allow(Allowance { limit: 5, remaining: 1, reset_ms: 4000 }));
+        assert_eq!(policy.downgrade(1, cell).unwrap(), (0, (ask.now + 4_000_000) * 1000, 0, 0));
+        assert!(policy.upgrade(0, first).is_err() && policy.downgrade(3, cell).is_err());
     }
 
     #[test]
