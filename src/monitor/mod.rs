@@ -49,6 +49,8 @@ pub struct Observation {
     pub verification_age_max_ms: Option<u64>,
     /// Slots whose plugin is in trouble.
     pub plugins: Vec<PluginTrouble>,
+    /// Slots that are not served by what is wanted of them, and why.
+    pub refused_plugins: Vec<PluginTrouble>,
     /// What waits where, and how much may.
     pub queues: Vec<Queue>,
     /// Transactions that wait for a block.

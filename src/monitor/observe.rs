@@ -62,6 +62,7 @@ struct Shared {
 struct Slow {
     disk: Option<Disk>,
     quarantined: Vec<PluginTrouble>,
+    refused: Vec<PluginTrouble>,
     /// Slots whose last change was for the worse.
     rolled_back: BTreeMap<String, (Time, String)>,
 }
@@ -117,6 +118,7 @@ impl Observer {
             )),
             verification_age_max_ms: None,
             plugins: slow.quarantined.iter().cloned().chain(rolled_back).collect(),
+            refused_plugins: slow.refused.clone(),
             queues: waiting,
             pending: mempool.len() as u64,
         }
@@ -126,9 +128,11 @@ impl Observer {
     pub fn refresh(&self) {
         let observed = &self.0.observed;
         let disk = disk(observed.ledger.storage().path());
-        let quarantined = (observed.plugins)().into_iter().filter_map(quarantined).collect();
+        let slots = (observed.plugins)();
+        let refused = slots.iter().filter_map(refused).collect();
+        let quarantined = slots.into_iter().filter_map(quarantined).collect();
         let mut slow = self.slow();
-        (slow.disk, slow.quarantined) = (disk, quarantined);
+        (slow.disk, slow.quarantined, slow.refused) = (disk, quarantined, refused);
     }
 
     /// Takes in what happened to a plugin.
@@ -170,6 +174,15 @@ fn facts(status: &SyncStatus, height: u64) -> SyncFacts {
         problem: status.problem.clone(),
         has_ended: false,
     }
+}
+
+fn refused(status: &Status) -> Option<PluginTrouble> {
+    let reason = status.refused.as_ref()?;
+    let serves = match &status.plugin {
+        Some(plugin) => format!("generation {} of {plugin}", status.generation),
+        None => "the built-in".to_owned(),
+    };
+    Some(PluginTrouble { slot: status.slot.clone(), text: format!("{reason}; {serves} serves") })
 }
 
 fn quarantined(status: Status) -> Option<PluginTrouble> {

@@ -235,6 +235,14 @@ mod tests {
                 &["plugin"],
             ),
             (
+                "a plugin was refused, the built-in answers",
+                with(live(), |o| {
+                    o.refused_plugins = vec![PluginTrouble { slot: "sync".into(), text: "not signed".into() }];
+                }),
+                &[],
+                &["plugin-refused"],
+            ),
+            (
                 "the mempool is full, and an authority makes no block",
                 with(authority(), |o| {
                     (o.pending, o.import_age_ms) = (10_000, 61_000);

@@ -48,6 +48,8 @@ static STATE_WRONG: Rule = rule("state-wrong", Severity::Critical, false, "the s
 static STATE_UNVERIFIED: Rule =
     rule("state-unverified", Severity::Warning, true, "the last verification of the state is too old");
 static PLUGIN: Rule = rule("plugin", Severity::Warning, false, "a plugin was rolled back or is quarantined");
+static PLUGIN_REFUSED: Rule =
+    rule("plugin-refused", Severity::Warning, false, "what is wanted of a slot was refused, and something else serves");
 static DISK: Rule = rule("disk", Severity::Critical, true, "the disk of the database is nearly full");
 static STORAGE: Rule = rule("storage", Severity::Critical, false, "blocks cannot be stored");
 static SYNC_PROBLEM: Rule = rule("sync-problem", Severity::Warning, true, "something keeps sync from going on");
@@ -56,7 +58,7 @@ static PRODUCTION: Rule = rule("production", Severity::Critical, false, "transac
 static QUEUE: Rule = rule("queue", Severity::Warning, true, "something that waits is near its limit");
 
 /// Every rule there is.
-pub static RULES: [&Rule; 16] = [
+pub static RULES: [&Rule; 17] = [
     &LAG_BLOCKS,
     &LAG_SECONDS,
     &STUCK,
@@ -67,6 +69,7 @@ pub static RULES: [&Rule; 16] = [
     &STATE_WRONG,
     &STATE_UNVERIFIED,
     &PLUGIN,
+    &PLUGIN_REFUSED,
     &DISK,
     &STORAGE,
     &SYNC_PROBLEM,
@@ -82,6 +85,9 @@ pub fn findings(seen: &Observation, thresholds: &Thresholds) -> Vec<Finding> {
     chain(seen, thresholds, &mut found);
     for trouble in &seen.plugins {
         found.raised(&PLUGIN, &trouble.slot, true, || trouble.text.clone());
+    }
+    for refused in &seen.refused_plugins {
+        found.raised(&PLUGIN_REFUSED, &refused.slot, true, || refused.text.clone());
     }
     for queue in &seen.queues {
         nearly_full(queue, &mut found);
@@ -288,6 +294,9 @@ mod tests {
         }
         check("plugin", "sync", RAISED, |seen| {
             seen.plugins = vec![PluginTrouble { slot: "sync".into(), text: "quarantined".into() }];
+        });
+        check("plugin-refused", "sync", RAISED, |seen| {
+            seen.refused_plugins = vec![PluginTrouble { slot: "sync".into(), text: "not signed".into() }];
         });
         let gib = 1 << 30;
         for (free, level) in [(gib - 1, RAISED), (gib, BETWEEN), (gib + gib / 4, None)] {
