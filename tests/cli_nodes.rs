@@ -356,6 +356,22 @@ fn a_new_version_proves_itself_on_live_requests_and_every_refusal_can_be_explain
         .map(|step| step["phase"].as_str().unwrap().to_owned())
         .collect();
     assert!(phases.contains(&"quarantined".to_owned()), "{phases:?}");
+    assert!(phases.contains(&"started".to_owned()), "{phases:?}");
+    let text = printed(dir, &[&["plugin", "history", "rate-limit"], &admin[..]].concat(), 0);
+    let started = text.lines().find(|line| line.contains("started")).expect("the restart");
+    assert!(started.starts_with("20") && started.contains('T') && started.contains("Z  0 "), "{text}");
+    let titles = text.lines().next().expect("titles");
+    assert!(titles.contains("digest") && titles.contains("configuration"), "{text}");
+    // What is wanted does not serve: the alert says so, and the list.
+    assert!(listed[1]["refused"].to_string().contains("quarantine"), "{listed}");
+    fs::write(node.path.join("plugins/broken.wasm"), "nonsense").unwrap();
+    node.logged("plugin rejected");
+    let listed = plugin(&["list"]);
+    let files: Vec<&Value> = listed.as_array().unwrap().iter().filter(|row| row["path"].is_string()).collect();
+    let broken = files.iter().find(|file| file["path"] == "broken.wasm").expect("a row of its own");
+    assert!(broken["refused"].as_str().is_some_and(|reason| !reason.is_empty()), "{listed}");
+    let text = printed(dir, &[&["plugin", "list"], &admin[..]].concat(), 0);
+    assert!(text.lines().any(|line| line.starts_with("broken.wasm")), "{text}");
     // Unless the operator says so.
     assert_eq!(plugin(&["promote", "rate-limit", "--force"])["status"], "live");
     node.logged("plugin live");

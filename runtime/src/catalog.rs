@@ -18,6 +18,8 @@ use crate::{
 
 /// Folders below the plugin directory that are looked into, so that a link to a parent folder ends.
 const DEPTH_MAX: usize = 8;
+/// Refused files that are named where a plugin is missing.
+const REFUSED_MAX: usize = 3;
 
 /// What a file looks like from outside; when it is the same, the bytes very likely are too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -148,6 +150,20 @@ impl Catalog {
     pub(crate) fn rejection(&self, kind: &str, name: &str) -> Option<&Rejection> {
         let (_, file) = newest(self.holders(kind, name))?;
         file.now.as_ref().err()
+    }
+
+    /// What there is to say of refused files where none holds the plugin `name`: those of that file name, else all. Begins
+    /// with a semicolon; empty where nothing was refused.
+    pub(crate) fn refused_for(&self, name: &str) -> String {
+        let refused = || self.files.iter().filter(|(_, file)| file.good.is_none());
+        let is_named = |path: &Path| path.file_stem().is_some_and(|stem| stem == name);
+        let named = refused().any(|(path, _)| is_named(path));
+        let told =
+            refused().filter(|(path, _)| !named || is_named(path)).take(REFUSED_MAX).filter_map(|(path, file)| {
+                let Rejection { stage, reason, .. } = file.now.as_ref().err()?;
+                Some(format!("; {} is refused: {stage}: {reason}", path.display()))
+            });
+        told.collect()
     }
 
     /// The names of all plugins of `kind`.

@@ -83,6 +83,13 @@ pub trait Kind: Sized + Send + Sync + 'static {
     /// replay name.
     fn label(answer: &Self::Answer) -> &'static str;
 
+    /// Whether two answers to one request that are not equal differ in what they decide: then they count against a
+    /// candidate in the shadow. Where they only say it otherwise they are counted apart. By default any difference counts.
+    fn diverges(live: &Self::Answer, candidate: &Self::Answer) -> bool {
+        let _ = (live, candidate);
+        true
+    }
+
     /// Every word that [`label`](Self::label) can say, so that a budget which names another is refused at once. Empty:
     /// they are not known ahead.
     fn labels() -> &'static [&'static str] {

@@ -88,7 +88,7 @@ mod watcher;
 
 pub use catalog::PluginFile;
 pub use context::Context;
-pub use digest::Digest;
+pub use digest::{ConfigDigest, Digest};
 pub use event::{Change, Event};
 pub use host::{ControlError, Host, HostConfig, Report, ScanReport};
 pub use kind::Kind;

@@ -95,13 +95,15 @@ pub struct Divergence {
     pub generation: u64,
     /// Answers that were compared.
     pub compared: u64,
-    /// Of those, how many differ.
+    /// Of those, how many differ in what they decide: what counts against the candidate.
     pub divergent: u64,
+    /// How many decide the same and differ in fields only, where the kind tells the two apart.
+    pub differing_fields: u64,
     /// Calls that the candidate failed; each counts as one that differs.
     pub failures: u64,
     /// Calls that it was not given, since it was too slow for them.
     pub dropped: u64,
-    /// The differences, most frequent first.
+    /// The differences of either sort, most frequent first.
     pub groups: Vec<Group>,
 }
 
@@ -150,6 +152,7 @@ struct Seen<K: Kind> {
     own: Option<(K::Memory, u32)>,
     compared: u64,
     divergent: u64,
+    differing_fields: u64,
     failures: u64,
     groups: BTreeMap<(&'static str, &'static str, &'static str), Collected>,
 }
@@ -168,6 +171,7 @@ impl<K: Kind> Shadow<K> {
             own: None,
             compared: 0,
             divergent: 0,
+            differing_fields: 0,
             failures: 0,
             groups: BTreeMap::new(),
         };
@@ -217,7 +221,10 @@ impl<K: Kind> Shadow<K> {
                 Err(failure)
             }
         };
-        seen.divergent += 1;
+        match &candidate {
+            Ok(answer) if !K::diverges(&call.answer, answer) => seen.differing_fields += 1,
+            _ => seen.divergent += 1,
+        }
         seen.note(call, candidate);
         failed
     }
@@ -240,6 +247,7 @@ impl<K: Kind> Shadow<K> {
             generation: self.generation.number,
             compared: seen.compared,
             divergent: seen.divergent,
+            differing_fields: seen.differing_fields,
             failures: seen.failures,
             dropped: self.dropped.load(Ordering::Relaxed),
             groups: Vec::new(),

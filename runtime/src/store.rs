@@ -11,6 +11,7 @@ use std::{
 
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::{digest::Digest, rollout::Kept};
 
@@ -43,11 +44,21 @@ pub(crate) struct SlotRecord {
     pub(crate) machine: Kept,
 }
 
-/// A component that served in a slot.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// A component that served in a slot, and with what.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Good {
     pub(crate) plugin: String,
     pub(crate) digest: Digest,
+    /// What it was configured with; none in records of older versions, which did not keep it.
+    #[serde(default)]
+    pub(crate) settings: Option<Value>,
+}
+
+impl Good {
+    /// Whether `other` is the same but for a configuration that is not known.
+    fn is_less_of(&self, other: &Good) -> bool {
+        self.settings.is_none() && (&self.plugin, self.digest) == (&other.plugin, other.digest)
+    }
 }
 
 impl Store {
@@ -119,7 +130,12 @@ impl Store {
             && (proven || record.good.is_none())
             && record.good.as_ref() != Some(&live)
         {
-            record.before = record.good.replace(live);
+            let former = record.good.replace(live);
+            let is_news =
+                record.good.as_ref().zip(former.as_ref()).is_none_or(|(live, former)| !former.is_less_of(live));
+            if is_news {
+                record.before = former;
+            }
         }
         if *record != former {
             self.save();

@@ -311,6 +311,141 @@ fn a_configuration_that_does_harm_does_not_condemn_the_bytes() {
     assert_eq!(slot.generation(), 3);
 }
 
+/// The configuration `{"n": number}`, in a slot with this rollout.
+fn configured(number: u64, rollout: &Rollout) -> PluginConfig {
+    PluginConfig { settings: json!({ "n": number }), ..config(rollout.clone()) }
+}
+
+#[test]
+fn a_configuration_that_was_rolled_back_is_not_taken_at_the_next_start_either() {
+    for rollout in [Rollout::Immediate, shadow(1_000_000, 0.0)] {
+        let bed = Bed::new();
+        bed.serving(&version(1, Mode::Count), configured(1, &rollout));
+        bed.host.configure("counter", json!({ "n": 2 })).expect("both fit");
+        if rollout != Rollout::Immediate {
+            bed.host.promote("counter", false).expect("on trial");
+        }
+        let status = bed.host.roll_back("counter").expect("a step back");
+        assert_eq!(status.settings, json!({ "n": 1 }));
+        let again = bed.host.configure("counter", json!({ "n": 2 })).expect_err("it was rolled back").to_string();
+        assert!(again.contains("quarantine") && again.contains("change its configuration"), "{again}");
+        let bed = Bed::again(bed.shut_down(), |_| {});
+        bed.counter(configured(2, &rollout));
+        let stages: Vec<_> = bed.host.open().rejected.iter().map(|rejection| rejection.stage).collect();
+        assert_eq!(stages, [Stage::Quarantine], "{rollout:?}");
+        let status = bed.status();
+        assert_eq!((status.settings, status.generations.len()), (json!({ "n": 1 }), 1), "{rollout:?}");
+        assert!(status.refused.is_some_and(|reason| reason.contains("an operator took it back")));
+        assert!(bed.host.roll_back("counter").is_err(), "never back to what was rolled back");
+        // Until an operator insists.
+        assert_eq!(bed.host.promote("counter", true).expect("by force").settings, json!({ "n": 2 }));
+        assert_eq!(bed.status().refused, None);
+    }
+}
+
+#[test]
+fn what_was_changed_while_the_node_was_down_proves_itself_as_any_other() {
+    for (number, text) in [(2, version(1, Mode::Count)), (1, version(2, Mode::Count)), (2, version(2, Mode::Count))] {
+        let rollout = shadow(1_000_000, 0.0);
+        let bed = Bed::new();
+        bed.serving(&version(1, Mode::Count), configured(1, &rollout));
+        let dirs = bed.shut_down();
+        let bed = Bed::again(dirs, |_| {});
+        bed.put("adder.wasm", &text.counter());
+        bed.counter(configured(number, &rollout));
+        assert_eq!(bed.host.open().rejected, []);
+        let status = bed.status();
+        assert_eq!(status.generations.iter().map(|one| one.role).collect::<Vec<_>>(), [Role::Live, Role::Shadow]);
+        assert_eq!((status.version.as_deref(), status.settings), (Some("1.1.0"), json!({ "n": 1 })));
+        assert_eq!(status.refused, None, "it is on its way");
+        let status = bed.host.promote("counter", false).expect("on trial");
+        let wanted = format!("1.{}.0", if text.version == "1.1.0" { 1 } else { 2 });
+        assert_eq!((status.version, status.settings), (Some(wanted), json!({ "n": number })));
+    }
+    // Where everything goes live at once, this does.
+    let bed = Bed::new();
+    bed.serving(&version(1, Mode::Count), configured(1, &Rollout::Immediate));
+    let bed = Bed::again(bed.shut_down(), |_| {});
+    bed.counter(configured(2, &Rollout::Immediate));
+    bed.host.open();
+    assert_eq!((bed.status().settings, bed.status().generation), (json!({ "n": 2 }), 1));
+}
+
+#[test]
+fn a_record_without_configurations_is_one_of_an_older_version() {
+    let rollout = shadow(1_000_000, 0.0);
+    let bed = Bed::new();
+    bed.serving(&version(1, Mode::Count), configured(1, &rollout));
+    let dirs = bed.shut_down();
+    let path = dirs.path().join("state/record.json");
+    let mut record: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(&path).expect("the record")).expect("JSON");
+    let slot = &mut record["slots"]["counter"];
+    let forgotten = slot["good"].as_object_mut().expect("what served").remove("settings");
+    assert_eq!(forgotten, Some(json!({ "n": 1 })));
+    slot["machine"].as_object_mut().expect("the machine").remove("configurations");
+    std::fs::write(&path, record.to_string()).expect("writing");
+    let bed = Bed::again(dirs, |_| {});
+    bed.counter(configured(2, &rollout));
+    assert_eq!(bed.host.open().rejected, []);
+    // What it served with is not known: what is wanted is taken to be that.
+    let status = bed.status();
+    assert_eq!((status.settings, status.generations.len()), (json!({ "n": 2 }), 1));
+}
+
+#[test]
+fn the_history_goes_on_below_a_restart() {
+    let bed = Bed::new();
+    bed.serving(&version(1, Mode::Count), config(Rollout::Immediate));
+    offer(&bed, &version(2, Mode::Count));
+    bed.host.configure("counter", json!({ "n": 2 })).expect("a swap");
+    let before = bed.host.history("counter").expect("the slot");
+    assert_eq!(before.iter().map(|step| step.phase).filter(|phase| *phase == Phase::Live).count(), 3);
+    let configurations: Vec<String> = before.iter().filter_map(|step| Some(step.configuration?.to_string())).collect();
+    assert_eq!((configurations[0].as_str(), configurations.len()), ("default", before.len()));
+    assert_ne!(configurations[before.len() - 1], "default");
+    let bed = Bed::again(bed.shut_down(), |_| {});
+    bed.counter(config(Rollout::Immediate));
+    bed.host.open();
+    let after = bed.host.history("counter").expect("the slot");
+    assert_eq!(after[..before.len()], before, "nothing is rewritten");
+    let new: Vec<_> = after[before.len()..].iter().map(|step| (step.generation, step.phase)).collect();
+    assert_eq!(new, [(3, Phase::Retired), (0, Phase::Started), (1, Phase::Live)]);
+    assert_eq!(after[before.len()].reason.as_deref(), Some("the node stopped"));
+}
+
+#[test]
+fn what_is_wanted_and_does_not_serve_is_told_until_it_does() {
+    let bed = Bed::new();
+    bed.put("adder.wasm", b"nonsense");
+    bed.counter(config(shadow(1_000_000, 0.0)));
+    bed.host.open();
+    let told = |part: &str| {
+        let refused = bed.status().refused.expect("it does not serve");
+        assert!(refused.contains(part), "{part}: {refused}");
+    };
+    told("adder.wasm is refused: ");
+    let bad = Text { configure: 1, ..version(1, Mode::Count) };
+    offer(&bed, &bad);
+    told("configure");
+    offer(&bed, &version(1, Mode::Count));
+    assert_eq!((bed.status().generation, bed.status().refused), (1, None));
+    // A candidate that is called off; what serves is then not what is wanted.
+    offer(&bed, &version(2, Mode::Count));
+    assert_eq!(bed.status().refused, None, "on its way");
+    bed.host.roll_back("counter").expect("called off");
+    told("an operator took it back");
+    // An order that is refused changes nothing about that: what was there before is wanted again, and serves.
+    offer(&bed, &version(1, Mode::Count));
+    assert_eq!(bed.status().refused, None);
+    assert!(bed.host.use_plugin("counter", Some("no-such")).is_err());
+    assert_eq!(bed.status().refused, None);
+    bed.put("other.wasm", &Text { configure: 1, ..Text::new("other", 1) }.counter());
+    bed.host.reload("counter").expect("sound");
+    assert!(bed.host.use_plugin("counter", Some("other")).is_err());
+    assert_eq!(bed.status().refused, None);
+}
+
 #[test]
 fn what_lies_damaged_on_disk_is_put_aside_and_the_host_starts() {
     let bed = Bed::new();

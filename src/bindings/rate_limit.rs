@@ -72,6 +72,11 @@ impl Kind for RateLimit {
         }
     }
 
+    /// Another limit is another number in every answer; what a client notices is another verdict.
+    fn diverges(live: &Verdict, candidate: &Verdict) -> bool {
+        Self::label(live) != Self::label(candidate)
+    }
+
     fn labels() -> &'static [&'static str] {
         &["allow", "throttle", "deny", "pass"]
     }

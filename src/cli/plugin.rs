@@ -77,7 +77,7 @@ enum Command {
     Explain(Explain),
     /// Syncs in virtual time among modelled peers, with each of some strategies
     Simulate(Simulate),
-    /// The slots of a node, and who serves them
+    /// The slots of a node, who serves them and why not what is wanted; its files, and why those that are refused are
     List,
     /// Loads a slot's plugin anew, even from the same bytes
     Reload {
@@ -142,8 +142,11 @@ impl Plugin {
             Command::Explain(explain) => explain.run(&admin, output).await,
             Command::Simulate(simulate) => tokio::task::block_in_place(|| simulate.run(output)),
             Command::List => {
-                let slots = admin.node()?.get("/admin/plugins").await?;
-                list(slots.as_array().map_or(&[], Vec::as_slice), output);
+                let node = admin.node()?;
+                let slots = node.get("/admin/plugins").await?;
+                let files = node.get("/admin/plugin-files").await?;
+                let rows = |value: &Value| value.as_array().cloned().unwrap_or_default();
+                list_all(&rows(&slots), &rows(&files), output);
                 Ok(Outcome::Done)
             }
             Command::Reload { slot } => {
@@ -153,7 +156,7 @@ impl Plugin {
             }
             Command::History { slot } => {
                 let steps = admin.node()?.get(&path(&slot, "history")).await?;
-                output.list(steps.as_array().map_or(&[], Vec::as_slice), &STEPS);
+                show_history(steps.as_array().map_or(&[], Vec::as_slice), output);
                 Ok(Outcome::Done)
             }
             Command::Shadow { slot } => {
@@ -189,7 +192,7 @@ impl Plugin {
 }
 
 /// What of a slot is shown.
-const COLUMNS: [(&str, &str); 10] = [
+const COLUMNS: [(&str, &str); 11] = [
     ("slot", "/slot"),
     ("plugin", "/plugin"),
     ("version", "/version"),
@@ -200,16 +203,73 @@ const COLUMNS: [(&str, &str); 10] = [
     ("failures", "/failures"),
     ("fallbacks", "/fallbacks"),
     ("last error", "/last_error"),
+    ("not taken", "/refused"),
 ];
 
 /// What of a step is shown.
-const STEPS: [(&str, &str); 5] = [
+const STEPS: [(&str, &str); 7] = [
+    ("at", "/at"),
     ("generation", "/generation"),
     ("plugin", "/plugin"),
     ("phase", "/phase"),
-    ("reason", "/reason"),
     ("digest", "/digest"),
+    ("configuration", "/configuration"),
+    ("reason", "/reason"),
 ];
+
+/// What of a file is shown.
+const FILES: [(&str, &str); 5] =
+    [("file", "/path"), ("plugin", "/name"), ("version", "/version"), ("serves", "/serves"), ("refused", "/refused")];
+
+/// Hex digits that tell digests apart for people.
+const DIGEST_SHOWN: usize = 12;
+
+fn show_history(steps: &[Value], output: &Output) {
+    if output.is_json() {
+        return output.list(steps, &STEPS);
+    }
+    let short = |step: &Value| {
+        let mut step = step.clone();
+        for name in ["digest", "configuration"] {
+            if let Some(digest) = step[name].as_str().and_then(|digest| digest.get(..DIGEST_SHOWN)) {
+                step[name] = Value::String(digest.to_owned());
+            }
+        }
+        step
+    };
+    output.list(&steps.iter().map(short).collect::<Vec<_>>(), &STEPS);
+}
+
+/// The slots, then the files: for programs only those that are refused or hidden by another, after the slots.
+fn list_all(slots: &[Value], files: &[Value], output: &Output) {
+    let files: Vec<Value> = files.iter().map(|file| of_file(file, slots)).collect();
+    if output.is_json() {
+        let idle = files.into_iter().filter(|file| !file["refused"].is_null());
+        return output.list(&slots.iter().cloned().chain(idle).collect::<Vec<_>>(), &COLUMNS);
+    }
+    list(slots, output);
+    if !files.is_empty() {
+        output.line("");
+        output.list(&files, &FILES);
+    }
+}
+
+/// A file with the slots that it serves, and in a few words why it is not taken.
+fn of_file(file: &Value, slots: &[Value]) -> Value {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let mut file = file.clone();
+    let refused = match (&file["rejection"], file["shadowed_by"].as_str()) {
+        (Value::Object(rejection), _) => Some(format!("{}: {}", text(&rejection["stage"]), text(&rejection["reason"]))),
+        (_, Some(other)) => Some(format!("{other} is newer, and holds the same plugin")),
+        _ => None,
+    };
+    let serves = |slot: &&Value| !file["digest"].is_null() && slot["digest"] == file["digest"];
+    let serves: Vec<String> = slots.iter().filter(serves).map(|slot| text(&slot["slot"])).collect();
+    let serves = Some(serves.join(", ")).filter(|serves| !serves.is_empty() && refused.is_none());
+    file["refused"] = refused.map_or(Value::Null, Value::String);
+    file["serves"] = serves.map_or(Value::Null, Value::String);
+    file
+}
 
 fn show_shadow(shadow: &Value, output: &Output) {
     if output.is_json() {

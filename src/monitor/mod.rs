@@ -51,6 +51,8 @@ pub struct Observation {
     pub plugins: Vec<PluginTrouble>,
     /// What each agent has set aside; empty as long as nobody has looked.
     pub agents: Vec<Parked>,
+    /// Slots that are not served by what is wanted of them, and why.
+    pub refused_plugins: Vec<PluginTrouble>,
     /// What waits where, and how much may.
     pub queues: Vec<Queue>,
     /// Transactions that wait for a block.

@@ -65,6 +65,7 @@ struct Slow {
     disk: Option<Disk>,
     agents: Vec<Parked>,
     quarantined: Vec<PluginTrouble>,
+    refused: Vec<PluginTrouble>,
     /// Slots whose last change was for the worse.
     rolled_back: BTreeMap<String, (Time, String)>,
 }
@@ -121,6 +122,7 @@ impl Observer {
             verification_age_max_ms: None,
             plugins: slow.quarantined.iter().cloned().chain(rolled_back).collect(),
             agents: slow.agents.clone(),
+            refused_plugins: slow.refused.clone(),
             queues: waiting,
             pending: mempool.len() as u64,
         }
@@ -130,10 +132,12 @@ impl Observer {
     pub fn refresh(&self) {
         let observed = &self.0.observed;
         let disk = disk(observed.ledger.storage().path());
-        let quarantined = (observed.plugins)().into_iter().filter_map(quarantined).collect();
+        let slots = (observed.plugins)();
+        let refused = slots.iter().filter_map(refused).collect();
+        let quarantined = slots.into_iter().filter_map(quarantined).collect();
         let agents = (observed.agents)();
         let mut slow = self.slow();
-        (slow.disk, slow.quarantined) = (disk, quarantined);
+        (slow.disk, slow.quarantined, slow.refused) = (disk, quarantined, refused);
         // What was seen last holds on where nothing can be read.
         slow.agents = agents.unwrap_or_else(|| std::mem::take(&mut slow.agents));
     }
@@ -177,6 +181,15 @@ fn facts(status: &SyncStatus, height: u64) -> SyncFacts {
         problem: status.problem.clone(),
         has_ended: false,
     }
+}
+
+fn refused(status: &Status) -> Option<PluginTrouble> {
+    let reason = status.refused.as_ref()?;
+    let serves = match &status.plugin {
+        Some(plugin) => format!("generation {} of {plugin}", status.generation),
+        None => "the built-in".to_owned(),
+    };
+    Some(PluginTrouble { slot: status.slot.clone(), text: format!("{reason}; {serves} serves") })
 }
 
 fn quarantined(status: Status) -> Option<PluginTrouble> {

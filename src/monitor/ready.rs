@@ -118,7 +118,7 @@ mod tests {
     #[test]
     fn the_truth_table_of_readiness() {
         use SyncState::{Ahead, Authority, Behind, Diverged, Live, NoSource, Starting, Syncing};
-        let situations: [(&str, Observation, &[&str], &[&str]); 29] = [
+        let situations: [(&str, Observation, &[&str], &[&str]); 30] = [
             ("an authority alone", authority(), &[], &[]),
             ("an authority at rest for hours", with(authority(), |o| o.head_age_ms = 9_000_000), &[], &[]),
             ("a node that follows nobody", at(Authority, 100, 100), &[], &[]),
@@ -244,6 +244,14 @@ mod tests {
                 with(live(), |o| o.agents = vec![Parked { agent: "bob".into(), parked: 2, unheard: 2 }]),
                 &[],
                 &["agent-parked"],
+            ),
+            (
+                "a plugin was refused, the built-in answers",
+                with(live(), |o| {
+                    o.refused_plugins = vec![PluginTrouble { slot: "sync".into(), text: "not signed".into() }];
+                }),
+                &[],
+                &["plugin-refused"],
             ),
             (
                 "the mempool is full, and an authority makes no block",

@@ -49,6 +49,8 @@ static STATE_UNVERIFIED: Rule =
     rule("state-unverified", Severity::Warning, true, "the last verification of the state is too old");
 static PLUGIN: Rule = rule("plugin", Severity::Warning, false, "a plugin was rolled back or is quarantined");
 static AGENT_PARKED: Rule = rule("agent-parked", Severity::Warning, true, "an agent has set events aside");
+static PLUGIN_REFUSED: Rule =
+    rule("plugin-refused", Severity::Warning, false, "what is wanted of a slot was refused, and something else serves");
 static DISK: Rule = rule("disk", Severity::Critical, true, "the disk of the database is nearly full");
 static STORAGE: Rule = rule("storage", Severity::Critical, false, "blocks cannot be stored");
 static SYNC_PROBLEM: Rule = rule("sync-problem", Severity::Warning, true, "something keeps sync from going on");
@@ -57,7 +59,7 @@ static PRODUCTION: Rule = rule("production", Severity::Critical, false, "transac
 static QUEUE: Rule = rule("queue", Severity::Warning, true, "something that waits is near its limit");
 
 /// Every rule there is.
-pub static RULES: [&Rule; 17] = [
+pub static RULES: [&Rule; 18] = [
     &LAG_BLOCKS,
     &LAG_SECONDS,
     &STUCK,
@@ -69,6 +71,7 @@ pub static RULES: [&Rule; 17] = [
     &STATE_UNVERIFIED,
     &PLUGIN,
     &AGENT_PARKED,
+    &PLUGIN_REFUSED,
     &DISK,
     &STORAGE,
     &SYNC_PROBLEM,
@@ -90,6 +93,9 @@ pub fn findings(seen: &Observation, thresholds: &Thresholds) -> Vec<Finding> {
             let by_hand = parked.saturating_sub(*unheard);
             format!("{unheard} events wait for a handler, {by_hand} for `tenon agent retry {agent}`")
         });
+    }
+    for refused in &seen.refused_plugins {
+        found.raised(&PLUGIN_REFUSED, &refused.slot, true, || refused.text.clone());
     }
     for queue in &seen.queues {
         nearly_full(queue, &mut found);
@@ -302,6 +308,9 @@ mod tests {
                 seen.agents = vec![Parked { agent: "bob".into(), parked, unheard }];
             });
         }
+        check("plugin-refused", "sync", RAISED, |seen| {
+            seen.refused_plugins = vec![PluginTrouble { slot: "sync".into(), text: "not signed".into() }];
+        });
         let gib = 1 << 30;
         for (free, level) in [(gib - 1, RAISED), (gib, BETWEEN), (gib + gib / 4, None)] {
             check("disk", "", level, |seen| seen.disk = Some(Disk { free, total: 100 * gib }));

@@ -1,5 +1,5 @@
 //! The operator's routes, on a listener of their own: `GET /admin/plugins` and `POST /admin/plugins/{slot}/{action}`,
-//! `POST /admin/snapshot` and `POST /admin/sync/verify`; those of [`super::agents`].
+//! `GET /admin/plugin-files`, `POST /admin/snapshot` and `POST /admin/sync/verify`; those of [`super::agents`].
 //!
 //! Every request carries the token of `admin.token` as `Authorization: Bearer …`. A slot's name may hold a slash, as it is
 //! or as `%2F`: `/admin/plugins/agent/bob/reload`.
@@ -14,14 +14,16 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use serde::Serialize;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use tenon_runtime::{ControlError, Host};
+use tenon_runtime::{ControlError, Host, Transition};
 
 use super::error::{ApiError, Result};
 use super::request::{read_body, shown, utf8};
 use super::snapshots::SnapshotJson;
 use crate::agent::Agents;
+use crate::chain::Time;
 use crate::maintenance::audit::Auditor;
 use crate::maintenance::shelf::{MakeError, Shelf};
 use crate::snapshot::SnapshotError;
@@ -60,6 +62,7 @@ pub(super) fn router(parts: AdminParts) -> Router {
     super::agents::routes(parts.agents)
         .route("/admin/plugins", get(list))
         .route("/admin/plugins/", get(list))
+        .route("/admin/plugin-files", get(files))
         .route("/admin/plugins/{*order}", post(order).get(question))
         .route("/admin/snapshot", post(snapshot))
         .route("/admin/sync/verify", post(verify))
@@ -71,7 +74,8 @@ pub(super) fn router(parts: AdminParts) -> Router {
 
 async fn not_found() -> ApiError {
     ApiError::not_found(
-        "not found; there are `GET /admin/plugins`, `GET /admin/plugins/{slot}/{history,shadow,journal}` and \
+        "not found; there are `GET /admin/plugins`, `GET /admin/plugin-files`, \
+         `GET /admin/plugins/{slot}/{history,shadow,journal}` and \
          `POST /admin/plugins/{slot}/{reload,use,config,promote,rollback}`, `GET /admin/agents`, \
          `GET /admin/agents/{name}/parked` and `POST /admin/agents/{name}/retry`, `POST /admin/snapshot` and \
          `POST /admin/sync/verify`",
@@ -100,6 +104,26 @@ async fn list(State(admin): State<Admin>) -> Response {
     Json(admin.0.host.status()).into_response()
 }
 
+/// Every file of the plugin directory, with why it is refused or which other one serves in its place.
+async fn files(State(admin): State<Admin>) -> Response {
+    Json(admin.0.host.plugins()).into_response()
+}
+
+/// A step of a generation, and when it was taken, in RFC 3339 and UTC.
+#[derive(Serialize)]
+struct Step {
+    #[serde(flatten)]
+    step: Transition,
+    at: String,
+}
+
+impl Step {
+    fn of(step: Transition) -> Self {
+        let at = format!("{}Z", Time(step.at_ms.saturating_mul(1_000)));
+        Self { step, at }
+    }
+}
+
 /// The slot and the last word of a path.
 fn split(path: Result<Path<String>, PathRejection>, words: &str) -> Result<(String, String)> {
     let Path(path) = path.map_err(|error| ApiError::invalid(error.body_text()))?;
@@ -118,7 +142,10 @@ async fn question(State(admin): State<Admin>, path: Result<Path<String>, PathRej
     let (slot, question) = split(path, QUESTIONS)?;
     let host = &admin.0.host;
     match question.as_str() {
-        "history" => Ok(Json(host.history(&slot)?).into_response()),
+        "history" => {
+            let steps: Vec<Step> = host.history(&slot)?.into_iter().map(Step::of).collect();
+            Ok(Json(steps).into_response())
+        }
         "journal" => Ok(Json(host.journal(&slot)?).into_response()),
         "shadow" => Ok(Json(host.shadow(&slot)?).into_response()),
         word if ORDERS.split(',').any(|order| order == word) => Err(super::method_not_allowed().await),

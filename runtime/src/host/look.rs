@@ -18,6 +18,7 @@ use crate::{
     load::{self, Plugin, Rejection, Stage},
     signature::Beside,
     slot::{How, Receiver},
+    store::Good,
     watcher::Look,
 };
 
@@ -249,7 +250,7 @@ impl Inner {
             };
             let Some(plugin) = control.catalog.plugin(receiver.kind(), &plugin_name) else {
                 receiver.retire("no file holds the plugin any more");
-                receiver.lacks(&plugin_name);
+                receiver.lacks(&plugin_name, &control.catalog.refused_for(&plugin_name));
                 control.of(name).offered = None;
                 self.keep(control, &*receiver);
                 continue;
@@ -285,12 +286,13 @@ impl Inner {
             }
         }
         for due in due {
-            let at_once = why == Why::First;
-            let how = How { at_once, ..How::default() };
+            let is_first = why == Why::First;
+            let resumed = is_first && due.receiver.is_gradual() && self.resume(control, &due);
+            let how = How { at_once: is_first && !resumed, ..How::default() };
             control.of(due.receiver.name()).offered = Some(due.offer.clone());
             match Arc::clone(&due.receiver).prepare(&due.plugin, &due.offer.1, how).and_then(|taken| taken(None)) {
                 Ok(()) => {
-                    if at_once && let Some(rejection) = control.catalog.rejection(due.plugin.kind, &due.plugin.name) {
+                    if is_first && let Some(rejection) = control.catalog.rejection(due.plugin.kind, &due.plugin.name) {
                         due.receiver.reject(rejection.clone());
                     }
                     control.takes(&*due.receiver, &due.plugin, due.offer.1);
@@ -340,22 +342,37 @@ impl Inner {
 
     /// A candidate was not taken; where nothing serves yet, what did before the restart may still do.
     fn stand_by(&self, control: &mut Control, due: &Due, rejection: Rejection, looked: &mut Looked) {
-        let Due { receiver, plugin, offer } = due;
+        let Due { receiver, plugin, .. } = due;
         self.rejected(Some(&**receiver), Some(&plugin.name), &rejection);
         looked.rejected.push(rejection.clone());
         let record = control.store.slot(receiver.name());
         for good in [record.good, record.before].into_iter().flatten() {
-            if receiver.live().is_none()
-                && good.plugin == *plugin.name
-                && good.digest != plugin.digest
-                && let Some(plugin) = self.kept(control, good.digest)
-                && let Ok(taken) =
-                    Arc::clone(receiver).prepare(&plugin, &offer.1, How { at_once: true, ..How::default() })
-                && taken(None).is_ok()
-            {
+            if receiver.live().is_none() && self.serve_kept(control, due, &good) {
                 receiver.reject(rejection.clone());
             }
         }
         self.keep(control, &**receiver);
+    }
+
+    /// Lets what worked last before the restart serve, where something else is wanted now and has to prove itself first.
+    fn resume(&self, control: &Control, due: &Due) -> bool {
+        let record = control.store.slot(due.receiver.name());
+        record.good.is_some_and(|good| self.serve_kept(control, due, &good))
+    }
+
+    /// Lets `good` serve at once, with the configuration that it had, if it is another than what is due. A plugin whose
+    /// file is gone does not: it was taken out.
+    fn serve_kept(&self, control: &Control, due: &Due, good: &Good) -> bool {
+        let Due { receiver, plugin, offer } = due;
+        let settings = control.wanted[&**receiver.name()].settings_with(good);
+        let is_there = good.plugin == *plugin.name || control.catalog.plugin(receiver.kind(), &good.plugin).is_some();
+        if !is_there || (good.digest, &settings) == (offer.0, &offer.1) {
+            return false;
+        }
+        let how = How { at_once: true, ..How::default() };
+        self.kept(control, good.digest).is_some_and(|plugin| {
+            let taken = Arc::clone(receiver).prepare(&plugin, &settings, how);
+            taken.is_ok_and(|taken| taken(None).is_ok())
+        })
     }
 }

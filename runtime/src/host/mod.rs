@@ -38,7 +38,7 @@ use crate::{
     priority,
     signature::{Trust, TrustedKey},
     slot::{Builtin, Receiver, Slot, Status, Surroundings},
-    store::{self, Store},
+    store::{self, Good, Store},
     watcher::{self, Debounce, Look, Wake, Watch},
 };
 
@@ -392,6 +392,7 @@ impl Host {
         }
         let mut control = inner.control();
         for slot in inner.receivers() {
+            slot.stop();
             inner.keep(&mut control, &*slot);
             slot.retire("the plugin host has stopped");
             slot.journal();
@@ -519,5 +520,10 @@ impl Wanted {
     fn settings_of(&self, plugin: &str) -> Value {
         let empty = || Value::Object(serde_json::Map::new());
         self.settings.get(plugin).cloned().unwrap_or_else(empty)
+    }
+
+    /// What `good` served with; what it would now where a record of an older version does not say.
+    fn settings_with(&self, good: &Good) -> Value {
+        good.settings.clone().unwrap_or_else(|| self.settings_of(&good.plugin))
     }
 }

@@ -10,6 +10,7 @@ use crate::{
     rollout::{Refused, Transition},
     shadow::Divergence,
     slot::{How, JournalStatus, Receiver, Status},
+    store::Good,
     watcher::Look,
 };
 
@@ -61,7 +62,7 @@ impl Host {
     }
 
     /// Takes the last step back: a candidate on trial is called off, else the generation before the live one serves
-    /// again. Its bytes are then quarantined. After a restart, what served well before it is loaded from the host's own
+    /// again. Its bytes are then quarantined, or its configuration with them where the same bytes serve on. After a restart, what served well before it is loaded from the host's own
     /// copy.
     ///
     /// Errors: there is nothing to go back to.
@@ -71,11 +72,15 @@ impl Host {
         let reason = "an operator took it back";
         if let Err(refused) = receiver.roll_back(reason) {
             let record = control.store.slot(slot);
-            let live = receiver.live().map(|(digest, _)| digest);
-            let earlier = [record.good, record.before].into_iter().flatten().find(|good| Some(good.digest) != live);
-            let earlier = earlier.ok_or_else(|| not_now(slot, &refused))?;
-            let plugin = inner.kept(&control, earlier.digest).ok_or_else(|| not_now(slot, &refused))?;
-            let settings = control.wanted[slot].settings_of(&earlier.plugin);
+            let live = receiver.live();
+            let with_settings = |good: Good| {
+                let settings = control.wanted[slot].settings_with(&good);
+                (good.digest, settings)
+            };
+            let mut kept = [record.good, record.before].into_iter().flatten().map(with_settings);
+            let earlier = kept.find(|pair| live.as_ref() != Some(pair) && !receiver.is_quarantined(pair.0, &pair.1));
+            let (digest, settings) = earlier.ok_or_else(|| not_now(slot, &refused))?;
+            let plugin = inner.kept(&control, digest).ok_or_else(|| not_now(slot, &refused))?;
             let how = How { at_once: true, forced: true, forgets: false };
             let taken = Arc::clone(&receiver).prepare(&plugin, &settings, how).and_then(|taken| taken(None));
             taken.map_err(ControlError::Rejected)?;
@@ -85,7 +90,7 @@ impl Host {
         Ok(receiver.status())
     }
 
-    /// What became of the slot's generations, oldest first; at most 64 steps, also those before the last restart.
+    /// What became of the slot's generations, oldest first; at most 256 steps, also those before the last restart.
     pub fn history(&self, slot: &str) -> Result<Vec<Transition>, ControlError> {
         Ok(self.0.change(slot)?.1.history())
     }
@@ -109,7 +114,13 @@ impl Host {
         match plugin {
             Some(name) => {
                 let settings = control.wanted[slot].settings_of(name);
-                inner.put(&mut control, &receiver, name, settings, How::default())?;
+                if let Err(error) = inner.put(&mut control, &receiver, name, settings, How::default()) {
+                    // The order is refused; what was wanted before is still what is wanted.
+                    if receiver.live().is_some() && control.wanted[slot].offered == receiver.live() {
+                        receiver.wanted_serves();
+                    }
+                    return Err(error);
+                }
             }
             None => {
                 receiver.retire("asked to");

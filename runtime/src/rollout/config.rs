@@ -17,7 +17,8 @@ pub enum Rollout {
         /// Or seconds, with at least one comparison.
         #[serde(default)]
         seconds: Option<u64>,
-        /// The share of answers that may differ, 0 to 1. Default 0.
+        /// The share of answers that may differ in what they decide, 0 to 1 (see [`Kind::diverges`](crate::Kind::diverges):
+        /// of a rate limit's, another verdict and not another number in it). Default 0.
         #[serde(default)]
         max_divergence: f64,
         /// How much slower it may be at the 99th percentile, as a factor. Default 10.

@@ -12,14 +12,14 @@ mod config;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use serde::{Deserialize, Serialize};
 
 use self::config::default_calls;
 pub use self::config::{Probation, Rollout};
 
-use crate::digest::Digest;
+use crate::digest::{ConfigDigest, Digest};
 
 /// Timed calls below which nothing is said about slowness.
 const TIMED_MIN: u64 = 1_000;
@@ -52,6 +52,8 @@ pub enum Phase {
     Rejected,
     /// It did harm, and is not taken again until its bytes change or an operator insists.
     Quarantined,
+    /// No generation: the node started anew here, and numbers begin again at 1.
+    Started,
 }
 
 /// One generation of a slot.
@@ -61,8 +63,11 @@ pub struct Transition {
     pub generation: u64,
     /// The plugin's name.
     pub plugin: String,
-    /// Its bytes.
-    pub digest: Digest,
+    /// Its bytes; none for a start of the node.
+    pub digest: Option<Digest>,
+    /// Its configuration; none where it did not come so far, for a start, and in records of older versions.
+    #[serde(default)]
+    pub configuration: Option<ConfigDigest>,
     /// Where it came to.
     pub phase: Phase,
     /// Why, where there is more to say than the phase.
@@ -99,7 +104,7 @@ impl Evidence {
 #[derive(Clone, Debug)]
 pub(crate) enum Input {
     /// Bytes passed every check: they get a number, and go on trial or live.
-    Probed { plugin: String, digest: Digest, mode: Rollout, forced: bool },
+    Probed { plugin: String, digest: Digest, settings: ConfigDigest, mode: Rollout, forced: bool },
     /// Time passed; what the trial has shown, and what the live generation has in its probation.
     Tick { trial: Evidence, live: Evidence },
     /// A call of this generation failed.
@@ -150,6 +155,8 @@ pub(crate) enum Refused {
     NoPrevious,
     #[error("these bytes are quarantined: {0}; change them, or promote them by force")]
     Quarantined(String),
+    #[error("this configuration of these bytes is quarantined: {0}; change it, or promote it by force")]
+    ConfigQuarantined(String),
 }
 
 /// The generations of one slot.
@@ -161,8 +168,11 @@ pub(crate) struct Machine {
     last_number: u64,
     probation: Probation,
     quarantined: BTreeMap<Digest, String>,
+    configurations: VecDeque<QuarantinedConfig>,
     history: VecDeque<Transition>,
     newly_proven: bool,
+    /// Nothing that happens from now on is worth telling.
+    stopped: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -170,6 +180,7 @@ struct Running {
     number: u64,
     plugin: String,
     digest: Digest,
+    settings: ConfigDigest,
     /// While it is watched.
     watched: Option<Watched>,
 }
@@ -193,9 +204,9 @@ struct OnTrial {
     failures: u64,
 }
 
-/// Generations that a slot remembers.
-const HISTORY_MAX: usize = 64;
-/// Quarantined bytes that it remembers.
+/// Steps of generations that a slot remembers.
+const HISTORY_MAX: usize = 256;
+/// Quarantined bytes that it remembers, and as many quarantined configurations.
 const QUARANTINED_MAX: usize = 64;
 
 /// What is kept of a machine across restarts.
@@ -203,7 +214,16 @@ const QUARANTINED_MAX: usize = 64;
 #[serde(default)]
 pub(crate) struct Kept {
     pub(crate) quarantined: BTreeMap<Digest, String>,
+    pub(crate) configurations: VecDeque<QuarantinedConfig>,
     pub(crate) history: VecDeque<Transition>,
+}
+
+/// A configuration that did harm with bytes that serve well without it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct QuarantinedConfig {
+    digest: Digest,
+    settings: ConfigDigest,
+    reason: String,
 }
 
 impl Machine {
@@ -215,26 +235,58 @@ impl Machine {
             last_number: 0,
             probation,
             quarantined: BTreeMap::new(),
+            configurations: VecDeque::new(),
             history: VecDeque::new(),
             newly_proven: false,
+            stopped: false,
         }
     }
 
-    /// Takes up what an earlier process kept. Nothing serves yet; numbers begin anew at 1, as memories do.
-    pub(crate) fn restore(&mut self, kept: &Kept) {
+    /// Takes up what an earlier process kept. Nothing serves yet; numbers begin anew at 1, as memories do, and the history
+    /// goes on below a step that says so.
+    pub(crate) fn restore(&mut self, kept: &Kept, now_ms: u64) {
         self.quarantined = kept.quarantined.clone();
+        self.configurations = kept.configurations.clone();
         self.history = kept.history.clone();
-        // What served then does not serve now.
-        for step in &mut self.history {
-            if matches!(step.phase, Phase::Live | Phase::Previous | Phase::Shadow | Phase::Canary) {
-                step.phase = Phase::Retired;
-                step.reason = Some("the node stopped".to_owned());
-            }
+        if self.history.is_empty() {
+            return;
+        }
+        self.live_ended("the node was killed, or crashed; seen at its next start", now_ms);
+        self.note(Transition {
+            generation: 0,
+            plugin: String::new(),
+            digest: None,
+            configuration: None,
+            phase: Phase::Started,
+            reason: None,
+            at_ms: now_ms,
+        });
+    }
+
+    /// The node stops: what serves is the last that is told of.
+    pub(crate) fn stop(&mut self, now_ms: u64) {
+        self.live_ended("the node stopped", now_ms);
+        self.stopped = true;
+    }
+
+    /// Notes the end of the generation that is live by the history.
+    fn live_ended(&mut self, reason: &str, now_ms: u64) {
+        let mut later = BTreeSet::new();
+        let own = self.history.iter().rev().take_while(|step| step.phase != Phase::Started);
+        let last = own.filter(|step| step.generation > 0 && later.insert(step.generation));
+        let live = last.into_iter().find(|step| step.phase == Phase::Live).cloned();
+        if let Some(live) = live {
+            let reason = Some(reason.to_owned());
+            self.note(Transition { phase: Phase::Retired, reason, at_ms: now_ms, ..live });
         }
     }
 
     pub(crate) fn kept(&self) -> Kept {
-        Kept { quarantined: self.quarantined.clone(), history: self.history.clone() }
+        Kept {
+            quarantined: self.quarantined.clone(),
+            configurations: self.configurations.clone(),
+            history: self.history.clone(),
+        }
     }
 
     pub(crate) fn picture(&self) -> Picture {
@@ -254,6 +306,12 @@ impl Machine {
     /// Why `digest` is not taken, if it is quarantined.
     pub(crate) fn quarantine(&self, digest: Digest) -> Option<&str> {
         self.quarantined.get(&digest).map(String::as_str)
+    }
+
+    /// Why `digest` is not taken with these settings, if it is not, though it may be with others.
+    pub(crate) fn config_quarantine(&self, digest: Digest, settings: ConfigDigest) -> Option<&str> {
+        let found = self.configurations.iter().find(|one| (one.digest, one.settings) == (digest, settings));
+        found.map(|one| one.reason.as_str())
     }
 
     pub(crate) fn history(&self) -> impl Iterator<Item = &Transition> {
@@ -283,24 +341,28 @@ impl Machine {
     /// Notes a candidate that did not come as far as a number.
     pub(crate) fn rejected(&mut self, plugin: &str, digest: Digest, phase: Phase, reason: String, now_ms: u64) {
         let reason = Some(format!("after {phase:?}: {reason}").to_lowercase());
-        let plugin = plugin.to_owned();
-        self.note(Transition { generation: 0, plugin, digest, phase: Phase::Rejected, reason, at_ms: now_ms });
+        let (plugin, digest, configuration) = (plugin.to_owned(), Some(digest), None);
+        let phase = Phase::Rejected;
+        self.note(Transition { generation: 0, plugin, digest, configuration, phase, reason, at_ms: now_ms });
     }
 
     /// One thing happens. Answers the steps that generations took; no step means that nothing changed.
     pub(crate) fn apply(&mut self, input: Input, now_ms: u64) -> Result<Vec<Transition>, Refused> {
         let mut steps = Vec::new();
         match input {
-            Input::Probed { plugin, digest, mode, forced } => {
+            Input::Probed { plugin, digest, settings, mode, forced } => {
                 if forced {
                     self.quarantined.remove(&digest);
+                    self.configurations.retain(|one| (one.digest, one.settings) != (digest, settings));
                 } else if let Some(reason) = self.quarantined.get(&digest) {
                     return Err(Refused::Quarantined(reason.clone()));
+                } else if let Some(reason) = self.config_quarantine(digest, settings) {
+                    return Err(Refused::ConfigQuarantined(reason.to_owned()));
                 }
                 // The newest bytes are what an operator wants to see; those on trial are no longer.
                 self.end_trial(Phase::Rejected, "another candidate came", now_ms, &mut steps);
                 self.last_number += 1;
-                let running = Running { number: self.last_number, plugin, digest, watched: None };
+                let running = Running { number: self.last_number, plugin, digest, settings, watched: None };
                 match mode {
                     Rollout::Immediate => self.go_live(running, now_ms, &mut steps),
                     Rollout::Shadow { .. } | Rollout::Canary { .. } => {
@@ -336,7 +398,9 @@ impl Machine {
                     self.live.iter_mut().for_each(|live| live.watched = None);
                     steps.push(previous.step(Phase::Quarantined, Some(reason.clone()), now_ms));
                     let serves = self.live.as_ref().is_some_and(|live| live.digest == previous.digest);
-                    if !serves {
+                    if serves {
+                        self.condemn_config(&previous, &reason, now_ms, &mut steps);
+                    } else {
                         self.condemn(previous.digest, &reason);
                         self.end_same(previous.digest, &reason, now_ms, &mut steps);
                     }
@@ -458,9 +522,12 @@ impl Machine {
             return;
         };
         if let Some(bad) = self.live.take() {
-            // A configuration that did harm does not condemn the bytes that served well before it.
+            // A configuration that did harm does not condemn the bytes that served well before it, only itself with them.
             if bad.digest == previous.digest {
                 steps.push(bad.step(Phase::Rejected, Some(reason.to_owned()), now_ms));
+                if bad.settings != previous.settings {
+                    self.condemn_config(&bad, reason, now_ms, steps);
+                }
             } else {
                 steps.push(bad.step(Phase::Quarantined, Some(reason.to_owned()), now_ms));
                 self.condemn(bad.digest, reason);
@@ -479,7 +546,9 @@ impl Machine {
         let digest = trial.running.digest;
         let serves = [&self.live, &self.previous].into_iter().flatten().any(|running| running.digest == digest);
         let phase = if serves { Phase::Rejected } else { Phase::Quarantined };
-        if !serves {
+        if serves {
+            self.condemn_config(&trial.running, reason, now_ms, steps);
+        } else {
             self.condemn(digest, reason);
         }
         steps.push(trial.running.step(phase, Some(reason.to_owned()), now_ms));
@@ -505,7 +574,28 @@ impl Machine {
         self.quarantined.insert(digest, reason.to_owned());
     }
 
+    /// The bytes serve well with other settings: with these they are not taken again.
+    fn condemn_config(&mut self, bad: &Running, reason: &str, now_ms: u64, steps: &mut Vec<Transition>) {
+        let (digest, settings) = (bad.digest, bad.settings);
+        let is_same = |running: &Running| (running.digest, running.settings) == (digest, settings);
+        // The same once more did no worse than what serves on.
+        if [&self.live, &self.previous].into_iter().flatten().any(is_same) {
+            return;
+        }
+        if self.trial.as_ref().is_some_and(|trial| is_same(&trial.running)) {
+            self.end_trial(Phase::Rejected, reason, now_ms, steps);
+        }
+        self.configurations.retain(|one| (one.digest, one.settings) != (digest, settings));
+        if self.configurations.len() >= QUARANTINED_MAX {
+            self.configurations.pop_front();
+        }
+        self.configurations.push_back(QuarantinedConfig { digest, settings, reason: reason.to_owned() });
+    }
+
     fn note(&mut self, step: Transition) {
+        if self.stopped {
+            return;
+        }
         // One line a generation and phase; a canary's shares are lines of their own.
         if self.history.len() >= HISTORY_MAX {
             self.history.pop_front();
@@ -516,6 +606,14 @@ impl Machine {
 
 impl Running {
     fn step(&self, phase: Phase, reason: Option<String>, at_ms: u64) -> Transition {
-        Transition { generation: self.number, plugin: self.plugin.clone(), digest: self.digest, phase, reason, at_ms }
+        Transition {
+            generation: self.number,
+            plugin: self.plugin.clone(),
+            digest: Some(self.digest),
+            configuration: Some(self.settings),
+            phase,
+            reason,
+            at_ms,
+        }
     }
 }

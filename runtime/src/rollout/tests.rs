@@ -9,7 +9,16 @@ fn digest(letter: u8) -> Digest {
 }
 
 fn probed(letter: u8, mode: Rollout, forced: bool) -> Input {
-    Input::Probed { plugin: "p".to_owned(), digest: digest(letter), mode, forced }
+    configured(letter, 0, mode, forced)
+}
+
+/// The same component with one of several configurations.
+fn configured(letter: u8, number: u8, mode: Rollout, forced: bool) -> Input {
+    Input::Probed { plugin: "p".to_owned(), digest: digest(letter), settings: settings(number), mode, forced }
+}
+
+fn settings(number: u8) -> ConfigDigest {
+    ConfigDigest::of(&serde_json::json!({ "n": number }))
 }
 
 fn shadow() -> Rollout {
@@ -28,14 +37,14 @@ fn tick(trial: Evidence, live: Evidence) -> Input {
     Input::Tick { trial, live }
 }
 
-/// Everything that can happen to a machine: three components in each mode, by force or not; every verdict of a
-/// trial and of a probation; failures of whoever there is; orders.
+/// Everything that can happen to a machine: three components, one of them with two configurations, in each mode, by force
+/// or not; every verdict of a trial and of a probation; failures of whoever there is; orders.
 fn inputs(machine: &Machine) -> Vec<Input> {
     let mut inputs = Vec::new();
-    for letter in *b"abc" {
+    for (letter, number) in [(b'a', 0), (b'a', 1), (b'b', 0), (b'c', 0)] {
         for mode in [Rollout::Immediate, shadow(), canary()] {
-            inputs.push(probed(letter, mode.clone(), false));
-            inputs.push(probed(letter, mode, true));
+            inputs.push(configured(letter, number, mode.clone(), false));
+            inputs.push(configured(letter, number, mode, true));
         }
     }
     let none = Evidence::default();
@@ -57,15 +66,16 @@ fn inputs(machine: &Machine) -> Vec<Input> {
 fn essence(machine: &Machine, now_ms: u64) -> String {
     let running = |running: &Running| {
         let watched = running.watched.map(|watched| (watched.failures, now_ms < watched.until_ms));
-        (running.digest, watched)
+        (running.digest, running.settings, watched)
     };
     let trial = machine.trial.as_ref().map(|trial| {
         let mode = matches!(trial.mode, Rollout::Shadow { .. });
-        (trial.running.digest, mode, trial.step, trial.failures, trial.calls_before > 0)
+        (trial.running.digest, trial.running.settings, mode, trial.step, trial.failures, trial.calls_before > 0)
     });
     let quarantined: BTreeSet<_> = machine.quarantined.keys().collect();
     let (live, previous) = (machine.live.as_ref().map(running), machine.previous.as_ref().map(running));
-    format!("{live:?} {previous:?} {trial:?} {quarantined:?}")
+    let configurations: BTreeSet<_> = machine.configurations.iter().map(|one| (one.digest, one.settings)).collect();
+    format!("{live:?} {previous:?} {trial:?} {quarantined:?} {configurations:?}")
 }
 
 /// The ways that one number may go.
@@ -86,7 +96,7 @@ fn may_follow(before: Option<Phase>, after: Phase) -> bool {
 fn whatever_happens_exactly_one_generation_answers_and_the_way_back_is_open() {
     let mut seen = HashSet::new();
     let mut open = vec![(Machine::new(Probation { seconds: 60, failures: 2, max_slowdown: 10.0 }), 0_u64)];
-    let (mut steps_taken, mut rollbacks, mut promotions) = (0, 0, 0);
+    let (mut steps_taken, mut rollbacks, mut promotions, mut undone_again) = (0, 0, 0, 0);
     while let Some((machine, now_ms)) = open.pop() {
         if !seen.insert(essence(&machine, now_ms)) {
             continue;
@@ -115,7 +125,10 @@ fn whatever_happens_exactly_one_generation_answers_and_the_way_back_is_open() {
                 assert!(picture.previous.is_none() || picture.live.is_some(), "{}", told());
                 let watched = after.live.as_ref().is_some_and(|live| live.watched.is_some());
                 assert!(!watched || picture.previous.is_some(), "watched, with nothing to go back to: {}", told());
-                for running in [&after.live, &after.previous].into_iter().flatten() {
+                let on_trial = after.trial.as_ref().map(|trial| &trial.running);
+                for running in [&after.live, &after.previous].into_iter().flatten().chain(on_trial) {
+                    let refused = after.config_quarantine(running.digest, running.settings);
+                    assert_eq!(refused, None, "its configuration is quarantined: {}", told());
                     assert!(!after.quarantined.contains_key(&running.digest), "quarantined and serving: {}", told());
                 }
                 if let Input::Failed { generation } = input {
@@ -145,10 +158,32 @@ fn whatever_happens_exactly_one_generation_answers_and_the_way_back_is_open() {
                     };
                     assert!(expected.contains(&phases[number]), "{number} is {:?}: {}", phases[number], told());
                 }
+                // What was rolled back or called off is not taken again as it was, but by force.
+                let undone = match input {
+                    Input::Rollback { .. } => {
+                        let before = machine.trial.as_ref().map(|trial| &trial.running).or(machine.live.as_ref());
+                        before.map(|bad| (bad.digest, bad.settings))
+                    }
+                    _ => None,
+                };
+                let serves = |(digest, settings)| {
+                    let is_same = |running: &Running| (running.digest, running.settings) == (digest, settings);
+                    [&after.live, &after.previous].into_iter().flatten().any(is_same)
+                };
+                if let Some((digest, settings)) = undone.filter(|pair| !serves(*pair)) {
+                    let again = |forced| Input::Probed {
+                        plugin: "p".to_owned(),
+                        digest,
+                        settings,
+                        mode: Rollout::Immediate,
+                        forced,
+                    };
+                    assert!(after.clone().apply(again(false), now_ms).is_err(), "taken again: {}", told());
+                    assert!(after.clone().apply(again(true), now_ms).is_ok(), "{}", told());
+                    undone_again += 1;
+                }
                 // A restart forgets who serves, and nothing else.
-                let mut restarted = Machine::new(after.probation.clone());
-                restarted.restore(&after.kept());
-                assert_eq!(restarted.quarantined, after.quarantined);
+                restarts(&after, now_ms);
                 // Long runs must not push what serves out of the history.
                 if after.history.len() > 40 {
                     let keep: HashSet<u64> = numbers.iter().copied().collect();
@@ -159,6 +194,74 @@ fn whatever_happens_exactly_one_generation_answers_and_the_way_back_is_open() {
         }
     }
     assert!(seen.len() > 500 && rollbacks > 50 && promotions > 50, "{} states, {steps_taken} steps", seen.len());
+    assert!(undone_again > 50, "{undone_again}");
+}
+
+/// After a stop and after a crash: what is quarantined stays so, and the history only grows. At most the generation that
+/// was live gets a line of its own, and the start one.
+fn restarts(machine: &Machine, now_ms: u64) {
+    for stops in [true, false] {
+        let mut stopped = machine.clone();
+        if stops {
+            stopped.stop(now_ms);
+            // What the built-ins then take over is not told.
+            stopped.apply(Input::Remove { reason: "stopped".to_owned() }, now_ms).unwrap();
+        }
+        let mut restarted = Machine::new(machine.probation.clone());
+        restarted.restore(&stopped.kept(), now_ms + 1);
+        assert_eq!(restarted.quarantined, machine.quarantined);
+        assert_eq!(restarted.configurations, machine.configurations);
+        let steps: Vec<_> = restarted.history().collect();
+        let added = &steps[machine.history.len()..];
+        assert!(machine.history.iter().eq(steps[..machine.history.len()].iter().copied()), "rewritten");
+        let told: Vec<_> = added.iter().map(|step| (step.generation, step.phase, step.at_ms)).collect();
+        let ended_ms = if stops { now_ms } else { now_ms + 1 };
+        let ended = machine.picture().live.map(|live| (live, Phase::Retired, ended_ms));
+        let started = (!steps.is_empty()).then_some((0, Phase::Started, now_ms + 1));
+        assert_eq!(told, ended.into_iter().chain(started).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn a_configuration_that_was_rolled_back_is_not_taken_again_with_the_same_bytes() {
+    let mut machine = Machine::new(Probation::default());
+    machine.apply(configured(b'a', 1, Rollout::Immediate, false), 0).unwrap();
+    machine.apply(configured(b'a', 2, Rollout::Immediate, false), 1).unwrap();
+    machine.apply(Input::Rollback { reason: "asked".to_owned() }, 2).unwrap();
+    assert_eq!(machine.picture().live, Some(1));
+    let kept = serde_json::to_string(&machine.kept()).unwrap();
+    let mut machine = Machine::new(Probation::default());
+    machine.restore(&serde_json::from_str(&kept).unwrap(), 3);
+    let refused = machine.apply(configured(b'a', 2, Rollout::Immediate, false), 4).unwrap_err();
+    assert_eq!(refused, Refused::ConfigQuarantined("asked".to_owned()));
+    // Other bytes, another configuration, or an operator who insists.
+    for (letter, number, forced) in [(b'b', 2, false), (b'a', 3, false), (b'a', 2, true), (b'a', 2, false)] {
+        machine.apply(configured(letter, number, Rollout::Immediate, forced), 5).unwrap();
+    }
+}
+
+#[test]
+fn what_an_older_version_kept_is_read() {
+    let digest = digest(b'a');
+    let kept = format!(
+        r#"{{"quarantined":{{"{digest}":"harm"}},"history":[{{"generation":1,"plugin":"p","digest":"{digest}",
+            "phase":"live","reason":null,"at_ms":5}}]}}"#
+    );
+    let kept: Kept = serde_json::from_str(&kept).unwrap();
+    assert_eq!((kept.history[0].digest, kept.history[0].configuration), (Some(digest), None));
+    assert_eq!(kept.quarantined.len(), 1);
+}
+
+#[test]
+fn configurations_are_told_apart_whatever_the_order_of_their_keys() {
+    let of = |text: &str| ConfigDigest::of(&serde_json::from_str(text).unwrap());
+    assert_eq!(of(r#"{"a":1,"b":{"d":2,"c":3}}"#), of(r#"{ "b": {"c":3, "d":2}, "a": 1 }"#));
+    assert_ne!(of(r#"{"a":1}"#), of(r#"{"a":2}"#));
+    assert_eq!((of("{}").to_string(), of("null").to_string()), ("default".to_owned(), "default".to_owned()));
+    for digest in [of("{}"), of(r#"{"a":1}"#)] {
+        let text = serde_json::to_string(&digest).unwrap();
+        assert_eq!(serde_json::from_str::<ConfigDigest>(&text).unwrap(), digest);
+    }
 }
 
 #[test]

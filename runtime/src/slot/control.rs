@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use super::{Inner, Serving, Status, memories::Lost};
 use crate::{
-    digest::Digest,
+    digest::{ConfigDigest, Digest},
     event::Change,
     generation::{Generation, Place, Way},
     journal::{Chunk, GenerationInfo, Recorder},
@@ -42,6 +42,8 @@ pub(super) struct Control<K: Kind> {
     pub(super) settings: Value,
     pub(super) last_error: Option<String>,
     pub(super) rejected: Option<Rejection>,
+    /// Why what is wanted does not serve, and is not on its way either.
+    pub(super) refused: Option<String>,
     /// Whose memory could not be handed to which generation; each is told once.
     pub(super) lost: HashSet<(MemoryId, u64)>,
     /// The memory that is about, also while the built-in serves.
@@ -78,6 +80,7 @@ impl<K: Kind> Control<K> {
             settings: Value::Null,
             last_error: None,
             rejected: None,
+            refused: None,
             lost: HashSet::new(),
             memory_id: MemoryId::BUILTIN,
             divergence: None,
@@ -152,10 +155,18 @@ pub(crate) trait Receiver: Send + Sync {
     fn configure_builtin(&self, settings: &Value) -> Result<(), String>;
     /// Notes a candidate that never came as far as an offer.
     fn reject(&self, rejection: Rejection);
-    /// No file holds the plugin that is wanted.
-    fn lacks(&self, plugin: &str);
+    /// No file holds the plugin that is wanted; `instead`: what there is to say of files that might.
+    fn lacks(&self, plugin: &str, instead: &str);
     /// What serves is what is wanted: a candidate that was not taken is no news any more.
     fn settled(&self);
+    /// What an operator wants serves, whatever was refused since.
+    fn wanted_serves(&self);
+    /// Whether new versions have to prove themselves before they serve.
+    fn is_gradual(&self) -> bool;
+    /// Whether `digest` is not taken, or not with these settings.
+    fn is_quarantined(&self, digest: Digest, settings: &Value) -> bool;
+    /// The node stops: notes the end of what serves. Nothing that comes after it is noted.
+    fn stop(&self);
     /// What serves: the component and its settings.
     fn live(&self) -> Option<(Digest, Value)>;
     /// The candidate on trial goes live; with `forget`, beginning anew where it cannot read a memory.
@@ -261,7 +272,16 @@ impl<K: Kind> Inner<K> {
         let oldest = everyone.into_iter().flatten().min().unwrap_or(u64::MAX);
         control.lost.retain(|(_, number)| *number >= oldest);
         control.changed = true;
-        control.urgent |= steps.iter().any(|step| step.phase == Phase::Quarantined);
+        control.urgent |= steps.iter().any(|step| matches!(step.phase, Phase::Quarantined | Phase::Rejected));
+        // Called off or rolled back, and nothing came in its place.
+        let is_over = |step: &&Transition| matches!(step.phase, Phase::Quarantined | Phase::Rejected);
+        let newer = trial.is_some() || steps.iter().any(|step| step.phase == Phase::Live && step.reason.is_none());
+        if let Some(step) = steps.iter().find(is_over).filter(|_| live.is_some() && !newer) {
+            let reason = step.reason.as_deref().unwrap_or("its trial was called off");
+            let told = format!("generation {} of {} is not taken: {reason}", step.generation, step.plugin);
+            control.last_error.get_or_insert_with(|| told.clone());
+            control.refused = Some(told);
+        }
         // One pointer. Whoever is in the middle of a call ends it where it began; the last of them frees the old one.
         let before = match flag {
             None => self.live.swap(next.clone()),
@@ -464,17 +484,18 @@ impl<K: Kind> Receiver for Inner<K> {
     }
 
     fn prepare(self: Arc<Self>, plugin: &Arc<Plugin>, settings: &Value, how: How) -> Result<Taken, Rejection> {
+        let configuration = ConfigDigest::of(settings);
         let (number, quarantine) = {
             let control = self.control();
-            let quarantine = control.machine.quarantine(plugin.digest).filter(|_| !how.forced);
-            (control.machine.next_number(), quarantine.map(str::to_owned))
+            let bytes = control.machine.quarantine(plugin.digest).map(|reason| (reason, "bytes"));
+            let config = control.machine.config_quarantine(plugin.digest, configuration);
+            let quarantine = bytes.or(config.map(|reason| (reason, "configuration"))).filter(|_| !how.forced);
+            let text = |(reason, what)| format!("{reason}; change its {what}, or promote it by force");
+            (control.machine.next_number(), quarantine.map(text))
         };
         let warmth = self.live.load().now().live.as_ref().map_or(1, |live| live.warmth());
         let prepared = match quarantine {
-            Some(reason) => {
-                let reason = format!("{reason}; change its bytes, or promote it by force");
-                Err(Rejection::new(Stage::Quarantine, reason).of(plugin.digest))
-            }
+            Some(reason) => Err(Rejection::new(Stage::Quarantine, reason).of(plugin.digest)),
             None => {
                 let form = self.form_of(&plugin.memory_id());
                 let place = Place { slot: &self.name, number, form, benches: self.shards.len() };
@@ -509,7 +530,8 @@ impl<K: Kind> Receiver for Inner<K> {
             control
                 .made
                 .insert(generation.number, Made { generation: Arc::clone(&generation), settings: settings.clone() });
-            let steps = match control.machine.apply(Input::Probed { plugin, digest, mode, forced }, now_ms()) {
+            let input = Input::Probed { plugin, digest, settings: configuration, mode, forced };
+            let steps = match control.machine.apply(input, now_ms()) {
                 Ok(steps) => steps,
                 Err(refused) => {
                     control.made.remove(&generation.number);
@@ -517,6 +539,7 @@ impl<K: Kind> Receiver for Inner<K> {
                 }
             };
             control.rejected = None;
+            control.refused = None;
             control.last_error = None;
             self.show(&mut control, &steps, flag);
             drop(control);
@@ -538,12 +561,36 @@ impl<K: Kind> Receiver for Inner<K> {
         }
     }
 
-    fn lacks(&self, plugin: &str) {
-        self.control().last_error = Some(format!("no file that is taken holds the plugin {plugin}"));
+    fn lacks(&self, plugin: &str, instead: &str) {
+        let mut control = self.control();
+        let told = format!("no file that is taken holds the plugin {plugin}{instead}");
+        control.last_error = Some(told.clone());
+        control.refused = Some(told);
+    }
+
+    fn wanted_serves(&self) {
+        self.control().refused = None;
+    }
+
+    fn is_gradual(&self) -> bool {
+        self.rollout != Rollout::Immediate
+    }
+
+    fn is_quarantined(&self, digest: Digest, settings: &Value) -> bool {
+        let machine = &self.control().machine;
+        let of_config = machine.config_quarantine(digest, ConfigDigest::of(settings));
+        machine.quarantine(digest).or(of_config).is_some()
+    }
+
+    fn stop(&self) {
+        let mut control = self.control();
+        control.machine.stop(now_ms());
+        control.changed = true;
     }
 
     fn settled(&self) {
         let mut control = self.control();
+        control.refused = None;
         let forgotten = control.rejected.take().map(|rejection| rejection.to_string());
         if forgotten.is_some() && control.last_error == forgotten {
             control.last_error = None;
@@ -574,6 +621,7 @@ impl<K: Kind> Receiver for Inner<K> {
             control.changed = true;
         }
         control.last_error = Some(rejection.to_string());
+        control.refused = Some(rejection.to_string());
         control.rejected = Some(rejection);
     }
 
@@ -661,13 +709,15 @@ impl<K: Kind> Receiver for Inner<K> {
         let live = control.machine.picture().live.and_then(|live| control.made.get(&live));
         let live = live.map(|made| {
             let plugin = &made.generation.plugin;
-            (Good { plugin: plugin.name.to_string(), digest: plugin.digest }, control.machine.is_proven())
+            let settings = Some(made.settings.clone());
+            let good = Good { plugin: plugin.name.to_string(), digest: plugin.digest, settings };
+            (good, control.machine.is_proven())
         });
         Some(Saved { machine: control.machine.kept(), live })
     }
 
     fn restore(&self, kept: &KeptMachine) {
-        self.control().machine.restore(kept);
+        self.control().machine.restore(kept, now_ms());
     }
 
     fn history(&self) -> Vec<Transition> {

@@ -31,6 +31,8 @@ pub struct Status {
     pub status: Condition,
     /// The last candidate that was not taken; none as soon as one is, or what serves is what is wanted again.
     pub candidate: Option<Rejection>,
+    /// Why what is wanted of the slot does not serve, where it is not on trial either; none where it does.
+    pub refused: Option<String>,
     /// Its configuration.
     pub settings: Value,
     /// Calls of plugins in this slot, all generations.
@@ -145,6 +147,7 @@ impl<K: Kind> Inner<K> {
                 Some(State::Probing { .. }) => Condition::Probing,
             },
             candidate: control.rejected.clone(),
+            refused: control.refused.clone(),
             settings: control.settings.clone(),
             calls: calls.sum::<u64>() + self.counts.steps.load(Ordering::Relaxed),
             failures: failures.iter().sum(),
