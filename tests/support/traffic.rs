@@ -89,8 +89,8 @@ impl Dice {
             0 => now - 3_600_000_000,
             1 => now + 86_400_000_000,
             // A pause in which some buckets fill, or all.
-            2..=9 => now + self.roll(30_000_000),
-            10..=99 => now + self.roll(300_000),
+            2..=5 => now + self.roll(30_000_000),
+            6..=49 => now + self.roll(300_000),
             _ => now + self.roll(3_000),
         }
     }
@@ -100,7 +100,7 @@ impl Dice {
         let class = [Class::Sync, Class::Read, Class::Write, Class::Import][self.roll(4) as usize];
         let trust = match self.roll(10) {
             0 => Trust::Peer,
-            1 => Trust::Loopback,
+            1..=3 => Trust::Loopback,
             _ => Trust::Public,
         };
         let cost = match self.roll(20) {
