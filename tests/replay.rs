@@ -396,12 +396,16 @@ fn a_busy_hour_meets_every_rule() {
         let Verdict::Allow { remaining, limit: 1..=1_000, .. } = *verdict else { continue };
         let last = left.insert((request.client, format!("{:?}", request.class)), (remaining, request.now));
         if let Some((last, then)) = last {
-            let way = if request.now < then { "set back" } else { "on" };
+            let way = match then.saturating_sub(request.now) {
+                0 => "on",
+                1..=1_000_000 => "overtaken",
+                _ => "set back",
+            };
             let level = if remaining + request.cost > last { "filled" } else { "taken" };
             seen.insert(format!("clock {way}: {level}"));
         }
     }
-    let mut rules: Vec<String> = ["on", "set back"]
+    let mut rules: Vec<String> = ["on", "overtaken", "set back"]
         .iter()
         .flat_map(|way| ["filled", "taken"].map(|level| format!("clock {way}: {level}")))
         .collect();

@@ -63,7 +63,6 @@ impl Engine {
         let compilers = rayon::ThreadPoolBuilder::new()
             .num_threads(config.compile_threads)
             .thread_name(|number| format!("tenon-compile-{number}"))
-            .start_handler(|_| priority::stand_back())
             .build()
             .context("starting the threads that compile")?;
         let compiled = config.state_dir.join("compiled");
@@ -79,6 +78,12 @@ impl Engine {
             instance_memory_max_bytes: config.instance_memory_max_bytes,
             stop,
         })
+    }
+
+    /// From now on compiling stands back behind those that answer calls. Before, nobody is served, and whoever starts a node
+    /// waits for what is compiled first.
+    pub(crate) fn stand_back(&self) {
+        self.compilers.broadcast(|_| priority::stand_back());
     }
 
     /// What an instance begins with, where fuel is what stops it.
@@ -288,6 +293,17 @@ mod tests {
     fn cached(dir: &Path) -> Vec<PathBuf> {
         let entries = fs::read_dir(dir.join("state/compiled")).expect("the cache");
         entries.map(|entry| entry.expect("an entry").path()).collect()
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn whoever_starts_waits_for_the_first_components_alone() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let engine = engine(dir.path());
+        let niceness = || engine.compilers.broadcast(|_| priority::tests::niceness());
+        assert!(niceness().iter().all(|nice| *nice == priority::tests::niceness()), "{:?}", niceness());
+        engine.stand_back();
+        assert!(niceness().iter().all(|nice| *nice == 10), "{:?}", niceness());
     }
 
     #[test]

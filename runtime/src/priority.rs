@@ -24,9 +24,9 @@ pub fn stand_back() {
 }
 
 #[cfg(all(test, target_os = "linux"))]
-mod tests {
+pub(crate) mod tests {
     /// The niceness of the calling thread: field 19 of its `stat`, the 17th after the name.
-    fn niceness() -> i32 {
+    pub(crate) fn niceness() -> i32 {
         let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
         let (_, fields) = stat.rsplit_once(')').unwrap();
         fields.split_whitespace().nth(16).unwrap().parse().unwrap()

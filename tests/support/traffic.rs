@@ -25,7 +25,7 @@ pub struct Decided {
 /// Refills that divide no second, so that rounding counts.
 pub fn settings() -> Settings {
     let rate = |capacity, refill_per_second| Some(Rate { capacity, refill_per_second });
-    Settings { sync: rate(30, 3), read: rate(40, 7), write: rate(10, 900), import: None, trusted: vec![Trusted::Peer] }
+    Settings { sync: rate(30, 3), read: rate(40, 7), write: rate(10, 90), import: None, trusted: vec![Trusted::Peer] }
 }
 
 /// So many decisions, the same ones each time.
@@ -91,6 +91,9 @@ impl Dice {
             // A pause in which some buckets fill, or all.
             2..=5 => now + self.roll(30_000_000),
             6..=49 => now + self.roll(300_000),
+            // Requests that overtake one another: by less than the second from which on a clock counts as set back, or more.
+            50..=69 => now - self.roll(40_000),
+            70 => now - 999_990 - self.roll(20),
             _ => now + self.roll(3_000),
         }
     }

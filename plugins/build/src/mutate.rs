@@ -13,7 +13,8 @@ use wit_parser::{LiftLowerAbi, ManglingAndAbi, WasmExport, WasmExportKind, World
 /// `export` is an interface and one of its functions: `tenon:rate-limit/policy@0.1.0#check`. What runs is the core function
 /// behind it, by the names that encoders of components give those, and all that it calls directly. Two kinds of calls are
 /// not followed: those through a table, and those that are known to trap (an `unreachable` stands behind them), since
-/// neither the text of a panic nor how it is formatted is an answer.
+/// neither the text of a panic nor how it is formatted is an answer. Nor is a comparison changed by which a `select` chooses:
+/// that is a least or a most nearly always, and `<` and `<=` choose the same then.
 ///
 /// Errors: it is no component, it does not export that function, or none of its modules has it by a known name.
 pub fn mutants(component: &[u8], export: &str, seed: u64, count: usize) -> Result<Vec<Vec<u8>>> {
@@ -129,13 +130,15 @@ fn modules(component: &[u8]) -> Result<Vec<Module>> {
 
 fn function(body: &FunctionBody<'_>) -> Result<Function> {
     let mut function = Function::default();
-    // A call, until it is known whether it comes back.
-    let mut called = None;
+    // A call, until it is known whether it comes back; a place, until it is known whether it is the least or the most.
+    let (mut called, mut place, mut is_order) = (None, None, false);
     for operator in body.get_operators_reader()?.into_iter_with_offsets() {
         let (operator, at) = operator?;
         if !matches!(operator, Operator::Unreachable) {
             function.calls.extend(called);
         }
+        function.places.extend(place.take().filter(|_| !(is_order && matches!(operator, Operator::Select))));
+        is_order = is_an_order(&operator);
         called = match operator {
             Operator::Call { function_index } | Operator::ReturnCall { function_index } => Some(function_index),
             _ => None,
@@ -143,10 +146,18 @@ fn function(body: &FunctionBody<'_>) -> Result<Function> {
         if let Some(other) = other(&operator) {
             // A constant's value stands behind its opcode.
             let is_constant = matches!(operator, Operator::I64Const { .. } | Operator::I32Const { .. });
-            function.places.push((at + usize::from(is_constant), other));
+            place = Some((at + usize::from(is_constant), other));
         }
     }
     Ok(function)
+}
+
+/// Whether it tells which of two numbers is the lesser.
+fn is_an_order(operator: &Operator<'_>) -> bool {
+    matches!(
+        operator,
+        Operator::I64LtU | Operator::I64LeU | Operator::I64GtU | Operator::I64GeU | Operator::I32LtU | Operator::I32LeU
+    )
 }
 
 /// The byte that makes another instruction of the same type of `operator`; none: it is left alone.
@@ -271,6 +282,20 @@ mod tests {
         let renamed = wat::parse_str(CALLS.replace("cm32p2|x:y/z|check", "run")).unwrap();
         let error = mutants(&renamed, "x:y/z#check", 1, 1).unwrap_err().to_string();
         assert_eq!(error, "no module exports x:y/z#check or cm32p2|x:y/z|check");
+    }
+
+    #[test]
+    fn the_least_of_two_numbers_stays_so() {
+        let body = |condition: &str, chooses: &str| {
+            let text = format!(
+                "(module (func $check (param i64 i64) (result i64)
+                   local.get 0 local.get 1 local.get 0 local.get 1 {condition} {chooses}))"
+            );
+            modules(&wat::parse_str(text).unwrap()).unwrap()[0].functions[0].places.len()
+        };
+        assert_eq!(body("i64.lt_u", "select"), 0);
+        assert_eq!(body("i64.eq", "select"), 1);
+        assert_eq!(body("i64.lt_u", "if (result i64) i64.const 1 else i64.const 2 end return"), 3);
     }
 
     #[test]

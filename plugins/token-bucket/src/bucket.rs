@@ -91,7 +91,10 @@ impl Bucket {
 
     /// What is still spent of `amount` after so many microseconds.
     fn settled(self, amount: u64, passed_us: u64) -> u64 {
-        let refilled = u64::from(self.refill_per_second).saturating_mul(passed_us);
+        let refill = u64::from(self.refill_per_second);
+        // Else the product is at least 2⁶³, more than any bucket holds. `saturating_mul` is 128 bits wide, in Wasm a call.
+        let is_narrow = refill.leading_zeros() + passed_us.leading_zeros() >= u64::BITS;
+        let refilled = if is_narrow { refill * passed_us } else { u64::MAX };
         amount.min(self.full()).saturating_sub(refilled)
     }
 

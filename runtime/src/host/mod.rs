@@ -334,6 +334,7 @@ impl Host {
     pub fn open(&self) -> ScanReport {
         let look = Look { thorough: true, ..Look::default() };
         let rejected = self.0.look(&look, Why::First).rejected;
+        self.0.engine.stand_back();
         ScanReport { plugins: self.plugins(), slots: self.status(), rejected }
     }
 
