@@ -69,7 +69,8 @@ async fn a_peer_that_leaves_in_the_middle_is_replaced_and_comes_back_with_its_sc
     liar.set_fault(Fault::None);
     peers.join(source(&liar, &config)).await;
     let status = running.until("it is back", |status| !status.peers.is_empty()).await;
-    assert!((score..score + 20).contains(&status.peers[0].score), "{score}: {:#?}", status.peers);
+    // Who is new has 100. It may have lied once more before it was gone.
+    assert!(status.peers[0].score < score + 20, "{score}: {:#?}", status.peers);
     running.until_live_at(300).await;
     assert_eq!(ledger.head(), *sample.head());
     running.stop().await;
