@@ -188,13 +188,13 @@ async fn whatever_is_wrong_with_a_database_is_named_and_what_can_be_is_repaired(
         ),
         (
             "lost index row",
-            "DELETE FROM transaction_index WHERE place = (SELECT max(place) FROM transaction_index)".into(),
+            "DELETE FROM transaction_index_recent WHERE place = (SELECT max(place) FROM transaction_index)".into(),
             true,
             &["transaction_index: 159 rows, the blocks make 160", "lacks a row of transaction 40.3"],
         ),
         (
             "moved index row",
-            "UPDATE account_transaction SET place = place + (60 << 14)
+            "UPDATE account_transaction_recent SET place = place + (60 << 14)
              WHERE place = (SELECT min(place) FROM account_transaction)"
                 .into(),
             true,
@@ -202,13 +202,13 @@ async fn whatever_is_wrong_with_a_database_is_named_and_what_can_be_is_repaired(
         ),
         (
             "foreign message",
-            "INSERT INTO account_message VALUES (7, 16384)".into(),
+            "INSERT INTO account_message_recent VALUES (7, 16384)".into(),
             true,
             &["account_message", "wrongly has"],
         ),
         (
             "lost block index",
-            "DELETE FROM block_index WHERE height = 9".into(),
+            "DELETE FROM block_index_recent WHERE height = 9".into(),
             true,
             &["block_index", "lacks a row of block 9"],
         ),

@@ -10,7 +10,7 @@ use super::fork::SwitchError;
 use super::thread::{Job, Thread};
 use super::{ImportError, Imported, ProduceError, Produced};
 use crate::chain::{Account, Address, Change, Head, PublicKey, Time};
-use crate::storage::{BlockRows, StorageError, Writer};
+use crate::storage::{StorageError, Writer};
 
 /// What one commit holds so far: all that is needed to take it back.
 pub(super) struct Group {
@@ -155,7 +155,7 @@ impl Thread {
     pub fn forget(&mut self, head: Head, signed: Option<Time>) {
         self.connection.roll_back();
         (self.head, self.signed) = (head, signed);
-        self.rows = BlockRows::default();
+        self.rows.clear();
         self.hooks.iter_mut().for_each(|hook| hook.rolled_back());
     }
 }

@@ -25,7 +25,7 @@ use crate::chain::{
     Address, BlockError, Genesis, Hash, Head, Height, SecretKey, State, Time, Transaction, TransactionError,
     VerifiedBlock, fork_choice,
 };
-use crate::storage::{Storage, StorageError, TakenBlock, Writer};
+use crate::storage::{INDEX_RECENT_MAX, Storage, StorageError, TakenBlock, Writer};
 use fork::Forks;
 use thread::{Job, QUEUE_MAX, Stats, Thread};
 
@@ -57,6 +57,8 @@ pub struct LedgerOptions {
     pub group_blocks_max: usize,
     /// Transactions in one commit at most; a group ends after the block that reaches it.
     pub group_transactions_max: usize,
+    /// Rows in the short run of each index at most.
+    pub index_recent_max: u64,
     /// Blocks that a switch to another branch may take back, at most 1,024: so many can be undone.
     pub max_reorg_depth: u64,
     /// What says how far ahead of now a block is.
@@ -225,6 +227,7 @@ impl LedgerOptions {
             genesis,
             group_blocks_max: 8_000,
             group_transactions_max: 10_000,
+            index_recent_max: INDEX_RECENT_MAX,
             max_reorg_depth: 256,
             clock: Clock::default(),
         }

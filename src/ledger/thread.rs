@@ -84,7 +84,7 @@ impl Thread {
             state: State::default(),
             head: Head::from(&genesis_block.block().header),
             hooks,
-            rows: BlockRows::default(),
+            rows: BlockRows::new(options.index_recent_max),
             group_blocks_max: options.group_blocks_max.max(1),
             group_transactions_max: options.group_transactions_max.max(1),
             max_reorg_depth: options.max_reorg_depth.min(UNDO_DEPTH),

@@ -8,11 +8,11 @@ use std::path::Path;
 use super::files::{Snapshot, suffixed};
 use super::load::{self, Piece};
 use super::{Progress, Result, SnapshotError, io};
-use crate::chain::{Address, Genesis, Hash, Head, PublicKey, Time, VerifiedBlock, verify};
+use crate::chain::{Address, Genesis, Hash, Head, PublicKey, Time, verify};
 use crate::storage::{self, BlockRows, Lock, StorageError, WriteConnection, Writer, sync_folder};
 
 /// Index rows that are collected before they are written in their tables' order.
-const ROWS_BLOCKS_MAX: usize = 10_000;
+const ROWS_MAX: usize = 10_000;
 
 /// Writes all of `snapshot` in the transaction of `writer`, whose chain must have no block but the genesis. Answers the
 /// new head. Errors: a block is there, or the snapshot does not hold; then the transaction must be rolled back.
@@ -34,10 +34,9 @@ pub fn write(
     writer.clear_state()?;
     let keys = authority_keys(genesis);
     let mut waiting = 0;
-    let mut put_block = |block: &VerifiedBlock, rows: &mut BlockRows| -> Result<(), StorageError> {
-        writer.put_block(block, &[], rows)?;
-        waiting += 1 + block.block().transactions.len();
-        if waiting >= ROWS_BLOCKS_MAX {
+    let mut count = |more: usize, rows: &mut BlockRows| -> Result<(), StorageError> {
+        waiting += more;
+        if waiting >= ROWS_MAX {
             waiting = 0;
             writer.put_rows(rows)?;
         }
@@ -45,8 +44,14 @@ pub fn write(
     };
     let head = load::load(snapshot, genesis, now, progress, |piece| {
         match piece {
-            Piece::Headers(headers) => headers.iter().try_for_each(|header| writer.put_header(header))?,
-            Piece::Blocks(blocks) => blocks.iter().try_for_each(|block| put_block(block, &mut rows))?,
+            Piece::Headers(headers) => headers.iter().try_for_each(|header| {
+                writer.put_header(header, &mut rows)?;
+                count(1, &mut rows)
+            })?,
+            Piece::Blocks(blocks) => blocks.iter().try_for_each(|block| {
+                writer.put_block(block, &[], &mut rows)?;
+                count(1 + block.block().transactions.len(), &mut rows)
+            })?,
             Piece::Accounts(accounts) => accounts.iter().try_for_each(|account| {
                 let key = account.public_key.as_ref().or_else(|| keys.get(&account.address));
                 writer.put_account(&account.address, &account.account, key)

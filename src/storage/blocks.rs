@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use rusqlite::{OptionalExtension, params};
 
+use super::index::{self, Row, Upkeep};
 use super::{BelowBase, Reader, Result, StorageError, Writer, from_sql, to_sql, transactions};
 use crate::chain::{
     Account, Address, Block, Change, DecodeError, Hash, Head, Header, Height, PublicKey, Time, VerifiedBlock,
@@ -18,10 +19,11 @@ const UNDONE_MAX: i64 = 65_536;
 /// Index rows of many blocks, collected so that they go into each B-tree in its own order.
 #[derive(Default)]
 pub struct BlockRows {
-    blocks: Vec<(i64, i64)>,
-    pub(super) transactions: Vec<(i64, i64)>,
-    pub(super) accounts: Vec<(i64, i64)>,
-    pub(super) messages: Vec<(i64, i64)>,
+    blocks: Vec<Row>,
+    pub(super) transactions: Vec<Row>,
+    pub(super) accounts: Vec<Row>,
+    pub(super) messages: Vec<Row>,
+    upkeep: [Upkeep; 4],
     undo: Vec<(Height, Vec<u8>)>,
     buffer: Vec<u8>,
 }
@@ -56,6 +58,16 @@ impl TakenBlock {
 }
 
 impl BlockRows {
+    /// None yet, for indexes whose short runs have so many rows at most.
+    pub fn new(recent_max: u64) -> Self {
+        Self { upkeep: [Upkeep::new(recent_max); 4], ..Self::default() }
+    }
+
+    /// Forgets what was collected.
+    pub fn clear(&mut self) {
+        *self = Self { upkeep: self.upkeep, ..Self::default() };
+    }
+
     /// Collects the index row of a block, without how to undo it.
     pub(super) fn add_block(&mut self, hash: &Hash, height: Height) {
         self.blocks.push((hash.prefix(), to_sql(height)));
@@ -239,18 +251,9 @@ impl Writer<'_> {
 
     /// Stores the collected index rows, each table's in its order, and the undo records that are not too deep already.
     pub fn put_rows(&self, rows: &mut BlockRows) -> Result<()> {
-        let tables = [
-            ("INSERT INTO block_index (prefix, height) VALUES (?, ?)", &mut rows.blocks),
-            ("INSERT INTO transaction_index (prefix, place) VALUES (?, ?)", &mut rows.transactions),
-            ("INSERT OR IGNORE INTO account_transaction (prefix, place) VALUES (?, ?)", &mut rows.accounts),
-            ("INSERT OR IGNORE INTO account_message (prefix, place) VALUES (?, ?)", &mut rows.messages),
-        ];
-        for (sql, rows) in tables {
-            rows.sort_unstable();
-            let mut statement = self.connection().prepare_cached(sql)?;
-            for row in rows.drain(..) {
-                statement.execute([row.0, row.1])?;
-            }
+        let tables = [&mut rows.blocks, &mut rows.transactions, &mut rows.accounts, &mut rows.messages];
+        for ((index, upkeep), rows) in index::ALL.into_iter().zip(&mut rows.upkeep).zip(tables) {
+            index.put(self.connection(), rows, upkeep)?;
         }
         let Some(head) = rows.undo.last().map(|(height, _)| *height) else { return Ok(()) };
         let deepest = to_sql(head.saturating_sub(UNDO_DEPTH));
@@ -310,9 +313,7 @@ impl Writer<'_> {
         let connection = self.connection();
         connection.prepare_cached("DELETE FROM block WHERE height = ?")?.execute([to_sql(height)])?;
         connection.prepare_cached("DELETE FROM undo WHERE height = ?")?.execute([to_sql(height)])?;
-        connection
-            .prepare_cached("DELETE FROM block_index WHERE prefix = ? AND height = ?")?
-            .execute([hash.prefix(), to_sql(height)])?;
+        index::BLOCKS.take(connection, (hash.prefix(), to_sql(height)))?;
         let transaction_hashes = self.take_transactions(&block)?;
         let taken = TakenBlock { block, hash, transaction_hashes };
         self.put_undone(&taken)?;

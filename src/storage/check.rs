@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 
 use super::blocks::BlockRows;
+use super::index;
 use super::{Reader, Result, StorageError, from_sql, to_sql, transactions};
 use crate::chain::{Block, Genesis, Hash, Header, Height, Signature, verify_headers};
 
@@ -20,14 +21,6 @@ pub struct BlocksChecked {
 
 /// Problems that are named at most.
 pub const PROBLEMS_MAX: usize = 100;
-
-/// The tables that are derived from blocks, with the columns of a row.
-const INDEXES: [(&str, &str); 4] = [
-    ("block_index", "height"),
-    ("transaction_index", "place"),
-    ("account_transaction", "place"),
-    ("account_message", "place"),
-];
 
 /// A set of rows as one number: the same rows in any order make the same one.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -87,7 +80,8 @@ impl Reader<'_> {
             progress(height, head);
         }
         signed.verify(&mut found);
-        for ((table, column), expected) in INDEXES.into_iter().zip(expected) {
+        for (index, expected) in index::ALL.into_iter().zip(expected) {
+            let (table, column) = (index.name, index.number);
             let actual = self.digest(table, column)?;
             if actual != expected {
                 let text = format!("{table}: {} rows, the blocks make {}; they differ", actual.rows, expected.rows);
@@ -153,7 +147,7 @@ impl Reader<'_> {
             "block_index" => format!("block {number}"),
             _ => format!("transaction {}", transactions::place_name(number)),
         };
-        let at = INDEXES.iter().position(|(name, _)| *name == table).expect("one of them");
+        let at = index::ALL.iter().position(|index| index.name == table).expect("one of them");
         let sql = format!("SELECT prefix, {column} FROM {table} WHERE {column} BETWEEN ? AND ?");
         let mut statement = self.connection().prepare(&sql)?;
         let mut named = 0;

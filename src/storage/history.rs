@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use rusqlite::{OptionalExtension, params};
 
-use super::{Reader, Result, StorageError, StoredAccount, Writer, from_sql, to_sql};
+use super::{BlockRows, Reader, Result, StorageError, StoredAccount, Writer, from_sql, to_sql};
 use crate::chain::{Account, Address, DecodeError, Header, Height, PublicKey, Signature, VerifiedHeader};
 
 /// Headers of blocks that are not here whole, as a block begins with them. A table of its own: who reads blocks never
@@ -149,17 +149,15 @@ impl Reader<'_> {
 }
 
 impl Writer<'_> {
-    /// Keeps the header of a block that is not here.
-    pub fn put_header(&self, header: &VerifiedHeader) -> Result<()> {
+    /// Keeps the header of a block that is not here; its index row goes to `rows`, for [`Writer::put_rows`].
+    pub fn put_header(&self, header: &VerifiedHeader, rows: &mut BlockRows) -> Result<()> {
         let mut body = Vec::with_capacity(256);
         header.encode(&mut body);
         let height = to_sql(header.header().height);
         self.connection()
             .prepare_cached("INSERT INTO header (height, body) VALUES (?, ?)")?
             .execute(params![height, body])?;
-        self.connection()
-            .prepare_cached("INSERT INTO block_index (prefix, height) VALUES (?, ?)")?
-            .execute([header.hash().prefix(), height])?;
+        rows.add_block(&header.hash(), header.header().height);
         Ok(())
     }
 

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use rusqlite::params;
 
 use super::blocks::{BlockRows, UNDO_DEPTH, encode_changes};
+use super::index;
 use super::{Reader, Result, StorageError, Writer, to_sql, transactions};
 use crate::chain::{Account, Address, Block, Genesis, Hash, Head, Height, PublicKey, State, execute, verify_headers};
 
@@ -156,10 +157,7 @@ impl Writer<'_> {
 
     /// Makes the indexes anew from the blocks and headers that are here. Errors: one of them cannot be read.
     pub fn rebuild_indexes(&self) -> Result<()> {
-        self.connection().execute_batch(
-            "DELETE FROM block_index; DELETE FROM transaction_index; DELETE FROM account_transaction;
-             DELETE FROM account_message;",
-        )?;
+        index::ALL.into_iter().try_for_each(|index| index.clear(self.connection()))?;
         let reader = self.reader();
         let (base, head) = (reader.base()?, reader.head()?.map_or(0, |head| head.height));
         let (mut rows, mut waiting) = (BlockRows::default(), 0);

@@ -70,6 +70,8 @@ const MIGRATIONS: &[&str] = &[
     "ALTER TABLE agent_event ADD COLUMN unheard INTEGER NOT NULL DEFAULT 0;
      UPDATE agent_event SET unheard = 1 WHERE reason LIKE 'no handler is loaded;%';
      CREATE INDEX agent_event_unheard ON agent_event (agent) WHERE unheard;",
+    // 6: the indexes in two runs each.
+    super::index::MIGRATION,
 ];
 
 /// The version of a file.

@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::blocks::BlockRows;
+use super::index;
 use super::{Counts, Reader, Result, StorageError, Writer, from_sql, to_sql};
 use crate::chain::{Address, Block, Hash, Header, Height, Time, Transaction, VerifiedBlock};
 
@@ -254,11 +255,9 @@ impl Reader<'_> {
 
     /// How many transactions and accounts there are. Reads both indexes through.
     pub fn counts(&self) -> Result<Counts> {
-        let count = |table: &str| -> Result<u64> {
-            let sql = format!("SELECT count(*) FROM {table}");
-            Ok(from_sql(self.connection().prepare_cached(&sql)?.query_row([], |row| row.get(0))?))
-        };
-        Ok(Counts { transactions: count("transaction_index")?, accounts: count("account")? })
+        let accounts =
+            self.connection().prepare_cached("SELECT count(*) FROM account")?.query_row([], |row| row.get(0))?;
+        Ok(Counts { transactions: index::TRANSACTIONS.rows(self.connection())?, accounts: from_sql(accounts) })
     }
 }
 
@@ -270,15 +269,10 @@ impl Writer<'_> {
             let place = Cursor { height: block.header.height, position }.place();
             let hash = transaction.hash(&block.header.chain_id);
             let (from, to) = (prefix(&transaction.from()), prefix(&transaction.to));
-            let rows = [
-                ("DELETE FROM transaction_index WHERE prefix = ? AND place = ?", hash.prefix()),
-                ("DELETE FROM account_transaction WHERE prefix = ? AND place = ?", from),
-                ("DELETE FROM account_transaction WHERE prefix = ? AND place = ?", to),
-                ("DELETE FROM account_message WHERE prefix = ? AND place = ?", from),
-                ("DELETE FROM account_message WHERE prefix = ? AND place = ?", to),
-            ];
-            for (sql, prefix) in rows {
-                self.connection().prepare_cached(sql)?.execute([prefix, place])?;
+            index::TRANSACTIONS.take(self.connection(), (hash.prefix(), place))?;
+            for prefix in [from, to] {
+                index::ACCOUNTS.take(self.connection(), (prefix, place))?;
+                index::MESSAGES.take(self.connection(), (prefix, place))?;
             }
             hashes.push(hash);
         }

@@ -169,7 +169,7 @@ async fn play(tree: &Tree, steps: &[Step], max_reorg_depth: u64) -> Counts {
     let path = dir.path().join("chain.db");
     let open = || {
         let options = LedgerOptions::new(path.clone(), (*tree.genesis).clone());
-        Ledger::open(LedgerOptions { max_reorg_depth, ..options }, vec![Box::new(heard.clone())])
+        Ledger::open(LedgerOptions { max_reorg_depth, index_recent_max: 40, ..options }, vec![Box::new(heard.clone())])
     };
     let mut ledger = rows::patiently(open).unwrap();
     let mut model = Model { tree, head: 0, max_reorg_depth };
