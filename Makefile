@@ -31,13 +31,13 @@ bench: plugins ## measures, prints a table, writes target/bench.json
 	$(CARGO) bench --package tenon $(ARGS)
 
 soak: plugins ## the long form: thousands of kill -9, power losses and failing disks, fleets, ten thousand random reorgs
-	TENON_TEST_KILLS=1000 $(CARGO) test --release --package tenon --test crash -- --nocapture
+	TENON_TEST_KILLS=1000 $(CARGO) test --workspace --test crash -- --nocapture
 	TENON_TEST_KILLS=1000 TENON_TEST_REORGS=10000 TENON_TEST_REPLAYS=10000 \
-		$(CARGO) test --release --package tenon --test forks -- --nocapture
-	TENON_TEST_KILLS=1000 $(CARGO) test --release --package tenon --test kills -- --nocapture
+		$(CARGO) test --workspace --test forks -- --nocapture
+	TENON_TEST_KILLS=1000 $(CARGO) test --workspace --test kills -- --nocapture
 	TENON_TEST_LOSSES=10000 TENON_TEST_FAULTS=1600 \
-		$(CARGO) test --release --package tenon --test disk -- --nocapture
-	TENON_TEST_SEEDS=5000 $(CARGO) test --release --package tenon --test fleet -- --nocapture
+		$(CARGO) test --workspace --test disk -- --nocapture
+	TENON_TEST_SEEDS=5000 $(CARGO) test --workspace --test fleet -- --nocapture
 
 clean: ## everything built
 	$(CARGO) clean
