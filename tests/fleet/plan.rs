@@ -210,7 +210,8 @@ fn faults(
                 // An authority's clock is some slots ahead, until somebody sees that, sets it right and starts the node
                 // again: the slots that it has signed for come once more.
                 let (node, ahead_ms) = (random.below(authorities as u64) as usize, 3_000 + random.below(5_000));
-                let back_at = at + 1_000 + random.below(ahead_ms);
+                // While it storms: after that, everything is well.
+                let back_at = (at + 1_000 + random.below(ahead_ms)).min(storm_ms - 1);
                 faults.push((at, Fault::Clock { node, skew_ms: ahead_ms.cast_signed() }));
                 faults.push((back_at, Fault::Clock { node, skew_ms: 0 }));
                 at = back_at;
