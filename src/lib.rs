@@ -25,6 +25,7 @@
 //! | [`memory`], [`priority`] | gives back what a burst of work leaves behind; lets go first whoever answers |
 //! | [`simulate`] | strategies in virtual time: the follower's engine among modelled peers |
 //! | [`bindings`] | a component in each role: WIT on one side, the trait on the other |
+//! | [`rehearsal`] | what the plugins of a configuration say to their settings, without a node |
 //! | `tenon_runtime` | hosts components: slots, generations, loading, limits, health; knows no chain |
 //!
 //! Data flows one way: configuration, node, (storage, chain), plugins, (sync, rpc, agents). The first scan of the
@@ -61,6 +62,7 @@ pub mod p2p;
 pub mod priority;
 pub mod producer;
 pub mod rate_limit;
+pub mod rehearsal;
 pub mod rpc;
 pub mod sample;
 pub mod simulate;

@@ -255,7 +255,7 @@ impl Node {
 }
 
 /// What the plugin host needs to know: its folders, whom it trusts, and room for the largest memory that a slot allows.
-fn host_config(config: &Config, state_dir: &Path) -> HostConfig {
+pub(crate) fn host_config(config: &Config, state_dir: &Path) -> HostConfig {
     let plugins = &config.plugins;
     let slots = [&plugins.rate_limit.limits, &plugins.sync.limits].into_iter();
     let memories = slots.chain(config.agents.iter().map(|agent| &agent.limits)).map(|limits| limits.memory_max_bytes);
@@ -269,20 +269,24 @@ fn host_config(config: &Config, state_dir: &Path) -> HostConfig {
     }
 }
 
-/// The slot that limits rates. Its built-in takes the slot's configuration where that is one of a token bucket, so that
-/// the limits an operator set also hold while the plugin does not.
+/// The slot that limits rates.
 fn rate_limit_slot(host: &Host, config: &Config) -> Result<Slot<RateLimit>> {
-    let slot_config = config.plugins.rate_limit.plugin_config();
-    let settings = match serde_json::from_value::<token_bucket::Settings>(slot_config.settings.clone()) {
-        Ok(settings) => settings,
-        Err(error) if slot_config.plugin.is_none() => {
-            return Err(anyhow!("plugins.rate-limit.config, for the built-in token bucket: {error}"));
-        }
-        Err(_) => token_bucket::Settings::default(),
-    };
-    let builtin =
-        builtin::TokenBucket::new(settings).map_err(|reason| anyhow!("plugins.rate-limit.config: {reason}"))?;
-    host.slot("rate-limit", slot_config, builtin)
+    let builtin = rate_limit_builtin(&config.plugins.rate_limit)
+        .map_err(|reason| anyhow!("plugins.rate-limit.config: {reason}"))?;
+    host.slot("rate-limit", config.plugins.rate_limit.plugin_config(), builtin)
+}
+
+/// What limits rates while no plugin does. It takes the slot's configuration where that is one of a token bucket, so that
+/// the limits an operator set also hold while the plugin does not.
+///
+/// Errors: there is no plugin that it could be meant for, and it does not fit.
+pub(crate) fn rate_limit_builtin(slot: &config::PluginSlot) -> Result<builtin::TokenBucket, String> {
+    let given = serde_json::from_value::<token_bucket::Settings>(slot.config.clone().into());
+    match given.map_err(|error| error.to_string()).and_then(builtin::TokenBucket::new) {
+        Err(reason) if slot.plugin.is_none() => Err(format!("the built-in token bucket refuses it: {reason}")),
+        Err(_) => builtin::TokenBucket::new(token_bucket::Settings::default()),
+        taken => taken,
+    }
 }
 
 /// Listens for peers, under the node's own key to them.

@@ -150,6 +150,84 @@ fn config_check_looks_at_the_files_too() {
 }
 
 #[test]
+fn config_check_asks_the_plugins_what_they_say_to_their_settings() {
+    let dir = authority();
+    let node = dir.path().join("node");
+    let plugins = node.join("plugins");
+    for name in ["token-bucket", "parallel-range", "ping-pong"] {
+        // Its name is what it says of itself, whatever its file is called.
+        fs::copy(tenon_build::path(name), plugins.join(format!("x-{name}.wasm"))).unwrap();
+        let _ = fs::remove_file(plugins.join(format!("{name}.wasm")));
+    }
+    let file = node.join("tenon.toml");
+    let sound = fs::read_to_string(&file).unwrap();
+    let check = |changes: &[(&str, &str)], code: i32| {
+        let changed = changes.iter().fold(sound.clone(), |text, (from, to)| {
+            assert!(text.contains(from), "{from}: {text}");
+            text.replace(from, to)
+        });
+        fs::write(&file, changed).unwrap();
+        printed(dir.path(), &["config", "check", "--dir", "node"], code)
+    };
+    assert_eq!(check(&[], 0), "nothing is wrong\n");
+
+    // The schema's reason, the plugin's own, and all of them at once.
+    let of_limit = (
+        "use = \"token-bucket\"",
+        "use = \"token-bucket\"\nconfig = { read = { capacity = 0, refill_per_second = 1 } }",
+    );
+    let of_agent = ("reply = \"pong\"", "reply = \"ping\"");
+    let of_sync = ("use = \"parallel-range\"", "use = \"parallel-range\"\nconfig = { target = 7 }");
+    let text = check(&[of_limit, of_agent, of_sync], 1);
+    for part in [
+        "plugins.rate-limit.config: slot rate-limit: plugin token-bucket of node/plugins/x-token-bucket.wasm is refused: settings: /read/capacity: ",
+        "agents[0].config: slot agent/bob: plugin ping-pong of node/plugins/x-ping-pong.wasm is refused: configure: trigger and reply are both \"ping\"",
+        "plugins.sync.config: slot sync: plugin parallel-range of node/plugins/x-parallel-range.wasm is refused: settings: /: ",
+        "3 errors, 0 warnings",
+    ] {
+        assert!(text.contains(part), "{part}:\n{text}");
+    }
+
+    // One that is not there may come later.
+    let text = check(&[("use = \"parallel-range\"", "use = \"my-strategy\"\nconfig = { any = 1 }")], 0);
+    let missing = "plugins.sync.use: slot sync: in node/plugins, no file that is taken holds the plugin my-strategy";
+    assert!(text.contains(missing) && text.ends_with("0 errors, 1 warnings\n"), "{text}");
+    // Nor is one that is of another kind.
+    assert!(check(&[("use = \"token-bucket\"", "use = \"ping-pong\"")], 0).contains("holds the plugin ping-pong"));
+
+    // The built-ins' settings.
+    let text = check(&[("use = \"token-bucket\"", "config = { read = { capacity = 0, refill_per_second = 1 } }")], 1);
+    assert!(text.contains("the built-in token bucket refuses it: read.capacity is 0: it must be 1 to"), "{text}");
+    let text = check(&[("use = \"parallel-range\"", "config = { target_ms = 7 }")], 0);
+    assert!(
+        text.contains("plugins.sync.config: slot sync has no plugin, and its built-in takes no settings"),
+        "{text}"
+    );
+
+    // A component that may not be taken is not asked.
+    let made = json(dir.path(), &["plugin", "keygen", "--out", "key", "--no-password"]);
+    let keys =
+        format!("[plugins]\ntrusted_keys = [{}]\nrequire_signature = true\n\n[plugins.rate-limit]", made["public_key"]);
+    let text = check(&[("[plugins.rate-limit]", &keys), of_limit], 0);
+    for part in
+        ["no file that is taken holds the plugin token-bucket", "allow-all.wasm is refused: signature: not signed"]
+    {
+        assert!(text.contains(part), "{part}:\n{text}");
+    }
+    assert!(!text.contains("capacity"), "{text}");
+    let signed = plugins.join("x-token-bucket.wasm");
+    printed(dir.path(), &["plugin", "sign", signed.to_str().unwrap(), "--key", "key"], 0);
+    assert!(check(&[("[plugins.rate-limit]", &keys), of_limit], 1).contains("/read/capacity"));
+
+    // Who checks changes nothing.
+    fs::remove_dir_all(&plugins).unwrap();
+    let before: Vec<_> = fs::read_dir(&node).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(check(&[], 0).contains("holds the plugin token-bucket"));
+    let after: Vec<_> = fs::read_dir(&node).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(before, after);
+}
+
+#[test]
 fn config_keys_lists_every_knob_with_its_default() {
     let keys = json(Path::new("."), &["config", "keys"]);
     let keys = keys.as_array().unwrap();

@@ -325,7 +325,7 @@ fn a_new_version_proves_itself_on_live_requests_and_every_refusal_can_be_explain
     }
     assert!(text.contains("candidate  {\"allow\":{\"limit\":1000,"), "{text}");
     assert_eq!(plugin(&["list"])[1]["generation"], 2);
-    fs::write(&file, narrow).unwrap();
+    fs::write(&file, &narrow).unwrap();
 
     // What was recorded, replayed through the same component and through one that refuses nothing.
     let journal = plugin(&["journal", "rate-limit"]);
@@ -340,6 +340,29 @@ fn a_new_version_proves_itself_on_live_requests_and_every_refusal_can_be_explain
         1,
     );
     assert!(text.contains("changed"), "{text}");
+
+    // Recording ends and begins while the node runs, by hand and by the file.
+    let ended = plugin(&["journal", "rate-limit", "--off"]);
+    assert_eq!(ended["recording"], false, "{ended}");
+    node.logged("recording ended");
+    assert!(!ask(&node.url, "/rpc/transactions?limit=100").contains("x-tenon-decision"));
+    let begun = plugin(&["journal", "rate-limit", "--on", "--sample", "1"]);
+    assert_eq!((&begun["recording"], &begun["records"]), (&true.into(), &ended["records"]), "{begun}");
+    assert!(ask(&node.url, "/rpc/transactions?limit=100").contains("x-tenon-decision"));
+    let refused =
+        printed(dir, &[&["plugin", "journal", "rate-limit", "--on", "--sample", "7"], &admin[..]].concat(), 1);
+    assert!(refused.contains("sample is 7, expected 0 to 1"), "{refused}");
+    // As the node read it last, so that nothing else is new.
+    let wide = narrow.replace("capacity = 1, refill", "capacity = 1000, refill");
+    fs::write(&file, wide.replace("journal = {}\n", "")).unwrap();
+    node.signal("HUP");
+    node.logged("recording ended");
+    assert!(!ask(&node.url, "/rpc/transactions?limit=100").contains("x-tenon-decision"));
+    fs::write(&file, wide).unwrap();
+    node.signal("HUP");
+    node.logged("recording calls");
+    assert!(ask(&node.url, "/rpc/transactions?limit=100").contains("x-tenon-decision"));
+    fs::write(&file, narrow).unwrap();
 
     // Taken back by hand; the bytes are not taken again, not even by a node that was killed and starts anew.
     assert_eq!(plugin(&["rollback", "rate-limit"])["generation"], 1);

@@ -255,7 +255,7 @@ fn a_slot_that_has_recorded_nothing_says_what_to_do() {
             let text = said(command, first, &["--slot", slot]);
             let expected = format!(
                 "slot {slot} has recorded nothing: its calls are recorded from the node's next start on with \
-                 `journal = {{}}` in {section} of node/tenon.toml"
+                 `journal = {{}}` in {section} of node/tenon.toml, or from now on with `tenon plugin journal {slot} --on`"
             );
             assert!(text.contains(&expected), "{expected}:\n{text}");
         }

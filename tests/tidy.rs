@@ -78,6 +78,7 @@ const WALLS: &[(&str, &[&str])] = &[
     ("src/sync/engine", &["tokio", "Instant", "Time::now", "std::thread", "reqwest", "rayon", "Ledger", "SystemTime"]),
     ("src/agent", &["tenon_runtime", "wasmtime", "crate::bindings", "crate::rpc", "axum", "rusqlite"]),
     ("src/p2p", &["tenon_runtime", "wasmtime", "crate::bindings", "crate::rpc", "axum", "rusqlite"]),
+    ("src/rehearsal.rs", &["crate::rpc", "crate::storage", "crate::ledger", "axum", "rusqlite", "tokio", "wasmtime"]),
     ("src/bindings", &["crate::rpc", "crate::storage", "crate::ledger", "axum", "rusqlite", "tokio"]),
     ("src/ledger", &["tenon_runtime", "crate::rpc", "crate::sync", "crate::agent", "crate::bindings", "rusqlite"]),
     ("src/mempool", &["tenon_runtime", "crate::rpc", "crate::sync", "crate::agent", "crate::bindings", "rusqlite"]),

@@ -113,6 +113,16 @@ pub enum Change {
         /// For how long, in milliseconds.
         pause_ms: u64,
     },
+    /// The slot's calls are recorded from now on.
+    RecordingStarted {
+        /// The share of keys whose calls are.
+        sample: f64,
+    },
+    /// The slot's calls are not recorded any more.
+    RecordingStopped {
+        /// Calls written since the host started.
+        records: u64,
+    },
     /// A plugin's file is gone.
     Removed {
         /// Where it was.
@@ -190,6 +200,8 @@ fn log(event: &Event) {
         Change::SetAside { subject, pause_ms } => {
             tracing::warn!(slot, plugin, generation, subject, pause_ms, "plugin keeps failing on one subject");
         }
+        Change::RecordingStarted { sample } => tracing::info!(slot, plugin, generation, sample, "recording calls"),
+        Change::RecordingStopped { records } => tracing::info!(slot, plugin, generation, records, "recording ended"),
         Change::Removed { path } => {
             tracing::info!(plugin, path = %path.display(), "plugin file removed");
         }

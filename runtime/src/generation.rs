@@ -77,13 +77,13 @@ struct Ready<K: Kind> {
 }
 
 /// The optional interface that hands memory from version to version.
-struct Migration<K: Kind> {
-    upgrade: Migrate<K::Wire>,
+pub(crate) struct Migration<K: Kind> {
+    pub(crate) upgrade: Migrate<K::Wire>,
     downgrade: Migrate<K::Wire>,
 }
 
 /// Takes the other memory-version and the memory.
-type Migrate<Wire> = TypedFunc<(u32, Wire), (Result<Wire, String>,)>;
+pub(crate) type Migrate<Wire> = TypedFunc<(u32, Wire), (Result<Wire, String>,)>;
 
 /// Where a generation is to serve.
 pub(crate) struct Place<'a> {
@@ -464,7 +464,7 @@ pub(crate) enum Unmigrated {
 
 /// The two functions of the migration interface; none where the component does not export it. Errors: it exports
 /// something else by that name.
-fn migration<K: Kind>(
+pub(crate) fn migration<K: Kind>(
     interface: &str,
     store: &mut Store<Context>,
     instance: &Instance,

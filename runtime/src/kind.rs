@@ -52,6 +52,12 @@ pub trait Kind: Sized + Send + Sync + 'static {
     /// whoever stands in for a plugin. An operator who promotes the version by force lets it begin anew.
     const FORGETS: bool = true;
 
+    /// Whether what is asked next follows from what was answered, as the blocks that arrive follow from those that a strategy
+    /// asked for. What a candidate in the shadow answers nobody carries out, so its own memory would soon be of another
+    /// world than the one it is asked about: with this it is handed the live version's memory for every call, where the
+    /// caller keeps it and the candidate can read it.
+    const STEERS: bool = false;
+
     /// A memory on its way to the guest.
     fn to_wire(memory: &Self::Memory) -> Self::Wire;
 

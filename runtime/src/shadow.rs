@@ -101,6 +101,8 @@ pub struct Divergence {
     pub differing_fields: u64,
     /// Calls that the candidate failed; each counts as one that differs.
     pub failures: u64,
+    /// Of those compared, the calls that it made with a memory of its own, and not with the one that the live generation had.
+    pub by_own_memory: u64,
     /// Calls that it was not given, since it was too slow for them.
     pub dropped: u64,
     /// The differences of either sort, most frequent first.
@@ -153,6 +155,7 @@ struct Seen<K: Kind> {
     compared: u64,
     divergent: u64,
     differing_fields: u64,
+    by_own_memory: u64,
     failures: u64,
     groups: BTreeMap<(&'static str, &'static str, &'static str), Collected>,
 }
@@ -172,6 +175,7 @@ impl<K: Kind> Shadow<K> {
             compared: 0,
             divergent: 0,
             differing_fields: 0,
+            by_own_memory: 0,
             failures: 0,
             groups: BTreeMap::new(),
         };
@@ -179,11 +183,12 @@ impl<K: Kind> Shadow<K> {
     }
 
     /// Gives the candidate one call. `adopt` makes the live generation's memory one that the candidate can read, or says why
-    /// the candidate fails without it; it is asked when the candidate has none of its own for the key yet. Answers whether
-    /// the candidate failed.
+    /// the candidate fails without it; it is asked when the candidate has none of its own for the key yet, and always where
+    /// the kind steers and the candidate can read the live memory, `reads`. Answers whether the candidate failed.
     pub(crate) fn compare(
         &self,
         call: &Call<K>,
+        reads: bool,
         adopt: impl FnOnce(&Remembered<K::Memory>) -> Result<K::Memory, Failure>,
     ) -> bool {
         let seen = &mut *self.seen();
@@ -192,9 +197,11 @@ impl<K: Kind> Shadow<K> {
                 let found = seen.memory.find(*hash, key).filter(|kept| kept.epoch == call.epoch);
                 found.map(|kept| kept.memory.clone())
             }
+            None if K::STEERS && reads => None,
             None => seen.own.as_ref().filter(|(_, epoch)| *epoch == call.epoch).map(|(memory, _)| memory.clone()),
         };
         let hint = call.key.as_ref().map_or(0, |(hash, _)| *hash as usize);
+        seen.by_own_memory += u64::from(known.is_some() || !reads);
         let before = known.map_or_else(|| adopt(&call.before), Ok);
         let result = before.and_then(|before| self.generation.call_anywhere(hint, &call.request, &before).0);
         seen.compared += 1;
@@ -248,6 +255,7 @@ impl<K: Kind> Shadow<K> {
             compared: seen.compared,
             divergent: seen.divergent,
             differing_fields: seen.differing_fields,
+            by_own_memory: seen.by_own_memory,
             failures: seen.failures,
             dropped: self.dropped.load(Ordering::Relaxed),
             groups: Vec::new(),

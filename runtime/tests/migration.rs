@@ -5,10 +5,12 @@ mod support;
 use proptest::prelude::*;
 use serde_json::json;
 use support::{
-    Answer, Bed, Counter, Echo, Mode, TRAPPING, Text, UNWILLING, add, await_event, drain, echo_builtin, mode, names,
+    Answer, Bed, Counter, Echo, Mode, Request, Steering, TRAPPING, Text, UNWILLING, add, await_event, builtin, drain,
+    echo_builtin, mode, names,
 };
 use tenon_runtime::{
-    By, Change, Event, Failure, Limits, MemoryId, PluginConfig, Probation, Rollout, Slot, Stage, Status,
+    By, Change, Divergence, Event, Failure, Kind, Limits, MemoryId, PluginConfig, Probation, Rollout, Slot, Stage,
+    Status,
 };
 
 /// A counter slot on one shard, and so on one instance, served by a version in form 1 that does not migrate.
@@ -327,6 +329,54 @@ fn a_shadow_upgrades_what_it_compares_with() {
     assert_eq!(seen, ["shadow", "live"]);
     assert_eq!(told(&slot, 1, Mode::Upgrades), 1, "the live memory, once; the shadow had its own");
     assert_eq!(bed.status().memories_lost, 0);
+}
+
+/// What the shadow of a slot has shown of `candidate`, in twenty calls whose memory the caller changes in between, as the
+/// world does that a strategy's answers act on.
+fn steered<K>(candidate: &Text) -> Divergence
+where
+    K: Kind<Key = u64, Request = Request, Answer = Answer, Memory = (u64, u64, u64, u64)>,
+{
+    let bed = Bed::new();
+    bed.put("adder.wasm", &Text::new("adder", 1).counter());
+    let never = Rollout::Shadow { calls: Some(1_000_000), seconds: None, max_divergence: 1.0, max_slowdown: 1e6 };
+    let config = PluginConfig { rollout: never, ..PluginConfig::plugin("adder") };
+    let slot = bed.host.slot::<K>("counter", config, builtin).expect("a slot");
+    let is_another = candidate.name != "adder";
+    if is_another {
+        bed.put("other.wasm", &candidate.counter());
+    }
+    bed.host.open();
+    if is_another {
+        bed.host.use_plugin("counter", Some(&candidate.name)).expect("a plugin");
+    } else {
+        bed.put("adder.wasm", &candidate.counter());
+        bed.host.reload("counter").expect("a sound version");
+    }
+    let mut divergence = Divergence::default();
+    for call in 0..20 {
+        slot.step(&add(1, 1), &(1_000 * call, 0, 0, 0));
+        // One after the other: what is compared is what was asked.
+        while divergence.compared <= call {
+            std::thread::yield_now();
+            divergence = bed.host.shadow("counter").expect("a slot").expect("a shadow");
+        }
+    }
+    divergence
+}
+
+#[test]
+fn where_answers_lead_to_what_is_asked_next_a_shadow_goes_by_the_live_memory() {
+    let seen = |divergence: Divergence| (divergence.compared, divergence.divergent, divergence.by_own_memory);
+    let same = Text { build: 1, version: "1.9.0".into(), ..Text::new("adder", 1) };
+    assert_eq!(seen(steered::<Steering>(&same)), (20, 0, 0));
+    let newer = Text { build: 1, ..Text::migrating("adder", 2, 2) };
+    assert_eq!(seen(steered::<Steering>(&newer)), (20, 0, 0), "turned into its own form each time");
+    // Elsewhere it goes its own way from the first call on.
+    assert_eq!(seen(steered::<Counter>(&same)), (20, 19, 19));
+    // What it cannot read it cannot go by, and that is said.
+    let other = Text { build: 1, ..Text::new("abacus", 1) };
+    assert_eq!(seen(steered::<Steering>(&other)), (20, 19, 20));
 }
 
 #[test]

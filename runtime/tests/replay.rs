@@ -5,9 +5,9 @@ mod support;
 use std::path::Path;
 
 use serde_json::{Value, json};
-use support::{Answer, Counter, Mode, Request, Text, add, component, foreign};
+use support::{Answer, Counter, Mode, Request, TRAPPING, Text, UNWILLING, add, component, foreign};
 use tenon_runtime::{
-    Digest, Failure, MemoryId,
+    Digest, Failure, Limits, MemoryId,
     journal::{GenerationInfo, Journal, JournalConfig, Outcome, Reader, RecordId, Source},
     replay::{Against, Budgets, MemoryMode, Options, Replay, Report},
 };
@@ -36,8 +36,21 @@ fn record(text: &Text, settings: Value) -> Recording {
 }
 
 fn record_requests(text: &Text, settings: Value, requests: impl Iterator<Item = Request>) -> Recording {
+    record_under(None, text, settings, requests)
+}
+
+/// In a slot with these limits; none: by a version that did not say.
+fn record_under(
+    limits: Option<&Limits>,
+    text: &Text,
+    settings: Value,
+    requests: impl Iterator<Item = Request>,
+) -> Recording {
     let dir = tempfile::tempdir().expect("a directory");
     let mut journal = Journal::open::<Counter>(dir.path(), "counter", JournalConfig::default()).expect("a journal");
+    if let Some(limits) = limits {
+        journal = journal.under(limits);
+    }
     journal.generation(about(1, text, settings));
     let mut recorder = journal.recorder::<Counter>(0);
     let mut memories = std::collections::BTreeMap::<u64, ((u64, u64, u64, u64), u32)>::new();
@@ -141,6 +154,64 @@ fn memory_is_the_recorded_one_only_where_it_is_the_candidates() {
 }
 
 #[test]
+fn an_older_memory_is_turned_into_the_candidates_form_as_a_slot_does() {
+    let recording = record(&Text::new("tally", 1), json!({}));
+    let newer = Text::migrating("tally", 1, 2);
+    let report = recording.run(&newer.counter(), &Options::default());
+    // Only those six differ that the clock stopped when they were recorded; a memory read in the wrong form would show.
+    assert_eq!((serde_json::to_value(report.memory).expect("a word"), report.changed), (json!("recorded"), 6));
+    // The first calls of the three clients had none.
+    assert_eq!((report.memories_upgraded, report.memories_lost), (57, 0));
+    let replay = Replay::<Counter>::new(&recording.dir.path().join("explained")).expect("an engine");
+    let bytes = newer.counter();
+    let explained = replay
+        .explain(&recording.source, recording.ids[30], |_| Ok(Some(bytes)), &Options::default())
+        .expect("the call");
+    assert!(explained.again.expect("made again").is_same);
+
+    // One that it will not turn, or traps on, begins anew, as it would in the slot.
+    let requests = [add(1, UNWILLING), add(1, TRAPPING - UNWILLING), add(1, 2), add(1, 1)].into_iter();
+    let recording = record_requests(&Text::new("tally", 1), json!({}), requests);
+    let report = recording.run(&newer.counter(), &Options::default());
+    assert_eq!((report.memories_upgraded, report.memories_lost, report.changed), (1, 2, 2));
+    assert_eq!(report.groups[0].examples[0].after, json!({ "Total": { "sum": 1, "build": 1 } }));
+}
+
+#[test]
+fn a_replay_goes_by_the_recorded_slots_limits_or_by_those_it_is_given() {
+    let (tight, wide) = (Limits { memory_max_bytes: 128 << 10, ..Limits::default() }, Limits::default());
+    let text = Text::new("tally", 1);
+    let requests = || (0..6).map(|call| add(1, call));
+    // 2 MiB, which the slot would not let it have.
+    let large = Text { pages: 32, ..text.clone() }.counter();
+    let recording = record_under(Some(&tight), &text, json!({}), requests());
+    let refused = recording.replay(&large, Against::Journal(&|_| None), &Options::default());
+    let refused = format!("{:#}", refused.expect_err("it is too large"));
+    assert!(refused.contains("at most 131072 are allowed"), "{refused}");
+    let options = Options { limits: Some(wide.clone()), ..Options::default() };
+    assert_eq!(recording.run(&large, &options).limits, Some(wide.clone()));
+    assert_eq!(recording.run(&text.counter(), &Options::default()).limits, Some(tight));
+    let untold = record_under(None, &text, json!({}), requests());
+    assert_eq!(untold.run(&large, &Options::default()).limits, None);
+
+    let spin = || [Request { client: 1, mode: Mode::Spin, ..Request::default() }].into_iter();
+    let little = Limits { fuel_max: 200_000, ..wide.clone() };
+    let report = record_under(Some(&little), &text, json!({}), spin()).run(&text.counter(), &Options::default());
+    assert_eq!(report.failures.into_iter().collect::<Vec<_>>(), [("fuel".to_owned(), 1)]);
+    assert_eq!(report.fuel.expect("a call").candidate, 200_000.0);
+
+    // More memory than a replay has by itself.
+    let huge = Limits { memory_max_bytes: 128 << 20, ..wide };
+    let recording = record_under(Some(&huge), &text, json!({}), requests());
+    let against = || Against::Journal(&|_| None);
+    let refused = recording.replay(&large, against(), &Options::default()).expect_err("no room");
+    assert_eq!(refused.root_cause().to_string(), "memory_max_bytes is 134217728, there is room for 67108864");
+    let roomy = Replay::<Counter>::with_room(&recording.dir.path().join("roomy"), &huge).expect("an engine");
+    let report = roomy.run(&recording.source, &large, against(), &Options::default()).expect("a replay");
+    assert_eq!((report.calls, report.changed), (6, 0));
+}
+
+#[test]
 fn a_second_component_is_the_measure_when_it_is_given() {
     let recording = record(&Text::new("tally", 1), json!({}));
     let (one, two) = (Text::new("tally", 1).counter(), Text::new("tally", 2).counter());
@@ -157,7 +228,7 @@ fn failures_are_counted_by_cause_and_a_call_without_end_ends() {
     let modes = [(Mode::Trap, "trap"), (Mode::Spin, "fuel"), (Mode::Hoard, "memory-limit"), (Mode::Recurse, "stack")];
     let requests = modes.into_iter().map(|(mode, _)| Request { client: 1, mode, ..Request::default() });
     let recording = record_requests(&Text::new("tally", 1), json!({}), requests);
-    let options = Options { fuel_max: 1_000_000, ..Options::default() };
+    let options = Options { limits: Some(Limits { fuel_max: 1_000_000, ..Limits::default() }), ..Options::default() };
     let report = recording.run(&Text::new("tally", 1).counter(), &options);
     let mut expected: Vec<_> = modes.iter().map(|(_, cause)| ((*cause).to_owned(), 1)).collect();
     expected.sort();
@@ -266,7 +337,7 @@ fn a_broken_call_is_told_of_and_the_rest_is_replayed() {
 fn a_component_is_asked_directly_with_the_memory_that_the_caller_keeps() {
     let dir = tempfile::tempdir().expect("a directory");
     let replay = Replay::<Counter>::new(dir.path()).expect("an engine");
-    let fuel_max = Options::default().fuel_max;
+    let fuel_max = Limits::default().fuel_max;
     let mut stepper = replay.stepper(&Text::new("tally", 3).counter(), &json!({}), fuel_max).expect("taken");
     assert_eq!(stepper.side().plugin, "tally");
     let first = stepper.step(&add(1, 5), &Default::default());

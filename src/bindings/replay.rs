@@ -16,7 +16,7 @@ use super::{AgentHandler, RateLimit, SyncStrategy};
 pub fn replay(journal: &Path, candidate: &[u8], against: Against<'_>, options: &Options) -> Result<Report> {
     fn run<K: Kind>(source: &Source, candidate: &[u8], against: Against<'_>, options: &Options) -> Result<Report> {
         let scratch = tempfile::tempdir().context("creating a folder")?;
-        Replay::<K>::new(scratch.path())?.run(source, candidate, against, options)
+        with_room::<K>(scratch.path(), source, options)?.run(source, candidate, against, options)
     }
     let source = Source::open(journal)?;
     match source.about().kind.as_str() {
@@ -43,7 +43,7 @@ pub fn explain(
         options: &Options,
     ) -> Result<Explanation> {
         let scratch = tempfile::tempdir().context("creating a folder")?;
-        Replay::<K>::new(scratch.path())?.explain(source, id, component, options)
+        with_room::<K>(scratch.path(), source, options)?.explain(source, id, component, options)
     }
     let source = Source::open(journal)?;
     match source.about().kind.as_str() {
@@ -52,6 +52,11 @@ pub fn explain(
         AgentHandler::NAME => run::<AgentHandler>(&source, id, component, options),
         kind => unknown(kind),
     }
+}
+
+/// A replay in `scratch` with room for what the calls of `source` might use.
+fn with_room<K: Kind>(scratch: &Path, source: &Source, options: &Options) -> Result<Replay<K>> {
+    Replay::with_room(scratch, &options.limits_for(source).unwrap_or_default())
 }
 
 fn unknown<T>(kind: &str) -> Result<T> {

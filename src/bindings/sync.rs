@@ -48,6 +48,9 @@ impl Kind for SyncStrategy {
     const MIGRATION: Option<&'static str> = Some("tenon:sync/migration@0.1.0");
     world!(wit::SyncStrategy, wit::SyncStrategyIndices);
 
+    /// Blocks come because they were asked for.
+    const STEERS: bool = true;
+
     fn step(
         world: &Self::World,
         store: &mut Store<Context>,

@@ -14,7 +14,7 @@ use super::output::Output;
 /// The configuration file.
 #[derive(Subcommand)]
 pub enum Config {
-    /// Says everything that is wrong with a node's configuration
+    /// Says everything that is wrong with a node's configuration; its plugins are asked what they say to their settings
     Check {
         /// The node's directory
         #[arg(long, default_value = ".")]
@@ -29,7 +29,11 @@ impl Config {
         match self {
             Self::Check { dir } => {
                 let problems = match Configuration::load(&dir) {
-                    Ok(config) => config.check(),
+                    Ok(config) => {
+                        let mut problems = config.check();
+                        tenon::rehearsal::rehearse(&config, &mut problems)?;
+                        problems
+                    }
                     Err(error) => error.0,
                 };
                 let errors = problems.iter().filter(|problem| problem.severity == Severity::Error).count();

@@ -94,10 +94,19 @@ enum Command {
         /// The slot: rate-limit, sync or agent/NAME
         slot: String,
     },
-    /// How the recording of a slot's calls goes
+    /// How the recording of a slot's calls goes; begins and ends it
     Journal {
         /// The slot: rate-limit, sync or agent/NAME
         slot: String,
+        /// Record from now on, until the node stops
+        #[arg(long, conflicts_with = "off")]
+        on: bool,
+        /// The share of keys whose calls are recorded, 0 to 1 [default: as last time, else all]
+        #[arg(long, requires = "on")]
+        sample: Option<f64>,
+        /// Record no more
+        #[arg(long)]
+        off: bool,
     },
     /// Lets the candidate on trial serve a slot now
     Promote {
@@ -164,8 +173,13 @@ impl Plugin {
                 show_shadow(&shadow, output);
                 Ok(Outcome::Done)
             }
-            Command::Journal { slot } => {
-                let journal = admin.node()?.get(&path(&slot, "journal")).await?;
+            Command::Journal { slot, on, sample, off } => {
+                let (node, path) = (admin.node()?, path(&slot, "journal"));
+                let journal = match (on, sample) {
+                    (true, Some(sample)) => node.post(&path, &json!({ "recording": true, "sample": sample })).await?,
+                    _ if on || off => node.post(&path, &json!({ "recording": on })).await?,
+                    _ => node.get(&path).await?,
+                };
                 match journal.is_null() && !output.is_json() {
                     true => output.record(&json!({ "journal": format!("slot {slot} records nothing") })),
                     false => output.record(&journal),

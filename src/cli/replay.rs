@@ -9,9 +9,9 @@ use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
 use tenon::config::{Config, FILE};
-use tenon_runtime::Digest;
 use tenon_runtime::journal::{NoJournal, RecordId};
 use tenon_runtime::replay::{Again, Against, Budgets, Explanation, MemoryMode, Options, Report, Side};
+use tenon_runtime::{Digest, Limits};
 
 use super::Outcome;
 use super::output::Output;
@@ -62,9 +62,12 @@ struct Journal {
     /// The component's configuration: a file, or JSON [default: as recorded; that of another plugin: {}]
     #[arg(long, value_name = "JSON", value_parser = config)]
     config: Option<Value>,
-    /// Whose memory each call gets [default: recorded, where it is of the same plugin and memory-version; else own]
+    /// Whose memory each call gets [default: recorded, where the component can read it or take it over; else own]
     #[arg(long, value_enum)]
     memory: Option<Memory>,
+    /// What a call may use, like {"memory_max_bytes":1048576}: a file, or JSON [default: the recorded slot's limits]
+    #[arg(long, value_name = "JSON", value_parser = limits)]
+    limits: Option<Limits>,
 }
 
 /// Whose memory a call gets.
@@ -94,6 +97,13 @@ fn config(text: &str) -> Result<Value, String> {
         &read
     };
     serde_json::from_str(text).map_err(|error| error.to_string())
+}
+
+/// Those that are not named are the defaults.
+fn limits(text: &str) -> Result<Limits, String> {
+    let limits: Limits = serde_json::from_value(config(text)?).map_err(|error| error.to_string())?;
+    limits.check()?;
+    Ok(limits)
 }
 
 impl Journal {
@@ -138,7 +148,7 @@ impl Journal {
         match slots.iter().find(|(name, ..)| name == slot) {
             Some((_, section, None)) => format!(
                 "slot {slot} has recorded nothing: its calls are recorded from the node's next start on with \
-                 `journal = {{}}` in {section} of {}",
+                 `journal = {{}}` in {section} of {}, or from now on with `tenon plugin journal {slot} --on`",
                 file.display()
             ),
             Some(_) => {
@@ -152,7 +162,8 @@ impl Journal {
     }
 
     fn options(&self) -> Options {
-        Options { settings: self.config.clone(), memory: self.memory.map(Into::into), ..Options::default() }
+        let (settings, limits) = (self.config.clone(), self.limits.clone());
+        Options { settings, memory: self.memory.map(Into::into), limits, ..Options::default() }
     }
 }
 
@@ -228,7 +239,11 @@ fn named(side: &Side) -> String {
 
 fn show(report: &Report, output: &Output) {
     let against = report.against.as_ref().map_or("the recorded answers".to_owned(), named);
-    let memory = word(&report.memory);
+    let mut memory = word(&report.memory);
+    if report.memories_upgraded + report.memories_lost > 0 {
+        let (upgraded, lost) = (report.memories_upgraded, report.memories_lost);
+        memory += &format!(", {upgraded} turned into the candidate's form, {lost} that could not be");
+    }
     output.line(format!(
         "{} against {against}: {} calls of slot {}",
         named(&report.candidate),

@@ -13,6 +13,8 @@ use tokio::sync::oneshot;
 
 use tenon::config::{Config, Severity};
 use tenon::node::Node;
+use tenon_runtime::PluginConfig;
+use tenon_runtime::journal::JournalConfig;
 
 use super::Outcome;
 use super::plugin::{Admin, path};
@@ -119,15 +121,13 @@ async fn reload(dir: &Path, old: Config) -> Config {
     };
     if without_slots(&old) != without_slots(&new) {
         tracing::warn!(
-            "some knobs that changed hold from the next start on; live are `use`, `handler` and `config` of slots"
+            "some knobs that changed hold from the next start on; live are `use`, `handler`, `config` and `journal` of slots"
         );
     }
     let before = slots(&old);
-    for slot in
-        slots(&new).into_iter().filter(|slot| before.iter().any(|other| other.name == slot.name && other != slot))
-    {
-        let swap = before.iter().any(|other| other.name == slot.name && other.plugin != slot.plugin);
-        match slot.apply(dir, swap).await {
+    for slot in slots(&new) {
+        let Some(other) = before.iter().find(|other| other.name == slot.name && **other != slot) else { continue };
+        match slot.apply(dir, other).await {
             Ok(()) => tracing::info!(slot = slot.name, plugin = slot.plugin, "configuration taken over"),
             Err(error) => tracing::error!(slot = slot.name, "configuration not taken over: {error:#}"),
         }
@@ -135,22 +135,29 @@ async fn reload(dir: &Path, old: Config) -> Config {
     new
 }
 
-/// What a slot is to be served by.
+/// What a slot is to be served by, and whether its calls are recorded.
 #[derive(PartialEq)]
 struct SlotChoice {
     name: String,
     plugin: Option<String>,
     config: Map<String, Value>,
+    journal: Option<JournalConfig>,
 }
 
 impl SlotChoice {
-    /// Tells the node, through its own admin API, as an operator would.
-    async fn apply(&self, dir: &Path, swap: bool) -> Result<()> {
+    /// Tells the node what is not as it was, through its own admin API, as an operator would.
+    async fn apply(&self, dir: &Path, before: &Self) -> Result<()> {
         let node = Admin::of(dir).node()?;
+        if self.journal != before.journal {
+            let mut recording = self.journal.as_ref().map_or_else(|| json!({}), |journal| json!(journal));
+            recording["recording"] = self.journal.is_some().into();
+            node.post(&path(&self.name, "journal"), &recording).await?;
+        }
+        let swap = self.plugin != before.plugin;
         if swap {
             node.post(&path(&self.name, "use"), &json!({ "plugin": self.plugin })).await?;
         }
-        if self.plugin.is_some() {
+        if self.plugin.is_some() && (swap || self.config != before.config) {
             node.post(&path(&self.name, "config"), &Value::Object(self.config.clone())).await?;
         }
         Ok(())
@@ -158,19 +165,16 @@ impl SlotChoice {
 }
 
 fn slots(config: &Config) -> Vec<SlotChoice> {
-    let slot = |name: &str, plugin: &Option<String>, config: &Map<String, Value>| SlotChoice {
-        name: name.to_owned(),
-        plugin: plugin.clone(),
-        config: config.clone(),
+    let slot = |name: String, PluginConfig { plugin, settings, journal, .. }: PluginConfig| {
+        let config = settings.as_object().cloned().unwrap_or_default();
+        SlotChoice { name, plugin, config, journal }
     };
     let plugins = &config.plugins;
     let mut slots = vec![
-        slot("rate-limit", &plugins.rate_limit.plugin, &plugins.rate_limit.config),
-        slot("sync", &plugins.sync.plugin, &plugins.sync.config),
+        slot("rate-limit".to_owned(), plugins.rate_limit.plugin_config()),
+        slot("sync".to_owned(), plugins.sync.plugin_config()),
     ];
-    slots.extend(
-        config.agents.iter().map(|agent| slot(&format!("agent/{}", agent.name), &agent.handler, &agent.config)),
-    );
+    slots.extend(config.agents.iter().map(|agent| slot(agent.slot(), agent.plugin_config())));
     slots
 }
 
@@ -178,10 +182,10 @@ fn slots(config: &Config) -> Vec<SlotChoice> {
 fn without_slots(config: &Config) -> Config {
     let mut rest = config.clone();
     for slot in [&mut rest.plugins.rate_limit, &mut rest.plugins.sync] {
-        (slot.plugin, slot.config) = (None, Map::new());
+        (slot.plugin, slot.config, slot.journal) = (None, Map::new(), None);
     }
     for agent in &mut rest.agents {
-        (agent.handler, agent.config) = (None, Map::new());
+        (agent.handler, agent.config, agent.journal) = (None, Map::new(), None);
     }
     rest
 }

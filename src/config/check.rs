@@ -5,7 +5,6 @@ use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-use super::given::Origin;
 use super::knobs::PluginDirectory;
 use super::{Config, Problem, beside};
 use crate::chain::{Address, Genesis};
@@ -30,7 +29,7 @@ pub fn check(config: &Config) -> Vec<Problem> {
 }
 
 fn error(key: &str, text: impl Into<String>) -> Problem {
-    Problem::error(&Origin::Default, key, text)
+    Problem::found(key, text)
 }
 
 fn genesis(config: &Config, problems: &mut Vec<Problem>) -> Option<Genesis> {

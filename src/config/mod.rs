@@ -67,7 +67,7 @@ pub struct Config {
 pub enum Severity {
     /// The node starts, but probably not as meant.
     Warning,
-    /// The node does not start.
+    /// The node does not start, or one of its plugins does not.
     Error,
 }
 
@@ -89,7 +89,12 @@ impl Problem {
         Self { severity: Severity::Error, origin: origin.clone(), key: key.to_owned(), text: text.into() }
     }
 
-    fn warning(key: &str, text: impl Into<String>) -> Self {
+    /// One that shows when files are looked at, and not in the text.
+    pub(crate) fn found(key: &str, text: impl Into<String>) -> Self {
+        Self::error(&Origin::Default, key, text)
+    }
+
+    pub(crate) fn warning(key: &str, text: impl Into<String>) -> Self {
         Self { severity: Severity::Warning, origin: Origin::Default, key: key.to_owned(), text: text.into() }
     }
 }

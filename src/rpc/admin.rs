@@ -17,6 +17,7 @@ use axum::{Json, Router};
 use serde::Serialize;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
+use tenon_runtime::journal::JournalConfig;
 use tenon_runtime::{ControlError, Host, Transition};
 
 use super::error::{ApiError, Result};
@@ -76,7 +77,7 @@ async fn not_found() -> ApiError {
     ApiError::not_found(
         "not found; there are `GET /admin/plugins`, `GET /admin/plugin-files`, \
          `GET /admin/plugins/{slot}/{history,shadow,journal}` and \
-         `POST /admin/plugins/{slot}/{reload,use,config,promote,rollback}`, `GET /admin/agents`, \
+         `POST /admin/plugins/{slot}/{reload,use,config,promote,rollback,journal}`, `GET /admin/agents`, \
          `GET /admin/agents/{name}/parked` and `POST /admin/agents/{name}/retry`, `POST /admin/snapshot` and \
          `POST /admin/sync/verify`",
     )
@@ -135,7 +136,7 @@ fn split(path: Result<Path<String>, PathRejection>, words: &str) -> Result<(Stri
     Ok((slot.to_owned(), word.to_owned()))
 }
 
-const ORDERS: &str = "reload,use,config,promote,rollback";
+const ORDERS: &str = "reload,use,config,promote,rollback,journal";
 const QUESTIONS: &str = "history,shadow,journal";
 
 async fn question(State(admin): State<Admin>, path: Result<Path<String>, PathRejection>) -> Result<Response> {
@@ -158,11 +159,15 @@ async fn question(State(admin): State<Admin>, path: Result<Path<String>, PathRej
 
 /// What to do with a slot.
 enum Order {
-    Promote { force: bool },
+    Promote {
+        force: bool,
+    },
     RollBack,
     Reload,
     Use(Option<String>),
     Configure(Value),
+    /// None: no more; with nothing in it: as last time.
+    Record(Option<Option<JournalConfig>>),
 }
 
 async fn order(
@@ -179,20 +184,27 @@ async fn order(
         "reload" => Order::Reload,
         "use" => Order::Use(plugin(&body)?),
         "config" => Order::Configure(configuration(&body)?),
+        "journal" => Order::Record(recording(&body)?),
         other => {
             let text = format!("unknown action `{}`; known are {ORDERS}", shown(other));
             return Err(ApiError::not_found(text));
         }
     };
     // Loading compiles, which takes a while.
-    let done = tokio::task::spawn_blocking(move || match order {
-        Order::Promote { force } => admin.0.host.promote(&slot, force),
-        Order::RollBack => admin.0.host.roll_back(&slot),
-        Order::Reload => admin.0.host.reload(&slot),
-        Order::Use(plugin) => admin.0.host.use_plugin(&slot, plugin.as_deref()),
-        Order::Configure(settings) => admin.0.host.configure(&slot, settings),
+    let done = tokio::task::spawn_blocking(move || {
+        let host = &admin.0.host;
+        let status = match order {
+            Order::Promote { force } => host.promote(&slot, force),
+            Order::RollBack => host.roll_back(&slot),
+            Order::Reload => host.reload(&slot),
+            Order::Use(plugin) => host.use_plugin(&slot, plugin.as_deref()),
+            Order::Configure(settings) => host.configure(&slot, settings),
+            Order::Record(Some(config)) => return Ok(Json(host.record(&slot, config)?).into_response()),
+            Order::Record(None) => return Ok(Json(host.stop_recording(&slot)?).into_response()),
+        };
+        Ok(Json(status?).into_response())
     });
-    Ok(Json(done.await.map_err(ApiError::internal)??).into_response())
+    done.await.map_err(ApiError::internal)?
 }
 
 /// The body as a JSON object.
@@ -233,6 +245,22 @@ fn plugin(body: &Bytes) -> Result<Option<String>> {
 
 fn configuration(body: &Bytes) -> Result<Value> {
     object(body).map(Value::Object)
+}
+
+/// `{"recording": true}`, as last time or, with some of the fields of a slot's `journal`, by those and the defaults of the
+/// others; or `{"recording": false}`.
+fn recording(body: &Bytes) -> Result<Option<Option<JournalConfig>>> {
+    let mut fields = object(body)?;
+    let recording = fields.remove("recording").ok_or_else(|| ApiError::field("recording", "is missing"))?;
+    let recording = recording.as_bool().ok_or_else(|| ApiError::field("recording", "expected true or false"))?;
+    match fields.keys().next() {
+        None => Ok(recording.then_some(None)),
+        Some(_) if recording => {
+            let config = serde_json::from_value(Value::Object(fields));
+            config.map(|config| Some(Some(config))).map_err(|error| ApiError::invalid(error.to_string()))
+        }
+        Some(name) => Err(ApiError::invalid(format!("`{}` says nothing where nothing is recorded", shown(name)))),
+    }
 }
 
 /// Makes a snapshot of the head, or of the block that `{"height": …}` names, and answers when it is there.
@@ -280,6 +308,7 @@ impl From<ControlError> for ApiError {
             ControlError::UnknownPlugin { .. } => (StatusCode::NOT_FOUND, "unknown-plugin"),
             ControlError::Builtin { .. } => (StatusCode::CONFLICT, "builtin"),
             ControlError::BuiltinConfig { .. } => (StatusCode::UNPROCESSABLE_ENTITY, "rejected"),
+            ControlError::Journal { .. } => (StatusCode::UNPROCESSABLE_ENTITY, "rejected"),
             ControlError::Rejected(_) => (StatusCode::UNPROCESSABLE_ENTITY, "rejected"),
             ControlError::NotNow { .. } => (StatusCode::CONFLICT, "not-now"),
             ControlError::Stopped => return Self::unavailable("stopping", error.to_string()),

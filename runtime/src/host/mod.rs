@@ -31,7 +31,6 @@ use crate::{
     engine::Engine,
     event::{Change, Event, Events},
     inspect::KindInfo,
-    journal::Journal,
     kind::Kind,
     limits::PluginConfig,
     load::{self, Plugin, Rejection, Stage},
@@ -181,6 +180,14 @@ pub enum ControlError {
     /// It was tried and did not pass; what served before still does.
     #[error("rejected: {0}")]
     Rejected(Rejection),
+    /// The slot's calls cannot be recorded in this way.
+    #[error("{reason}")]
+    Journal {
+        /// The slot.
+        slot: String,
+        /// Why not.
+        reason: String,
+    },
     /// There is nothing to promote, or to go back to.
     #[error("slot {slot:?}: {reason}")]
     NotNow {
@@ -297,10 +304,6 @@ impl Host {
             plugin.limits.memory_max_bytes,
             inner.config.instance_memory_max_bytes
         );
-        let journal = match &plugin.journal {
-            Some(config) => Some(Journal::open::<K>(&inner.config.state_dir.join("journal"), name, config.clone())?),
-            None => None,
-        };
         let mut control = inner.control();
         control.add_kind::<K>()?;
         let surroundings = Surroundings {
@@ -309,9 +312,10 @@ impl Host {
             shards: inner.config.shards,
             wake: inner.wake.clone(),
         };
-        let slot = Slot::<K>::new(name, surroundings, &plugin, Box::new(builtin), journal);
-        // The thread that writes sleeps until somebody has something for it.
-        let _ = inner.wake.send(());
+        let slot = Slot::<K>::new(name, surroundings, &plugin, Box::new(builtin));
+        if plugin.journal.is_some() {
+            slot.receiver().record(&inner.journal_dir(), plugin.journal.clone())?;
+        }
         slot.receiver().restore(&control.store.slot(name).machine);
         {
             let mut slots = inner.slots.write().unwrap_or_else(PoisonError::into_inner);
@@ -449,6 +453,11 @@ impl Inner {
     fn control(&self) -> MutexGuard<'_, Control> {
         // Each change is made when everything that can fail is over, so a panic leaves the state before it.
         self.control.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where the slots' journals are.
+    fn journal_dir(&self) -> PathBuf {
+        self.config.state_dir.join("journal")
     }
 
     fn watching(&self) -> MutexGuard<'_, Option<Watching>> {

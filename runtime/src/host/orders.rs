@@ -7,6 +7,7 @@ use serde_json::Value;
 use super::look::Why;
 use super::{Control, ControlError, Host, Inner};
 use crate::{
+    journal::JournalConfig,
     rollout::{Refused, Transition},
     shadow::Divergence,
     slot::{How, JournalStatus, Receiver, Status},
@@ -101,9 +102,28 @@ impl Host {
     }
 
     /// How the recording of the slot's calls goes; all that was recorded until now is written when this returns. None:
-    /// nothing is recorded.
+    /// nothing has been since the host started.
     pub fn journal(&self, slot: &str) -> Result<Option<JournalStatus>, ControlError> {
         let receiver = self.0.change(slot)?.1;
+        Ok(receiver.journal())
+    }
+
+    /// Records the slot's calls from now on, as `config` says; none: as they were last, or by default. Calls go on meanwhile.
+    /// A restart goes by [`PluginConfig::journal`](crate::PluginConfig::journal) again.
+    ///
+    /// Errors: the configuration is out of range, or the journal's folder cannot be written.
+    pub fn record(&self, slot: &str, config: Option<JournalConfig>) -> Result<Option<JournalStatus>, ControlError> {
+        let (_control, receiver) = self.0.change(slot)?;
+        let refused =
+            |error: anyhow::Error| ControlError::Journal { slot: slot.to_owned(), reason: format!("{error:#}") };
+        receiver.record(&self.0.journal_dir(), config).map_err(refused)?;
+        Ok(receiver.journal())
+    }
+
+    /// Records the slot's calls no more; all that were are written when this returns, and their segment is closed.
+    pub fn stop_recording(&self, slot: &str) -> Result<Option<JournalStatus>, ControlError> {
+        let (_control, receiver) = self.0.change(slot)?;
+        receiver.stop_recording();
         Ok(receiver.journal())
     }
 

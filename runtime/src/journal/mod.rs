@@ -16,7 +16,7 @@ use std::{fmt, str::FromStr};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::{digest::Digest, load::MemoryId};
+use crate::{digest::Digest, limits::Limits, load::MemoryId};
 
 pub use reader::{Call, Fault, Reader, Recorded, Summary};
 pub use record::Outcome;
@@ -130,6 +130,9 @@ pub struct SlotInfo {
     pub started_us: u64,
     /// The share of keys that is recorded.
     pub sample: f64,
+    /// What a plugin might use in the slot; none in journals of older versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<Limits>,
 }
 
 /// A generation whose calls are recorded: what it takes to run it again.

@@ -10,6 +10,7 @@ use super::{
     format::{FRAME_BYTES, MAGIC, MARKER, SLOT, find, frame, json},
     writer::segments,
 };
+use crate::limits::Limits;
 
 /// A journal on disk: a directory of segments, or one file of one segment or several, one after the other.
 #[derive(Clone, Debug)]
@@ -90,6 +91,13 @@ impl Source {
     /// The slot that the first readable segment is of.
     pub fn about(&self) -> &SlotInfo {
         &self.about
+    }
+
+    /// What a plugin might use in the slot, as the newest readable segment has it; none where that is of an older version.
+    pub fn limits(&self) -> Option<Limits> {
+        // A segment that the ring has dropped meanwhile is one less.
+        let newest = self.files.iter().rev().find_map(|file| first_slot(&fs::read(file).ok()?));
+        newest.and_then(|slot| slot.limits)
     }
 
     /// Its segments, the oldest first.

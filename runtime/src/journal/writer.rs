@@ -17,7 +17,7 @@ use super::{
     format::{self, CHUNK, GENERATION, MAGIC, SLOT, put_frame, put_varint},
     recorder::{Chunk, Recorder, Shared},
 };
-use crate::{kind::Kind, store::private_dir};
+use crate::{kind::Kind, limits::Limits, store::private_dir};
 
 /// Generations that are remembered, to be described in later segments; chunks are written soon after their calls.
 const GENERATIONS_MAX: usize = 256;
@@ -79,6 +79,7 @@ impl Journal {
                 segment: number,
                 started_us: 0,
                 sample: config.sample,
+                limits: None,
             },
             dir,
             config,
@@ -90,6 +91,12 @@ impl Journal {
             records: 0,
             lost: 0,
         })
+    }
+
+    /// The same, whose segments say what a plugin may use in the slot: a replay goes by that.
+    pub fn under(mut self, limits: &Limits) -> Journal {
+        self.about.limits = Some(limits.clone());
+        self
     }
 
     /// The recorder of one shard; to be made once for each.
@@ -110,6 +117,28 @@ impl Journal {
     /// Errors: the file cannot be written. The calls are then lost and counted, and a new segment begins, so that no
     /// later call refers to them.
     pub fn write(&mut self, chunk: Chunk) -> io::Result<()> {
+        let written = self.append(chunk);
+        self.turn_over();
+        written
+    }
+
+    /// Writes all that was taken from the recorders of a slot, one after the other. Whatever is large: a new segment begins
+    /// after it, once, so that what was recorded for the old one meanwhile still finds it.
+    ///
+    /// Errors: as of [`write`](Self::write), the first of them; the other chunks are written.
+    pub fn write_all(&mut self, mut chunks: Vec<Chunk>) -> io::Result<()> {
+        // A shard that was quiet may have begun its chunk a segment earlier than others.
+        chunks.sort_by_key(|chunk| chunk.segment);
+        let mut result = Ok(());
+        for chunk in chunks {
+            let written = self.append(chunk);
+            result = result.and(written);
+        }
+        self.turn_over();
+        result
+    }
+
+    fn append(&mut self, chunk: Chunk) -> io::Result<()> {
         let count = u64::from(chunk.count);
         let written = self.put(&chunk);
         self.shared.give_back(chunk);
@@ -123,10 +152,31 @@ impl Journal {
                 self.previous = None;
             }
         }
+        written.map(drop)
+    }
+
+    fn turn_over(&mut self) {
         if self.current.bytes >= self.config.segment_bytes {
             self.begin_segment();
         }
-        written.map(drop)
+    }
+
+    /// Ends a recording: closes its files. The recorders are to be gone, and what they had written; later ones may come, and
+    /// what memory tables call `known` goes on to hold.
+    pub fn close(&mut self) {
+        // Always another number: a memory that advanced without a record is then not taken for one that stands there.
+        self.begin_segment();
+        self.previous = None;
+    }
+
+    /// Goes on after [`close`](Self::close), as `config` says.
+    ///
+    /// Errors: it is out of range, and what held before holds on.
+    pub fn reopen(&mut self, config: JournalConfig) -> anyhow::Result<()> {
+        config.check().map_err(|reason| anyhow::anyhow!("journal of slot {}: {reason}", self.about.slot))?;
+        self.about.sample = config.sample;
+        self.config = config;
+        Ok(())
     }
 
     /// Calls written since it was opened.

@@ -108,7 +108,7 @@ impl<K: Kind> Replay<K> {
                 call.generation
             );
         };
-        let mut runner = self.runner(bytes, options.fuel_max)?;
+        let mut runner = self.runner(bytes, options.limits_for(source).as_ref())?;
         let mode = runner.mode(about, options.memory);
         let mut memory_before = None;
         if mode == MemoryMode::Own {
@@ -128,7 +128,7 @@ impl<K: Kind> Replay<K> {
         }
         runner.sit(about, options.settings.as_ref())?;
         let (answered, fuel) = match mode {
-            MemoryMode::Recorded => runner.step(&call.request, &call.before),
+            MemoryMode::Recorded => runner.step_from(about, &call.request, &call.before),
             MemoryMode::Own => runner.step_on(&call.key, &call.request),
         };
         let recorded: Answer<'_, K> = recorded_answer(call);

@@ -59,25 +59,28 @@ pub enum MemoryMode {
 pub struct Options {
     /// The candidate's configuration; none: the recorded one of each generation, and `{}` where that is another plugin's.
     pub settings: Option<Value>,
-    /// Which memory; none: the recorded one where it is of the same plugin and memory-version, else its own.
+    /// Which memory; none: the recorded one where it is of the same plugin and memory-version, or of an older one that the
+    /// component can take over, else its own.
     pub memory: Option<MemoryMode>,
     /// Examples of each group of changed answers.
     pub examples: usize,
     /// What may change.
     pub budgets: Budgets,
-    /// Fuel that one call may use. Default: that of [`Limits`].
-    pub fuel_max: u64,
+    /// What the components may use; none: what a plugin might in the recorded slot, where the journal says it, else the
+    /// most that a replay has room for, and the fuel of [`Limits`]. The clock stops nothing here, whatever it says.
+    pub limits: Option<Limits>,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options {
-            settings: None,
-            memory: None,
-            examples: 3,
-            budgets: Budgets::default(),
-            fuel_max: Limits::default().fuel_max,
-        }
+        Options { settings: None, memory: None, examples: 3, budgets: Budgets::default(), limits: None }
+    }
+}
+
+impl Options {
+    /// What components may use that are run over `source`; none: nobody said.
+    pub fn limits_for(&self, source: &Source) -> Option<Limits> {
+        self.limits.clone().or_else(|| source.limits())
     }
 }
 
@@ -102,7 +105,13 @@ impl<K: Kind> Replay<K> {
     ///
     /// Errors: the directory cannot be written, or the machine has no room for an engine.
     pub fn new(scratch: &Path) -> anyhow::Result<Replay<K>> {
+        Replay::with_room(scratch, &Limits::default())
+    }
+
+    /// [`new`](Self::new), with room for the memory that `limits` allow.
+    pub fn with_room(scratch: &Path, limits: &Limits) -> anyhow::Result<Replay<K>> {
         let mut config = HostConfig::new(scratch.join("plugins"), scratch.join("state"));
+        config.instance_memory_max_bytes = config.instance_memory_max_bytes.max(limits.memory_max_bytes);
         config.instances_max = 64;
         let engine = Arc::new(Engine::with(&config, Stop::Fuel)?);
         Ok(Replay { engine, kinds: vec![Arc::new(KindInfo::of::<K>()?)], kind: std::marker::PhantomData })
@@ -121,11 +130,12 @@ impl<K: Kind> Replay<K> {
     ) -> anyhow::Result<Report> {
         options.budgets.check_labels(K::labels())?;
         let mut reader = Reader::<K>::new(source)?;
-        let mut candidate = self.runner(candidate, options.fuel_max).context("the candidate")?;
+        let limits = options.limits_for(source);
+        let mut candidate = self.runner(candidate, limits.as_ref()).context("the candidate")?;
         let mut other = match against {
             Against::Journal(bytes_of) => Other::Journal { bytes_of, runners: HashMap::new() },
             Against::Component(bytes) => Other::Component(Box::new(
-                self.runner(bytes, options.fuel_max).context("the component to compare with")?,
+                self.runner(bytes, limits.as_ref()).context("the component to compare with")?,
             )),
         };
         let mut tally = Tally::<K>::new(options.examples);
@@ -154,14 +164,14 @@ impl<K: Kind> Replay<K> {
             let mode = candidate.mode(about, options.memory);
             modes[mode as usize] += 1;
             candidate.sit(about, options.settings.as_ref()).context("the candidate")?;
-            let after = candidate_cost.step(&mut candidate, mode, is_timed, &call);
+            let after = candidate_cost.step(&mut candidate, mode, is_timed, about, &call);
             let recorded;
             let ran;
             let before = match &mut other {
                 Other::Component(runner) => {
                     let mode = runner.mode(about, options.memory);
                     runner.sit(about, None).context("the component to compare with")?;
-                    ran = other_cost.step(runner, mode, is_timed, &call);
+                    ran = other_cost.step(runner, mode, is_timed, about, &call);
                     as_ref::<K>(&ran)
                 }
                 Other::Journal { bytes_of, runners } => {
@@ -169,14 +179,14 @@ impl<K: Kind> Replay<K> {
                         std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
                         std::collections::hash_map::Entry::Vacant(entry) => {
                             let bytes = bytes_of(about.digest);
-                            let runner = bytes.map(|bytes| self.runner(&bytes, options.fuel_max));
+                            let runner = bytes.map(|bytes| self.runner(&bytes, limits.as_ref()));
                             entry.insert(runner.transpose().context("the recorded component")?)
                         }
                     };
                     recorded = recorded_answer(&call);
                     if let Some(runner) = runner {
                         runner.sit(about, None).context("the recorded component")?;
-                        let again = other_cost.step(runner, MemoryMode::Recorded, is_timed, &call);
+                        let again = other_cost.step(runner, MemoryMode::Recorded, is_timed, about, &call);
                         // One that was stopped by the clock may well answer here.
                         unfaithful += u64::from(recorded.is_ok() && !is_same::<K>(recorded, as_ref::<K>(&again)));
                     }
@@ -205,6 +215,9 @@ impl<K: Kind> Replay<K> {
             candidate: candidate.side(),
             against,
             memory,
+            memories_upgraded: candidate.migrated().0,
+            memories_lost: candidate.migrated().1,
+            limits,
             budgets: options.budgets.judge(tally.calls, tally.changed, &tally.labels),
             calls: tally.calls,
             changed: tally.changed,
@@ -222,8 +235,14 @@ impl<K: Kind> Replay<K> {
         })
     }
 
-    fn runner(&self, bytes: &[u8], fuel_max: u64) -> anyhow::Result<Runner<K>> {
-        Ok(Runner::new(Arc::clone(&self.engine), &self.kinds, bytes, fuel_max)?)
+    /// Errors: the component is not taken, or there is no room for what `limits` allow.
+    fn runner(&self, bytes: &[u8], limits: Option<&Limits>) -> anyhow::Result<Runner<K>> {
+        let widest = self.engine.widest_limits();
+        let limits = limits.cloned().unwrap_or_else(|| widest.clone());
+        limits.check().map_err(anyhow::Error::msg)?;
+        let (wanted, room) = (limits.memory_max_bytes, widest.memory_max_bytes);
+        anyhow::ensure!(wanted <= room, "memory_max_bytes is {wanted}, there is room for {room}");
+        Ok(Runner::new(Arc::clone(&self.engine), &self.kinds, bytes, limits)?)
     }
 }
 
@@ -247,11 +266,12 @@ impl Cost {
         runner: &mut Runner<K>,
         mode: MemoryMode,
         is_timed: bool,
+        about: &GenerationInfo,
         call: &Call<K>,
     ) -> Answered<K> {
         let started = is_timed.then(Instant::now);
         let (answered, fuel) = match mode {
-            MemoryMode::Recorded => runner.step(&call.request, &call.before),
+            MemoryMode::Recorded => runner.step_from(about, &call.request, &call.before),
             MemoryMode::Own => runner.step_on(&call.key, &call.request),
         };
         if let Some(started) = started {

@@ -9,6 +9,7 @@ use super::budget::BudgetOutcome;
 use crate::{
     digest::Digest,
     journal::{Fault, RecordId, Summary},
+    limits::Limits,
 };
 
 /// What a replay came to.
@@ -24,6 +25,12 @@ pub struct Report {
     pub against: Option<Side>,
     /// Which memory the candidate was handed.
     pub memory: Memory,
+    /// Calls whose memory the candidate turned into its own form first, since an older version had recorded it.
+    pub memories_upgraded: u64,
+    /// Calls whose memory it could not turn, and that it began with an empty one, or failed.
+    pub memories_lost: u64,
+    /// What the components might use; none: the most that there is room for.
+    pub limits: Option<Limits>,
     /// Calls replayed.
     pub calls: u64,
     /// Those whose answers differ.

@@ -9,8 +9,9 @@ use super::{About, MemoryMode, report::Side};
 use crate::{
     context::Context,
     engine::Engine,
-    generation::classify,
+    generation::{Migration, Unmigrated, classify, migration},
     inspect::KindInfo,
+    journal::GenerationInfo,
     kind::Kind,
     limits::{Failure, Limits},
     load::{self, Plugin, Rejection, Stage},
@@ -26,7 +27,10 @@ pub(super) struct Runner<K: Kind> {
     plugin: Plugin,
     indices: K::Indices,
     limits: Limits,
-    fuel_max: u64,
+    /// Whether it exports the migration interface.
+    can_migrate: bool,
+    /// Memories turned into its own form, and those that could not be.
+    migrated: (u64, u64),
     log: Arc<LogGate>,
     /// One for each configuration.
     seats: Vec<Seat<K>>,
@@ -45,6 +49,7 @@ struct Seat<K: Kind> {
 struct Ready<K: Kind> {
     store: Store<Context>,
     world: K::World,
+    migration: Option<Migration<K>>,
     has_clock: bool,
 }
 
@@ -64,19 +69,21 @@ impl<K: Kind> Runner<K> {
         engine: Arc<Engine>,
         kinds: &[Arc<KindInfo>],
         bytes: &[u8],
-        fuel_max: u64,
+        limits: Limits,
     ) -> Result<Runner<K>, Rejection> {
         let plugin = load::load(&engine, kinds, bytes, &mut |_, _| {})?;
         let indices = K::prepare(&plugin.component)
             .map_err(|error| Rejection::new(Stage::Link, format!("{error:#}")).of(plugin.digest))?;
         // What it logged when it served, it would log again for every call: nobody wants to read that.
         let log = Arc::new(LogGate::new("replay".into(), Arc::clone(&plugin.name), 0, 0));
+        let exports = |name: &str| plugin.component.component().get_export_index(None, name).is_some();
         Ok(Runner {
-            limits: Limits { log_lines_per_second: 0, ..engine.widest_limits() },
+            limits: Limits { log_lines_per_second: 0, ..limits },
+            can_migrate: K::MIGRATION.is_some_and(exports),
+            migrated: (0, 0),
             engine,
             plugin,
             indices,
-            fuel_max,
             log,
             seats: Vec::new(),
             seat: 0,
@@ -96,10 +103,20 @@ impl<K: Kind> Runner<K> {
     /// Which memory it gets for a call of the generation `about`.
     pub(super) fn mode(&self, about: &About, asked: Option<MemoryMode>) -> MemoryMode {
         asked.unwrap_or_else(|| {
-            let is_its_own = about.memory.version == self.plugin.description.memory_version
-                && about.memory.plugin.as_deref() == Some(&*self.plugin.name);
+            let is_its_own = about.memory == self.plugin.memory_id() || self.upgrades(about);
             if is_its_own { MemoryMode::Recorded } else { MemoryMode::Own }
         })
+    }
+
+    /// Whether it takes over memories of the generation `about`, which are in an older form.
+    fn upgrades(&self, about: &GenerationInfo) -> bool {
+        let own = self.plugin.memory_id();
+        self.can_migrate && about.memory.plugin == own.plugin && about.memory.version < own.version
+    }
+
+    /// How many memories it has turned into its own form, and how many it could not.
+    pub(super) fn migrated(&self) -> (u64, u64) {
+        self.migrated
     }
 
     /// Chooses the configuration for the next calls: `given`, else the one of the generation `about` if that is of the
@@ -164,9 +181,54 @@ impl<K: Kind> Runner<K> {
         self.memories.get(key).cloned().unwrap_or_default()
     }
 
+    /// One step with a memory of the generation `about`, and the fuel it took. Where that is in an older form it is turned
+    /// first, as a slot does; the fuel of that is the call's no more than its time is there.
+    pub(super) fn step_from(
+        &mut self,
+        about: &GenerationInfo,
+        request: &K::Request,
+        memory: &K::Memory,
+    ) -> (Answered<K>, u64) {
+        // Of a key without one there is nothing to turn.
+        if !self.upgrades(about) || *memory == K::Memory::default() {
+            return self.step(request, memory);
+        }
+        match self.upgrade(about.memory.version, memory) {
+            Ok(memory) => {
+                self.migrated.0 += 1;
+                self.step(request, &memory)
+            }
+            Err(problem) => {
+                self.migrated.1 += 1;
+                if K::FORGETS {
+                    return self.step(request, &K::Memory::default());
+                }
+                let failure = Failure::Unreadable { of: about.memory.to_string(), reason: problem.to_string() };
+                (Err(failure.into()), 0)
+            }
+        }
+    }
+
+    fn upgrade(&mut self, version: u32, memory: &K::Memory) -> Result<K::Memory, Unmigrated> {
+        let limits = &self.limits;
+        let seat = &mut self.seats[self.seat];
+        let ready = match &mut seat.ready {
+            Some(ready) => ready,
+            None => {
+                let ready = start(&self.plugin, &self.engine, limits, &self.log, &self.indices, &seat.settings);
+                seat.ready.insert(ready.map_err(|rejection| Unmigrated::Failed(rejection.into()))?)
+            }
+        };
+        let upgraded = ready.upgrade(version, memory, limits);
+        if matches!(upgraded, Err(Unmigrated::Failed(_))) {
+            seat.ready = None;
+        }
+        upgraded
+    }
+
     /// One step, and the fuel it took. [`sit`](Self::sit) or [`configure`](Self::configure) comes first.
     pub(super) fn step(&mut self, request: &K::Request, memory: &K::Memory) -> (Answered<K>, u64) {
-        let (limits, fuel_max) = (&self.limits, self.fuel_max);
+        let limits = &self.limits;
         let seat = &mut self.seats[self.seat];
         let ready = match &mut seat.ready {
             Some(ready) => ready,
@@ -175,7 +237,7 @@ impl<K: Kind> Runner<K> {
                 Err(rejection) => return (Err(Failure::from(rejection).into()), 0),
             },
         };
-        let (answered, fuel) = ready.step(request, memory, limits, fuel_max);
+        let (answered, fuel) = ready.step(request, memory, limits);
         if answered.is_err() {
             // A trapped instance cannot be entered again.
             seat.ready = None;
@@ -197,13 +259,33 @@ fn start<K: Kind>(
     settings: &str,
 ) -> Result<Ready<K>, Rejection> {
     let (mut store, instance) = plugin.start(engine, limits, Arc::clone(log), settings)?;
-    let world =
-        K::load(indices, &mut store, &instance).map_err(|error| Rejection::new(Stage::Link, format!("{error:#}")))?;
-    Ok(Ready { has_clock: store.data().wasi.is_some(), store, world })
+    let link = |error: wasmtime::Error| Rejection::new(Stage::Link, format!("{error:#}"));
+    let world = K::load(indices, &mut store, &instance).map_err(link)?;
+    let migration = match K::MIGRATION {
+        None => None,
+        Some(interface) => migration(interface, &mut store, &instance).map_err(link)?,
+    };
+    Ok(Ready { has_clock: store.data().wasi.is_some(), migration, store, world })
 }
 
 impl<K: Kind> Ready<K> {
-    fn step(&mut self, request: &K::Request, memory: &K::Memory, limits: &Limits, fuel_max: u64) -> (Answered<K>, u64) {
+    fn upgrade(&mut self, version: u32, memory: &K::Memory, limits: &Limits) -> Result<K::Memory, Unmigrated> {
+        let none = || Unmigrated::Refused("it does not export the migration interface".to_owned());
+        let migration = self.migration.as_ref().ok_or_else(none)?;
+        self.store.set_fuel(limits.fuel_max).expect("the engine counts fuel");
+        // No request, no time: the same memory must come out whenever it is needed.
+        if let Some(wasi) = &mut self.store.data_mut().wasi {
+            wasi.begin(0);
+        }
+        match migration.upgrade.call(&mut self.store, (version, K::to_wire(memory))) {
+            Ok((Ok(wire),)) => Ok(K::from_wire(wire)),
+            Ok((Err(reason),)) => Err(Unmigrated::Refused(load::one_line(&reason))),
+            Err(error) => Err(Unmigrated::Failed(classify(error, &self.store, limits.deadline_ms, limits))),
+        }
+    }
+
+    fn step(&mut self, request: &K::Request, memory: &K::Memory, limits: &Limits) -> (Answered<K>, u64) {
+        let fuel_max = limits.fuel_max;
         self.store.set_fuel(fuel_max).expect("the engine counts fuel");
         if self.has_clock
             && let Some(wasi) = &mut self.store.data_mut().wasi

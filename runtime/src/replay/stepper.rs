@@ -4,7 +4,7 @@
 use serde_json::Value;
 
 use super::{Replay, Side, runner::Runner};
-use crate::kind::Kind;
+use crate::{kind::Kind, limits::Limits};
 
 /// One component with one configuration. The caller keeps its memory.
 pub struct Stepper<K: Kind> {
@@ -21,11 +21,13 @@ pub struct Stepped<A, M> {
 }
 
 impl<K: Kind> Replay<K> {
-    /// A component that is asked directly, configured with `settings`; a call may use `fuel_max`.
+    /// A component that is asked directly, configured with `settings`; a call may use `fuel_max`, and
+    /// of all else the most that there is room for.
     ///
     /// Errors: the component is not taken, or does not take its configuration.
     pub fn stepper(&self, component: &[u8], settings: &Value, fuel_max: u64) -> anyhow::Result<Stepper<K>> {
-        let mut runner = self.runner(component, fuel_max)?;
+        let limits = Limits { fuel_max, ..self.engine.widest_limits() };
+        let mut runner = self.runner(component, Some(&limits))?;
         runner.configure(settings)?;
         Ok(Stepper { runner })
     }

@@ -3,23 +3,22 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
-    path::PathBuf,
+    path::Path,
     sync::{
-        Arc, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, SystemTime},
 };
 
-use serde::Serialize;
 use serde_json::Value;
 
-use super::{Inner, Serving, Status, memories::Lost};
+use super::{Inner, JournalStatus, Serving, Status, memories::Lost};
 use crate::{
     digest::{ConfigDigest, Digest},
     event::Change,
     generation::{Generation, Place, Way},
-    journal::{Chunk, GenerationInfo, Recorder},
+    journal::{GenerationInfo, JournalConfig},
     kind::Kind,
     load::{MemoryId, Plugin, Rejection, Stage},
     memory::Remembered,
@@ -51,7 +50,7 @@ pub(super) struct Control<K: Kind> {
     /// What the last shadow came to.
     pub(super) divergence: Option<Divergence>,
     /// Generations that the journal does not know yet.
-    to_journal: Vec<GenerationInfo>,
+    pub(super) to_journal: Vec<GenerationInfo>,
     /// Whether there is something new to keep on disk.
     changed: bool,
     /// Whether bytes were condemned: a restart must not take them again.
@@ -72,7 +71,34 @@ struct Made<K: Kind> {
     settings: Value,
 }
 
+impl<K: Kind> Made<K> {
+    fn info(&self) -> GenerationInfo {
+        let Made { generation, settings } = self;
+        GenerationInfo {
+            number: generation.number,
+            plugin: generation.plugin.name.to_string(),
+            version: generation.plugin.description.version.clone(),
+            digest: generation.plugin.digest,
+            settings: settings.clone(),
+            memory: generation.memory_id.clone(),
+        }
+    }
+}
+
 impl<K: Kind> Control<K> {
+    /// All that calls can be asked of now, as a journal describes it.
+    pub(super) fn infos(&self) -> Vec<GenerationInfo> {
+        let builtin = GenerationInfo {
+            number: 0,
+            plugin: "built-in".to_owned(),
+            version: String::new(),
+            digest: Digest::of(b""),
+            settings: Value::Null,
+            memory: MemoryId::BUILTIN,
+        };
+        std::iter::once(builtin).chain(self.made.values().map(Made::info)).collect()
+    }
+
     pub(super) fn new(probation: Probation) -> Control<K> {
         Control {
             machine: Machine::new(probation),
@@ -84,14 +110,7 @@ impl<K: Kind> Control<K> {
             lost: HashSet::new(),
             memory_id: MemoryId::BUILTIN,
             divergence: None,
-            to_journal: vec![GenerationInfo {
-                number: 0,
-                plugin: "built-in".to_owned(),
-                version: String::new(),
-                digest: Digest::of(b""),
-                settings: Value::Null,
-                memory: MemoryId::BUILTIN,
-            }],
+            to_journal: Vec::new(),
             changed: false,
             urgent: false,
         }
@@ -104,21 +123,6 @@ const ROUND: Duration = Duration::from_millis(5);
 const AT_ONCE: usize = 8;
 /// While there is only a probation, or a journal.
 const ROUND_AT_REST: Duration = Duration::from_millis(50);
-
-/// How the recording of a slot's calls goes.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct JournalStatus {
-    /// Where its segment files are.
-    pub dir: PathBuf,
-    /// The segment that is written now.
-    pub segment: u32,
-    /// Calls written since the start.
-    pub records: u64,
-    /// Calls left out since the start.
-    pub dropped: u64,
-    /// The share of keys that is recorded.
-    pub sample: f64,
-}
 
 /// How a candidate is to be taken.
 #[derive(Clone, Copy, Debug, Default)]
@@ -179,8 +183,12 @@ pub(crate) trait Receiver: Send + Sync {
     fn news(&self) -> Option<News>;
     /// Looks after trial, probation and journal; when to come again, if there is any.
     fn tick(&self) -> Option<Duration>;
-    /// How recording goes, with all that was recorded until now written; none: nothing is recorded.
+    /// How recording goes, with all that was recorded until now written; none: nothing was since the start.
     fn journal(&self) -> Option<JournalStatus>;
+    /// Records from now on, in a journal below `dir`, as `config` says; none: as last time.
+    fn record(&self, dir: &Path, config: Option<JournalConfig>) -> anyhow::Result<()>;
+    /// Writes what was recorded, and records no more.
+    fn stop_recording(&self);
     /// What is to be kept, if it has changed since the last time.
     fn saved(&self) -> Option<Saved>;
     /// Takes up what was kept.
@@ -251,18 +259,11 @@ impl<K: Kind> Inner<K> {
         }
         for number in [live, trial.map(Trial::generation)].into_iter().flatten() {
             // Known before its first call can be recorded.
-            if let Some(Made { generation, settings }) = control.made.get(&number)
-                && self.sample > 0.0
+            if let Some(made) = control.made.get(&number)
+                && self.sample() > 0.0
                 && steps.iter().any(|step| step.generation == number)
             {
-                control.to_journal.push(GenerationInfo {
-                    number,
-                    plugin: generation.plugin.name.to_string(),
-                    version: generation.plugin.description.version.clone(),
-                    digest: generation.plugin.digest,
-                    settings: settings.clone(),
-                    memory: generation.memory_id.clone(),
-                });
+                control.to_journal.push(made.info());
             }
         }
         let events = self.tell(control, steps, former.as_deref(), &next);
@@ -396,34 +397,6 @@ impl<K: Kind> Inner<K> {
         Ok(())
     }
 
-    /// Writes what was recorded.
-    fn flush(&self) {
-        let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(journal) = &mut *journal else {
-            return;
-        };
-        // The calls first, then the generations: those of any call that is here are then known.
-        let mut chunks: Vec<Chunk> = Vec::new();
-        let mut take = |recorder: &mut Option<Recorder<K>>| {
-            while let Some(chunk) = recorder.as_mut().and_then(Recorder::take) {
-                chunks.push(chunk);
-            }
-        };
-        for shard in &self.shards {
-            take(&mut shard.lock().recorder);
-        }
-        take(&mut self.steps.lock().unwrap_or_else(PoisonError::into_inner).recorder);
-        for generation in std::mem::take(&mut self.control().to_journal) {
-            journal.generation(generation);
-        }
-        for chunk in chunks {
-            if let Err(error) = journal.write(chunk) {
-                let dir = journal.dir().display();
-                tracing::warn!(slot = %self.name, %dir, %error, "calls could not be recorded, and are counted");
-            }
-        }
-    }
-
     /// Gives the shadow what waits for it.
     fn drain(&self, serving: &Serving<K>) {
         let Some(shadow) = &serving.shadow else {
@@ -459,14 +432,15 @@ impl<K: Kind> Inner<K> {
                     }
                     Ok(K::Memory::default())
                 };
-                failed += u64::from(shadow.compare(&call, adopt));
+                let reads = serving.can_hand(&self.form(call.before.form), &shadow.generation);
+                failed += u64::from(shadow.compare(&call, reads, adopt));
             }
         };
         for shard in &self.shards {
             shard.lock().waiting.take(&mut calls);
             give(&mut calls);
         }
-        self.steps.lock().unwrap_or_else(PoisonError::into_inner).waiting.take(&mut calls);
+        self.steps().waiting.take(&mut calls);
         give(&mut calls);
         for _ in 0..failed {
             let _ = self.happens(Input::Failed { generation: shadow.generation.number });
@@ -655,15 +629,15 @@ impl<K: Kind> Receiver for Inner<K> {
     }
 
     fn journal(&self) -> Option<JournalStatus> {
-        self.flush();
-        let journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
-        journal.as_ref().map(|journal| JournalStatus {
-            dir: journal.dir().to_owned(),
-            segment: journal.segment(),
-            records: journal.records(),
-            dropped: journal.dropped(),
-            sample: self.sample,
-        })
+        self.journal_status()
+    }
+
+    fn record(&self, dir: &Path, config: Option<JournalConfig>) -> anyhow::Result<()> {
+        self.begin_recording(dir, config)
+    }
+
+    fn stop_recording(&self) {
+        self.end_recording();
     }
 
     fn tick(&self) -> Option<Duration> {
@@ -691,7 +665,7 @@ impl<K: Kind> Receiver for Inner<K> {
         let _ = self.happens(Input::Tick { trial, live });
         self.flush();
         let on_trial = self.control().machine.picture().trial.is_some();
-        let waiting = self.control().machine.is_waiting() || self.sample > 0.0;
+        let waiting = self.control().machine.is_waiting() || self.sample() > 0.0;
         match (on_trial, waiting) {
             (true, _) => Some(ROUND),
             (false, true) => Some(ROUND_AT_REST),

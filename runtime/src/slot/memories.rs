@@ -1,6 +1,9 @@
 //! Memories that change hands: from one version of a plugin to another, and back.
 
-use std::sync::{Arc, PoisonError, atomic::Ordering};
+use std::{
+    cmp::Ordering as Cmp,
+    sync::{Arc, PoisonError, atomic::Ordering},
+};
 
 use super::{Inner, Serving};
 use crate::{
@@ -55,6 +58,17 @@ impl<K: Kind> Serving<K> {
             writer.can_migrate() && own.plugin == id.plugin && own.version >= id.version
         };
         self.writers().filter(knows).min_by_key(|writer| writer.memory_id.version)
+    }
+
+    /// Whether [`migrate`](Self::migrate) has a way at all, whatever the memory is.
+    pub(super) fn can_hand(&self, id: &MemoryId, generation: &Generation<K>) -> bool {
+        let own = &generation.memory_id;
+        id.plugin == own.plugin
+            && match id.version.cmp(&own.version) {
+                Cmp::Less => generation.can_migrate(),
+                Cmp::Equal => true,
+                Cmp::Greater => self.downgrader(id).is_some(),
+            }
     }
 
     /// The memory of `id` as one that `generation` can read. Errors: why not, and who was asked.

@@ -1,10 +1,11 @@
 //! A slot: the place where one plugin of a kind serves. The only place where erased ([`Receiver`]) meets typed.
 //!
 //! Here is what a call does; [`step`] has those whose memory the caller keeps, [`memories`] what happens to memories of
-//! another version; [`control`] changes who answers, [`status`] says how things are.
+//! another version, [`recording`] takes calls to the journal; [`control`] changes who answers, [`status`] says how things are.
 
 mod control;
 mod memories;
+mod recording;
 mod status;
 mod step;
 
@@ -23,17 +24,17 @@ use foldhash::fast::RandomState;
 use serde::Serialize;
 use serde_json::Value;
 
-pub use self::control::JournalStatus;
 pub(crate) use self::control::{How, News, Receiver};
+pub use self::recording::JournalStatus;
 pub use self::status::{Condition, GenerationStatus, Role, Status};
 pub use self::step::Step;
-use self::{control::Control, step::Steps};
+use self::{control::Control, recording::Recording, step::Steps};
 use crate::{
     engine::Engine,
     event::{Change, Event, Events},
     generation::Generation,
     health::Turn,
-    journal::{self, Journal, Outcome, RecordId, Recorder},
+    journal::{self, Outcome, RecordId, Recorder},
     kind::Kind,
     limits::{Failure, Limits, OnFailure, PluginConfig, Refusal},
     load::MemoryId,
@@ -125,9 +126,9 @@ struct Inner<K: Kind> {
     turn: AtomicUsize,
     /// What is kept of calls whose memory is the caller's.
     steps: Mutex<Steps<K>>,
-    journal: Mutex<Option<Journal>>,
-    /// The share of keys that is recorded.
-    sample: f64,
+    recording: Mutex<Recording>,
+    /// The share of keys that is recorded, as the bits of a float.
+    sample: AtomicU64,
     control: Mutex<Control<K>>,
     /// Whose memories there are; a memory's form is its place here.
     forms: Mutex<Vec<MemoryId>>,
@@ -199,22 +200,12 @@ struct Asked<'a, K: Kind> {
 }
 
 impl<K: Kind> Slot<K> {
-    pub(crate) fn new(
-        name: &str,
-        host: Surroundings,
-        config: &PluginConfig,
-        builtin: Box<dyn Builtin<K>>,
-        journal: Option<Journal>,
-    ) -> Slot<K> {
+    pub(crate) fn new(name: &str, host: Surroundings, config: &PluginConfig, builtin: Box<dyn Builtin<K>>) -> Slot<K> {
         let Surroundings { engine, events, shards, wake } = host;
         let keys_max = config.limits.memory_keys_max / shards;
-        let recorder = |shard: usize| {
-            let journal = journal.as_ref()?;
-            Some(journal.recorder(u32::try_from(shard).unwrap_or(u32::MAX)))
-        };
-        let shard = |number: usize| {
+        let shard = |_| {
             let (plugin, builtin) = (Memory::new(keys_max), Memory::new(keys_max));
-            let kept = Kept { plugin, builtin, waiting: Waiting::default(), recorder: recorder(number) };
+            let kept = Kept { plugin, builtin, waiting: Waiting::default(), recorder: None };
             Shard { kept: Mutex::new(kept), calls: AtomicU64::new(0) }
         };
         Slot(Arc::new(Inner {
@@ -229,9 +220,9 @@ impl<K: Kind> Slot<K> {
             hasher: RandomState::default(),
             shards: (0..shards).map(shard).collect(),
             turn: AtomicUsize::new(0),
-            steps: Mutex::new(Steps { waiting: Waiting::default(), recorder: recorder(shards), recorded: None }),
-            sample: config.journal.as_ref().map_or(0.0, |journal| journal.sample),
-            journal: Mutex::new(journal),
+            steps: Mutex::new(Steps { waiting: Waiting::default(), recorder: None, recorded: None }),
+            recording: Mutex::default(),
+            sample: AtomicU64::new(0_f64.to_bits()),
             control: Mutex::new(Control::new(config.probation.clone())),
             forms: Mutex::new(vec![MemoryId::BUILTIN]),
             counts: Counts::default(),
@@ -396,7 +387,7 @@ impl<K: Kind> Inner<K> {
             self.turned(generation, turn);
         }
         let mut record = None;
-        if let Some(recorder) = recorder.as_mut().filter(|_| journal::sampled(asked.hash, self.sample)) {
+        if let Some(recorder) = recorder.as_mut().filter(|_| journal::sampled(asked.hash, self.sample())) {
             let outcome = match &result {
                 Ok((answer, memory)) => Outcome::Answered { answer, memory },
                 Err(failure) => Outcome::Failed(failure),
@@ -442,7 +433,7 @@ impl<K: Kind> Inner<K> {
         let mut record = None;
         // What a plugin was asked first has been recorded as its call.
         if serving.live.is_none() {
-            if let Some(recorder) = recorder.as_mut().filter(|_| journal::sampled(asked.hash, self.sample)) {
+            if let Some(recorder) = recorder.as_mut().filter(|_| journal::sampled(asked.hash, self.sample())) {
                 let outcome = Outcome::Answered { answer: &answer, memory: &memory };
                 record = recorder.record(0, asked.key, &mut 0, asked.request, &before, outcome);
                 // The memory that was recorded last for this key is no longer the plugin's.
@@ -541,6 +532,10 @@ impl<K: Kind> Inner<K> {
             Turn::SetAside { subject, pause } => Change::SetAside { subject, pause_ms: ms(pause) },
         };
         self.events.send(self.event(Some(generation), change));
+    }
+
+    fn steps(&self) -> MutexGuard<'_, Steps<K>> {
+        self.steps.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn control(&self) -> MutexGuard<'_, Control<K>> {

@@ -2,7 +2,7 @@
 
 use std::{
     hash::BuildHasher as _,
-    sync::{Arc, PoisonError, atomic::Ordering},
+    sync::{Arc, atomic::Ordering},
 };
 
 use super::{By, Inner, Serving, Slot};
@@ -139,10 +139,10 @@ impl<K: Kind> Inner<K> {
         result: Result<(&K::Answer, &K::Memory), &Failure>,
         by_builtin: bool,
     ) {
-        if serving.shadow.is_none() && self.sample == 0.0 {
+        if serving.shadow.is_none() && self.sample() == 0.0 {
             return;
         }
-        let mut steps = self.steps.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut steps = self.steps();
         let Steps { waiting, recorder, recorded } = &mut *steps;
         if let (Some(recorder), Some(key)) = (recorder, K::step_key()) {
             // The caller may hand in any memory: only the last one recorded need not be written again.

@@ -51,6 +51,9 @@ pub struct Later;
 /// The same, of a kind that never forgets.
 pub struct Keeper;
 
+/// The same, of a kind whose answers lead to what it is asked next.
+pub struct Steering;
+
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Request {
     pub client: u64,
@@ -109,7 +112,7 @@ pub enum Answer {
 
 /// The kind of one version of the interface: what the host has of it is the same.
 macro_rules! counter_kind {
-    ($kind:ty, $world:ident, $version:literal, $wit:expr, $forgets:literal) => {
+    ($kind:ty, $world:ident, $version:literal, $wit:expr, $forgets:literal, $steers:literal) => {
         impl Kind for $kind {
             const NAME: &'static str = "counter";
             const INTERFACE: &'static str = concat!("tenon-test:counter/counter@", $version);
@@ -121,6 +124,7 @@ macro_rules! counter_kind {
             type Memory = (u64, u64, u64, u64);
             type Wire = (u64, u64, u64, u64);
             const FORGETS: bool = $forgets;
+            const STEERS: bool = $steers;
             const MIGRATION: Option<&'static str> = Some(concat!("tenon-test:counter/migration@", $version));
             world!($world::CounterPlugin, $world::CounterPluginIndices);
 
@@ -204,9 +208,10 @@ macro_rules! counter_kind {
     };
 }
 
-counter_kind!(Counter, counter_world, "0.1.0", COUNTER_WIT, true);
-counter_kind!(Later, later_world, "0.1.5", LATER_WIT, true);
-counter_kind!(Keeper, counter_world, "0.1.0", COUNTER_WIT, false);
+counter_kind!(Counter, counter_world, "0.1.0", COUNTER_WIT, true, false);
+counter_kind!(Later, later_world, "0.1.5", LATER_WIT, true, false);
+counter_kind!(Keeper, counter_world, "0.1.0", COUNTER_WIT, false, false);
+counter_kind!(Steering, counter_world, "0.1.0", COUNTER_WIT, true, true);
 
 /// The native counter: build 0.
 pub fn builtin(request: &Request, cell: &(u64, u64, u64, u64)) -> (Answer, (u64, u64, u64, u64)) {
@@ -690,6 +695,8 @@ pub fn names(events: &[Event]) -> Vec<&'static str> {
             Change::Condemned { .. } => "condemned",
             Change::CalledOff { .. } => "called-off",
             Change::SetAside { .. } => "set-aside",
+            Change::RecordingStarted { .. } => "recording-started",
+            Change::RecordingStopped { .. } => "recording-stopped",
         })
         .collect()
 }
