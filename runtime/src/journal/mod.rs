@@ -130,6 +130,10 @@ pub struct SlotInfo {
     pub started_us: u64,
     /// The share of keys that is recorded.
     pub sample: f64,
+    /// Whether its writer wrote the segment before, too, and left no half of a frame there. Segments of older versions
+    /// do not say.
+    #[serde(default)]
+    pub continues: bool,
 }
 
 /// A generation whose calls are recorded: what it takes to run it again.

@@ -48,6 +48,8 @@ struct Segment {
     bytes: u64,
     /// Generations that it describes.
     described: BTreeSet<u64>,
+    /// [`SlotInfo::continues`].
+    continues: bool,
 }
 
 impl Journal {
@@ -79,12 +81,13 @@ impl Journal {
                 segment: number,
                 started_us: 0,
                 sample: config.sample,
+                continues: false,
             },
             dir,
             config,
             shared,
             generations: BTreeMap::new(),
-            current: Segment::new(number),
+            current: Segment::new(number, false),
             previous: None,
             scratch: Vec::new(),
             records: 0,
@@ -121,6 +124,7 @@ impl Journal {
                 self.begin_segment();
                 // Half a frame may stand at its end: nothing goes there any more.
                 self.previous = None;
+                self.current.continues = false;
             }
         }
         if self.current.bytes >= self.config.segment_bytes {
@@ -167,6 +171,7 @@ impl Journal {
                 make_room(&self.dir, &self.config)?;
                 self.about.segment = segment.number;
                 self.about.started_us = now_us();
+                self.about.continues = segment.continues;
                 out.extend_from_slice(MAGIC);
                 put_json(out, SLOT, &self.about)?;
                 segment.file.insert(create(&self.dir, segment.number)?)
@@ -187,15 +192,16 @@ impl Journal {
     }
 
     fn begin_segment(&mut self) {
-        let next = Segment::new(self.current.number.saturating_add(1));
+        let is_begun = self.current.file.is_some();
+        let next = Segment::new(self.current.number.saturating_add(1), is_begun);
         self.shared.segment.store(next.number, Ordering::Relaxed);
         self.previous = Some(std::mem::replace(&mut self.current, next));
     }
 }
 
 impl Segment {
-    fn new(number: u32) -> Segment {
-        Segment { number, file: None, bytes: 0, described: BTreeSet::new() }
+    fn new(number: u32, continues: bool) -> Segment {
+        Segment { number, file: None, bytes: 0, described: BTreeSet::new(), continues }
     }
 }
 
