@@ -5,12 +5,11 @@ mod cli;
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
-use clap::Parser;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::prelude::*;
 
 fn main() -> ExitCode {
-    let arguments = cli::Arguments::parse();
+    let arguments = cli::Arguments::read();
     if let Err(error) = log(arguments.is_node()) {
         eprintln!("error: {error}");
         return ExitCode::from(2);

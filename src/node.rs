@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow};
 use tenon_runtime::{Host, HostConfig, Slot};
@@ -77,12 +77,16 @@ impl Node {
         options.group_blocks_max = usize::try_from(config.store.group_blocks_max)?;
         options.group_transactions_max = usize::try_from(config.store.group_transactions_max)?;
         options.max_reorg_depth = config.chain.max_reorg_depth;
+        let path = options.path.clone();
         let open = move || Ledger::open(options, vec![Box::new(mempool_hook), Box::new(dispatcher)]);
-        let ledger = tokio::task::spawn_blocking(open).await?.context("opening the chain")?;
+        let opening = Instant::now();
+        let ledger =
+            tokio::task::spawn_blocking(open).await?.map_err(|error| error.of(&path)).context("opening the chain")?;
+        let opened_in = opening.elapsed();
         let mempool = Mempool::open(ledger.clone(), mempool_handle, mempool_config(&config)?)?;
         let agents = Agents::open(ledger.clone(), agents_handle).await?;
         let shelf = Shelf::open(ledger.clone(), shelf_config(&config.snapshot)?).context("opening the snapshots")?;
-        let auditor = Auditor::new(ledger.clone());
+        let auditor = Auditor::of_opened(ledger.clone(), opened_in)?;
 
         // Then the sockets, and last what acts by itself.
         let listen = async |address: SocketAddr| {

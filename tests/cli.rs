@@ -81,6 +81,7 @@ fn init_takes_the_addresses_and_refuses_ones_that_cannot_be() {
     let listen = ["init", "--dir", "node", "--authority", "--rpc-listen", "127.0.0.1:9001", "--admin-listen"];
     let text = printed(dir.path(), &[&listen[..], &["127.0.0.1:9001"]].concat(), 1);
     assert!(text.contains("admin.listen: 127.0.0.1:9001 is taken by rpc.listen"), "{text}");
+    assert_eq!(text.matches("error:").count(), 1, "{text}");
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "a refusal writes nothing");
     printed(dir.path(), &[&listen[..], &["127.0.0.1:9002"]].concat(), 0);
     let config = tenon::config::Config::load(&dir.path().join("node")).unwrap();
@@ -102,6 +103,7 @@ fn a_follower_of_nobody_is_not_written() {
     // Port 9 of loopback: nobody listens there.
     let text = printed(dir.path(), &["init", "--dir", "node", "--follow", "http://127.0.0.1:9"], 3);
     assert!(text.contains("no node answers at http://127.0.0.1:9"), "{text}");
+    assert!(text.contains("`--follow URL` names another"), "{text}");
     assert!(!dir.path().join("node").exists());
 }
 
@@ -113,6 +115,8 @@ fn init_wants_to_know_which_chain() {
         &["init", "--dir", "node", "--authority", "--follow", "http://a"],
         &["init", "--dir", "node", "--follow", "http://a", "--chain-id", "x"],
         &["init", "--dir", "node", "--authority", "--genesis-hash", "0x00"],
+        &["init", "--dir", "node", "--authority", "--chain-id", ""],
+        &["init", "--dir", "node", "--authority", "--chain-id", " x"],
     ] {
         printed(dir.path(), arguments, 2);
     }
@@ -124,7 +128,8 @@ fn config_check_names_every_mistake_with_its_line() {
     let dir = authority();
     let file = dir.path().join("node/tenon.toml");
     let text = fs::read_to_string(&file).unwrap();
-    fs::write(&file, text.replace("interval_ms = 2000", "intervall_ms = 2000").replace("\"heartbeat\"", "7")).unwrap();
+    let text_with_two = text.replace("interval_ms = 2000", "intervall_ms = 2000").replace("\"heartbeat\"", "7");
+    fs::write(&file, &text_with_two).unwrap();
     let text = printed(dir.path(), &["config", "check", "--dir", "node"], 1);
     assert!(
         text.contains("error: tenon.toml:12: producer.intervall_ms: unknown key; did you mean `producer.interval_ms`?"),
@@ -132,6 +137,11 @@ fn config_check_names_every_mistake_with_its_line() {
     );
     assert!(text.contains("tenon.toml:13: producer.empty_blocks: expected"), "{text}");
     assert!(text.ends_with("2 errors, 0 warnings\n"), "{text}");
+    fs::write(&file, format!("{}\n[rcp]\n", fs::read_to_string(&file).unwrap().replace("intervall", "interval")))
+        .unwrap();
+    fs::write(&file, fs::read_to_string(&file).unwrap().replace("empty_blocks = 7", "")).unwrap();
+    assert!(printed(dir.path(), &["config", "check", "--dir", "node"], 1).ends_with("1 error, 0 warnings\n"));
+    fs::write(&file, text_with_two).unwrap();
     let text = printed(dir.path(), &["run", "--dir", "node"], 1);
     assert!(text.contains("did you mean `producer.interval_ms`?"), "{text}");
 }
@@ -293,13 +303,86 @@ fn what_makes_no_sense_is_said_before_anything_happens() {
         (&["wallet", "send", "alice", "nobody", "1"], 1, "`nobody` is no address"),
         (&["wallet", "send", "nobody", "bob", "1"], 1, "no wallet `nobody`"),
         (&["wallet", "balance", "ait1xyz"], 1, "an address is `ait1` and 40"),
-        (&["agent", "messages"], 2, "--wallet"),
+        (&["agent", "messages"], 2, "--wallet <WALLET>|--address <ADDRESS>"),
+        (&["init", "--dir", "x"], 2, "--authority|--follow <URL>"),
+        (&["plugin", "use", "rate-limit"], 2, "PLUGIN|--builtin"),
+        (&["init", "--dir", "x", "--authority", "--chain-id", "a\nb"], 2, "'\\n' is a control character"),
+        (&["chain", "head", "--dir", "nowhere"], 1, "nowhere is no node's directory: it has no tenon.toml"),
         (&["chain", "head", "--node", "ftp://a"], 2, "expected something like http://127.0.0.1:8006"),
         (&["frob"], 2, "unrecognized subcommand"),
     ] {
         let text = printed(&dir.path().join("node"), arguments, code);
         assert!(text.contains(expected), "{arguments:?}: {text}");
     }
+}
+
+#[test]
+fn a_node_is_found_by_its_directory_also_where_it_does_not_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let listen = ["--rpc-listen", "127.0.0.1:9", "--admin-listen", "127.0.0.1:10"];
+    printed(dir.path(), &[&["init", "--dir", "node", "--authority"], &listen[..]].concat(), 0);
+    for command in [["chain", "head"], ["sync", "status"], ["p2p", "peers"], ["wallet", "balance"]] {
+        let account = if command[0] == "wallet" { &["alice"][..] } else { &[] };
+        let text = printed(dir.path(), &[&command[..], account, &["--dir", "node"]].concat(), 3);
+        assert!(text.contains("no node answers at http://127.0.0.1:9:"), "{text}");
+    }
+    // In the directory itself it need not be named.
+    let text = printed(&dir.path().join("node"), &["chain", "height"], 3);
+    assert!(text.contains("no node answers at http://127.0.0.1:9:"), "{text}");
+}
+
+#[test]
+fn help_shows_the_options_that_a_command_has_a_use_for() {
+    let help = |command: &[&str]| printed(Path::new("."), &[command, &["--help"]].concat(), 0);
+    for (command, shown, hidden) in [
+        (&["chain", "head"][..], &["--dir", "--node", "--output"][..], &[][..]),
+        (&["plugin", "list"], &["--dir", "--admin", "--token"], &["--node"]),
+        (&["plugin", "check"], &["--output"], &["--dir", "--admin", "--token", "--node"]),
+        (&["p2p", "id"], &["--dir"], &["--node"]),
+        (&["run"], &["--dir"], &["--node", "--output"]),
+        (&["db", "check"], &["--dir", "--output"], &["--node"]),
+    ] {
+        let text = help(command);
+        for option in shown {
+            assert!(text.contains(option), "{command:?} {option}: {text}");
+        }
+        for option in hidden {
+            assert!(!text.contains(option), "{command:?} {option}: {text}");
+        }
+    }
+}
+
+#[test]
+fn a_database_that_is_none_is_named_once_with_what_to_do() {
+    let dir = authority();
+    fs::write(dir.path().join("node/data/chain.db"), "no database at all. ".repeat(100)).unwrap();
+    for arguments in [&["db", "check", "--dir", "node"][..], &["run", "--dir", "node"]] {
+        let text = printed(dir.path(), arguments, 1);
+        assert!(text.contains("node/data/chain.db: file is not a database; `tenon db check`"), "{text}");
+        assert!(text.contains("`tenon db restore` puts a backup in its place"), "{text}");
+        assert_eq!(text.matches("is not a database").count(), 1, "{text}");
+    }
+    let text = printed(dir.path(), &["db", "restore", "none.db", "--dir", "node"], 1);
+    assert!(text.contains("none.db: there is no such file"), "{text}");
+}
+
+#[test]
+fn what_is_no_regular_file_is_refused_at_once() {
+    let (dir, _) = signer();
+    assert!(Command::new("mkfifo").arg(dir.path().join("pipe")).status().unwrap().success());
+    for arguments in [
+        &["plugin", "check", "pipe"][..],
+        &["plugin", "sign", "pipe", "--key", "key"],
+        &["plugin", "verify", "pipe", "--key", "key.pub"],
+        &["plugin", "check", "."],
+    ] {
+        let text = printed(dir.path(), arguments, 1);
+        assert!(text.contains("is no regular file"), "{arguments:?}: {text}");
+    }
+    fs::write(dir.path().join("good.toml"), "a = 1").unwrap();
+    let text = printed(dir.path(), &["plugin", "sign", "good.toml", "--key", "key"], 1);
+    assert!(text.contains("good.toml is no WebAssembly component"), "{text}");
+    assert!(!dir.path().join("good.toml.sig").exists());
 }
 
 #[test]
@@ -330,11 +413,16 @@ fn tenon_with(dir: &Path, variable: (&str, &str), arguments: &[&str]) -> Output 
         .unwrap()
 }
 
+/// A small component.
+fn some_component() -> Vec<u8> {
+    tenon_build::fixture::idle("rate-limit-policy").unwrap()
+}
+
 /// A folder with a key, `key` and `key.pub`, and a file to sign, `some.wasm`.
 fn signer() -> (TempDir, Value) {
     let dir = tempfile::tempdir().unwrap();
     let made = json(dir.path(), &["plugin", "keygen", "--out", "key", "--no-password"]);
-    fs::write(dir.path().join("some.wasm"), b"any bytes can be signed").unwrap();
+    fs::write(dir.path().join("some.wasm"), some_component()).unwrap();
     (dir, made)
 }
 
@@ -372,7 +460,12 @@ fn what_is_signed_verifies_with_the_key_or_its_file_and_nothing_else_does() {
     json(dir.path(), &["plugin", "keygen", "--out", "stranger", "--no-password"]);
     let verify = |arguments: &[&str]| printed(dir.path(), &[&["plugin", "verify"], arguments].concat(), 1);
     assert!(verify(&["some.wasm", "--key", "stranger.pub"]).contains("which is not trusted"));
-    assert!(verify(&["key.pub", "--key", "key.pub", "--sig", "some.wasm.sig"]).contains("not one of these bytes"));
+    let changed = verify(&["key.pub", "--key", "key.pub", "--sig", "some.wasm.sig"]);
+    assert!(
+        changed.contains("is not one of these bytes; the key is the right one: the bytes have changed"),
+        "{changed}"
+    );
+    assert!(!changed.contains("wanted"), "{changed}");
     assert!(verify(&["key.pub", "--key", "key.pub"]).contains("reading the signature key.pub.sig"));
     assert!(verify(&["some.wasm", "--key", "key"]).contains("is no minisign public key"));
     assert!(verify(&["some.wasm", "--key", "nowhere.pub"]).contains("`nowhere.pub` is no minisign public key"));
@@ -437,8 +530,10 @@ fn keys_and_signatures_of_the_minisign_tool_are_read() {
             "aBZ4RbWeYvRZp+fNlmBcjD8uJAMargHbLOZOsayjeEGIKmq1PqbhLroit6J1HToNTm3RAV8yISBWetH0LVMWBA==",
         ],
     );
+    fs::write(dir.path().join("some.wasm"), b"any bytes can be signed").unwrap();
     let verify = ["plugin", "verify", "some.wasm", "--key", "tool.pub"];
     assert_eq!(json(dir.path(), &verify)["comment"], "by minisign 0.11");
+    fs::write(dir.path().join("some.wasm"), some_component()).unwrap();
     json(dir.path(), &["plugin", "sign", "some.wasm", "--key", "tool"]);
     assert_eq!(json(dir.path(), &verify)["key_id"], "7BA5F414AE3A786A");
     // A damaged key signs nothing.
@@ -479,7 +574,7 @@ fn config_check_looks_at_keys_and_signatures() {
     let made = json(dir.path(), &["plugin", "keygen", "--out", "key", "--no-password"]);
     write(&format!("trusted_keys = [{}]\nrequire_signature = true", made["public_key"]));
     let component = dir.path().join("node/plugins/extra.wasm");
-    fs::write(&component, b"bytes").unwrap();
+    fs::write(&component, some_component()).unwrap();
     let refused = "extra.wasm would be refused";
     assert!(printed(dir.path(), &["config", "check", "--dir", "node"], 0).contains(refused));
     printed(dir.path(), &["plugin", "sign", component.to_str().unwrap(), "--key", "key"], 0);
@@ -515,7 +610,22 @@ fn simulate_compares_strategies_and_says_what_is_wrong_with_a_scenario() {
     let small = format!("{component}={{\"blocks\": 100}}");
     let told = json(dir.path(), &["plugin", "simulate", component, "--scenario", "two.toml", "--config", &small]);
     assert_eq!(told["outcomes"][0]["requests"], 30);
+    // Two configurations of one strategy, side by side: one each, in order.
+    let large = format!("{component}={{\"blocks\": 1000}}");
+    let both =
+        ["plugin", "simulate", component, component, "--scenario", "two.toml", "--config", &small, "--config", &large];
+    let told = json(dir.path(), &both);
+    let of = |at: usize| (told["outcomes"][at]["strategy"].as_str(), told["outcomes"][at]["requests"].as_u64());
+    let ((first, small_ones), (second, large_ones)) = (of(0), of(1));
+    assert_eq!((first, second), (Some("sequential"), Some("sequential #2")));
+    assert!(small_ones == Some(30) && large_ones.is_some_and(|requests| requests < 6), "{told}");
+    let one = vec![component, "--scenario", "two.toml", "--config", &small, "--config", &large];
     let refused = [
+        (one, "2 configurations for"),
+        (
+            vec!["builtin", "--scenario", "two.toml", "--svg", "nowhere/x.svg"],
+            "writing nowhere/x.svg: no folder nowhere",
+        ),
         (vec!["builtin", "--scenario", "two.toml", "--config", "sequential={}"], "a configuration for sequential"),
         (vec!["builtin", "--config", "builtin={}"], "the built-in strategy has no configuration"),
         (vec!["no-such-strategy"], "neither a file nor a shipped plugin"),

@@ -144,6 +144,22 @@ fn an_operator_works_with_two_nodes() {
     assert_eq!(json(dir, &[&["sync", "status"], &at[..]].concat())["state"], "live");
     let verified = json(dir, &[&["chain", "verify"], &at[..]].concat());
     assert_eq!(verified["valid"], true, "{verified}");
+    let text = printed(dir, &[&["chain", "verify", "--full"], &at[..]].concat(), 0);
+    assert!(text.contains("are what its blocks make: 0x"), "{text}");
+
+    // By its directory, without a word on where it listens; for people without JSON, and with times that have a zone.
+    let own = ["--dir", "follower"];
+    let text = printed(dir, &[&["sync", "status"], &own[..]].concat(), 0);
+    assert!(text.contains("standing") && text.contains(&authority.url) && !text.contains('{'), "{text}");
+    let head = printed(dir, &[&["chain", "head"], &own[..]].concat(), 0);
+    let time = head.lines().find_map(|line| line.strip_prefix("timestamp")).expect("when it was made");
+    assert!(time.ends_with('Z'), "{head}");
+    let text = printed(dir, &[&["p2p", "peers"], &own[..]].concat(), 0);
+    assert!(text.contains("no [p2p] in its configuration"), "{text}");
+    // The state was verified when the node started, and it says so.
+    let info: Value = serde_json::from_str(body(&ask(&follower.url, "/rpc/info"))).unwrap();
+    assert_eq!((&info["state_check"]["ok"], &info["state_check"]["height"]), (&true.into(), &0.into()), "{info}");
+    assert!(info["state_check"]["accounts"].as_u64() >= Some(2), "{info}");
 
     // A ping handed to the follower, answered on the authority, read on the follower.
     let ping = ["agent", "send", "--wallet", "alice", "--to", "bob", "ping", "--wait"];
@@ -188,6 +204,8 @@ fn plugins_are_swapped_by_command_by_file_and_by_configuration() {
     assert!(text.contains("known: agent/bob, rate-limit, sync"), "{text}");
     let text = printed(dir, &[&["plugin", "list", "--token", "wrong"], &admin[..]].concat(), 1);
     assert!(text.contains("token"), "{text}");
+    let text = printed(dir, &[&["plugin", "list", "--admin", node.url.as_str()], &admin[..]].concat(), 1);
+    assert!(text.contains("is no admin API, but the listener for everyone"), "{text}");
 
     // Nonsense under the plugin's own name changes nothing, and is listed with its reason.
     let file = node.path.join("plugins/token-bucket.wasm");
@@ -213,7 +231,16 @@ fn plugins_are_swapped_by_command_by_file_and_by_configuration() {
     let listed = slot(&["list"]);
     assert_eq!(listed[1]["plugin"], "allow-all");
     assert_eq!(listed[0]["settings"]["reply"], "Pong!");
+    // What holds only from the next start on is named.
+    let text = fs::read_to_string(&file).unwrap().replace("interval_ms = 50", "interval_ms = 60");
+    fs::write(&file, format!("{text}\n[monitor]\nlag_blocks = 11\n")).unwrap();
+    node.signal("HUP");
+    let line = node.logged("hold from the next start on");
+    assert!(line.contains("knobs=\"monitor.lag_blocks, producer.interval_ms\""), "{line}");
     node.signal("INT");
+    // No alarm in what a clean stop says.
+    let line = node.logged("slot=\"rate-limit\"");
+    assert!(line.contains("plugin stops with the node") && line.contains("INFO"), "{line}");
     node.ended();
 }
 
@@ -252,6 +279,11 @@ fn ask(url: &str, path: &str) -> String {
     answer
 }
 
+/// The body of such an answer, which is not sent in chunks.
+fn body(answer: &str) -> &str {
+    answer.split_once("\r\n\r\n").expect("a head and a body").1
+}
+
 /// Puts another version of a shipped plugin into the node's directory: other bytes, the same behaviour.
 fn another_version(node: &Path, plugin: &str, note: &str) {
     let bytes = fs::read(tenon_build::path(plugin)).unwrap();
@@ -284,6 +316,15 @@ fn a_new_version_proves_itself_on_live_requests_and_every_refusal_can_be_explain
     let text = explained.to_string();
     assert!(text.contains("too-expensive") && text.contains("token-bucket"), "{text}");
     assert_eq!(explained["again"]["is_same"], true, "{text}");
+    // What there is to explain is listed, the newest first.
+    let calls = plugin(&["explain"]);
+    let listed = calls.as_array().unwrap().iter().find(|call| call["call"] == id.as_str()).expect("the refusal");
+    assert_eq!(
+        (&listed["answer"], &listed["plugin"], &listed["class"]),
+        (&"deny".into(), &"token-bucket".into(), &"read".into())
+    );
+    assert!(listed["at"].as_str().is_some_and(|at| at.starts_with("20") && at.ends_with('Z')), "{listed}");
+    assert_eq!(plugin(&["explain", "--limit", "1"]).as_array().map(Vec::len), Some(1));
     // With other limits it would have passed.
     let roomy = r#"{"read":{"capacity":1000,"refill_per_second":1},"trusted":[]}"#;
     let text = plugin(&["explain", &id, "--config", roomy]).to_string();
@@ -366,6 +407,11 @@ fn a_new_version_proves_itself_on_live_requests_and_every_refusal_can_be_explain
 
     // Taken back by hand; the bytes are not taken again, not even by a node that was killed and starts anew.
     assert_eq!(plugin(&["rollback", "rate-limit"])["generation"], 1);
+    let line = node.logged("plugin rolled back");
+    assert!(line.contains("INFO") && line.contains("by hand"), "{line}");
+    let history = printed(dir, &[&["plugin", "history", "rate-limit"], &admin[..]].concat(), 0);
+    assert!(history.contains("an operator took it back by hand"), "{history}");
+    assert_eq!(plugin(&["list"])[1]["by_hand"], true);
     printed(dir, &[&["plugin", "rollback", "rate-limit"], &admin[..]].concat(), 1);
     drop(node);
     let mut node = Node::start(dir, "authority");

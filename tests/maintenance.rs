@@ -124,7 +124,7 @@ async fn a_backup_is_restored_only_where_everything_about_it_is_right() {
     };
     refused("flipped.db", false, "SHA-256", &flip);
     refused("bare.db", false, "--unchecked", &|copy| fs::remove_file(database::checksum_path(copy)).unwrap());
-    refused("cut.db", true, "", &|copy| {
+    refused("cut.db", true, "cut.db: ", &|copy| {
         let bytes = fs::read(copy).unwrap();
         fs::write(copy, &bytes[..bytes.len() / 2]).unwrap();
     });
@@ -133,6 +133,7 @@ async fn a_backup_is_restored_only_where_everything_about_it_is_right() {
     let other = tenon::sample::Sample::new(3, 2);
     let foreign = database::restore(&file, &chain.path("foreign.db"), other.genesis(), false).unwrap_err();
     assert!(matches!(foreign, MaintenanceError::Storage(StorageError::OtherChain { .. })), "{foreign}");
+    assert!(foreign.to_string().starts_with(&file.display().to_string()), "the backup is named: {foreign}");
 
     let restored = database::restore(&file, &path, &genesis, false).unwrap();
     assert_eq!(restored.height, 30);

@@ -123,3 +123,27 @@ fn the_id_is_there_before_the_first_start_and_stays() {
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && said.contains("p2p.peers") && said.contains("own id"), "{said}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_is_somebody_else_is_shown_with_both_ids() {
+    let dir = tempfile::tempdir().unwrap();
+    let [one, other, stranger] = ["authority", "follower", "stranger"].map(|name| dir.path().join(name));
+    tokio::task::block_in_place(|| {
+        authority(&one, 0, 0);
+        authority(&stranger, 0, 0);
+    });
+    reconfigure(&one, "[p2p]\nlisten = \"/ip4/127.0.0.1/tcp/0\"");
+    let source = Process::start(&one);
+    let at = source.get("/rpc/peers").await["p2p"]["listen"][0].as_str().expect("where it listens").to_owned();
+    let (real, wrong) = tokio::task::block_in_place(|| (id(&one), id(&stranger)));
+    tokio::task::block_in_place(|| follower(&other, &source.rpc));
+    reconfigure(&other, &format!("[p2p]\nlisten = []\npeers = [\"{}\"]", at.replace(&real, &wrong)));
+    let copy = Process::start(&other);
+    let told = |peers: &Value| peers["p2p"]["absent"][0]["reason"].is_string();
+    let peers = copy.until("/rpc/peers", told).await;
+    let absent = &peers["p2p"]["absent"][0];
+    assert_eq!(absent["id"], wrong.as_str());
+    assert!(absent["reason"].as_str().unwrap().contains(&format!("is {real}, not the one named")), "{absent}");
+    let text = tokio::task::block_in_place(|| run(&["p2p", "peers", "--dir", other.to_str().unwrap()]));
+    assert!(text.contains("not connected:") && text.contains(&wrong) && text.contains(&real), "{text}");
+}

@@ -82,6 +82,22 @@ async fn a_new_node_begins_with_a_snapshot_file_and_follows_on_from_its_source()
     assert_eq!(root["hash"], old.as_str());
     assert_eq!(root["state_root"], node.get("/rpc/state/root?height=5").await["state_root"]);
 
+    // What it cannot have heard of, it does not pass over in silence.
+    for list in ["transactions", "messages"] {
+        let of = |node: &Process, list: &str| format!("/rpc/{list}?address={}", process::address(&node.dir, "alice"));
+        let path = of(&node, list);
+        assert_eq!((&follower.get(&path).await["base"], &node.get(&path).await["base"]), (&600.into(), &0.into()));
+    }
+    for command in [["wallet", "transactions", "alice"], ["agent", "messages", "--wallet=alice"]] {
+        let told = |node: &Process| {
+            let output = tenon().args(command).args(["--dir", home, "--node", &node.rpc]).output().unwrap();
+            String::from_utf8(output.stderr).unwrap()
+        };
+        let text = tokio::task::block_in_place(|| told(&follower));
+        assert!(text.contains("what was before block 600 is not here"), "{text}");
+        assert_eq!(tokio::task::block_in_place(|| told(&node)), "");
+    }
+
     // It follows on: a transfer handed to it is in the next block on both.
     let sent = tokio::task::block_in_place(|| {
         json(&["wallet", "send", "alice", "bob", "7", "--dir", home, "--node", &follower.rpc, "--wait"])

@@ -45,6 +45,8 @@ pub enum Change {
         /// What is wrong.
         reason: String,
     },
+    /// The host stops, and the plugin with it.
+    Stopped,
     /// The built-in answers now.
     Retired {
         /// Why.
@@ -95,11 +97,15 @@ pub enum Change {
         from: u64,
         /// What it did.
         reason: String,
+        /// Whether an operator ordered it.
+        by_hand: bool,
     },
     /// The generation is gone, and its bytes are not taken again.
     Condemned {
         /// Why.
         reason: String,
+        /// Whether an operator ordered it.
+        by_hand: bool,
     },
     /// The generation is gone before it went live; its bytes may come again.
     CalledOff {
@@ -172,6 +178,7 @@ fn log(event: &Event) {
         Change::Rejected { path, stage, reason } => {
             tracing::warn!(slot, plugin, ?path, %stage, "plugin rejected: {reason}");
         }
+        Change::Stopped => tracing::info!(slot, plugin, generation, "plugin stops with the node"),
         Change::Retired { reason } => {
             tracing::info!(slot, plugin, generation, "built-in serves: {reason}");
         }
@@ -190,10 +197,16 @@ fn log(event: &Event) {
         }
         Change::Shadow => tracing::info!(slot, plugin, generation, "plugin in shadow"),
         Change::Canary { percent } => tracing::info!(slot, plugin, generation, percent, "plugin is canary"),
-        Change::RolledBack { from, reason } => {
+        Change::RolledBack { from, reason, by_hand: true } => {
+            tracing::info!(slot, plugin, generation, from, "plugin rolled back: {reason}");
+        }
+        Change::Condemned { reason, by_hand: true } => {
+            tracing::info!(slot, plugin, generation, "plugin not taken again: {reason}");
+        }
+        Change::RolledBack { from, reason, .. } => {
             tracing::error!(slot, plugin, generation, from, "plugin rolled back: {reason}");
         }
-        Change::Condemned { reason } => {
+        Change::Condemned { reason, .. } => {
             tracing::warn!(slot, plugin, generation, "plugin not taken again: {reason}");
         }
         Change::CalledOff { reason } => tracing::info!(slot, plugin, generation, "candidate called off: {reason}"),

@@ -473,6 +473,46 @@ fn a_file_that_is_cut_gives_all_that_is_whole() {
 }
 
 #[test]
+fn a_segment_whose_writer_went_on_after_it_is_not_cut_by_a_crash() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut bench = Bench::new(dir.path(), small(), 1);
+    let fill = |bench: &mut Bench, segments: usize| {
+        let wanted = files(bench.journal.dir()).len() + segments;
+        let mut call = 0;
+        while files(bench.journal.dir()).len() < wanted {
+            bench.call(0, call % 3, 1, call << 20, false).expect("it is taken often enough");
+            call += 1;
+            if call % 20 == 0 {
+                bench.take_all();
+            }
+        }
+    };
+    // One process, that was killed, and another one after it.
+    bench.call(0, 1, 1, 1, false).expect("there is room");
+    bench.take_all();
+    fill(&mut bench, 3);
+    let of_first = files(bench.journal.dir());
+    bench.restart();
+    fill(&mut bench, 4);
+    let all = files(bench.journal.dir());
+    for (at, file) in all.iter().enumerate() {
+        let bytes = fs::read(file).expect("a segment");
+        fs::write(file, &bytes[..bytes.len() - 5]).expect("writing");
+        let (_, faults, summary) = bench.read();
+        // What a process was writing when it ended: the last segment, or what was late for the one before.
+        let is_last = |count: usize| at + 2 >= count && at < count;
+        if is_last(all.len()) || is_last(of_first.len()) {
+            assert_eq!((faults.len(), summary.cut.len()), (0, 1), "segment {at}: {faults:?}");
+        } else {
+            let [fault] = &faults[..] else { panic!("segment {at}: {faults:?}") };
+            assert!(fault.file == *file && fault.what.contains("cut off"), "segment {at}: {fault}");
+            assert_eq!(summary.cut, [], "segment {at}");
+        }
+        fs::write(file, bytes).expect("writing");
+    }
+}
+
+#[test]
 fn segments_that_were_cut_and_joined_are_read_through() {
     let (bytes, written) = sample();
     let dir = tempfile::tempdir().expect("a directory");

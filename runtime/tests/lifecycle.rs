@@ -22,9 +22,14 @@ fn canary(steps: &[u8], calls: u64) -> Rollout {
     Rollout::Canary { steps: steps.to_vec(), calls, seconds: 0, max_slowdown: 1e6 }
 }
 
+/// A deadline that a call which waits for a core does not pass: one that did would be answered by the version before.
+fn patient() -> Limits {
+    Limits { deadline_ms: 10_000, ..Limits::default() }
+}
+
 fn config(rollout: Rollout) -> PluginConfig {
     let probation = Probation { max_slowdown: 1e6, ..Probation::default() };
-    PluginConfig { rollout, probation, ..PluginConfig::plugin("adder") }
+    PluginConfig { rollout, probation, limits: patient(), ..PluginConfig::plugin("adder") }
 }
 
 /// New bytes of the plugin, taken by a look at the directory.
@@ -148,6 +153,7 @@ fn a_shadow_that_traps_hurts_nobody() {
 fn a_candidate_on_trial_is_promoted_or_called_off_by_hand() {
     let bed = Bed::new();
     let slot = bed.serving(&version(1, Mode::Count), config(shadow(1_000_000, 0.0)));
+    let mut events = bed.host.events();
     assert!(bed.host.promote("counter", false).expect_err("nothing there").to_string().contains("nothing is on trial"));
     assert!(bed.host.roll_back("counter").expect_err("nothing there").to_string().contains("no earlier generation"));
     offer(&bed, &version(2, Mode::Count));
@@ -161,6 +167,19 @@ fn a_candidate_on_trial_is_promoted_or_called_off_by_hand() {
     assert_eq!(bed.status().generations.iter().map(|one| one.role).collect::<Vec<_>>(), [Role::Live, Role::Previous]);
     assert_eq!(bed.host.roll_back("counter").expect("a step back").generation, 1);
     assert_eq!(slot.generation(), 1);
+    // Both steps back are known for what an operator ordered: nobody need be told.
+    assert!(bed.status().by_hand);
+    let mut by_hand = Vec::new();
+    while let Ok(event) = events.try_recv() {
+        by_hand.extend(match event.change {
+            Change::RolledBack { by_hand, .. } => Some(("rolled-back", by_hand)),
+            Change::Condemned { by_hand, .. } => Some(("condemned", by_hand)),
+            _ => None,
+        });
+    }
+    by_hand.sort_unstable();
+    by_hand.dedup();
+    assert_eq!(by_hand, [("condemned", true), ("rolled-back", true)]);
 }
 
 #[test]
@@ -476,7 +495,8 @@ fn set_bed() -> (Bed, Slot<support::Counter>, Slot<support::Counter>) {
     });
     bed.put("left.wasm", &Text::new("left", 1).counter());
     bed.put("right.wasm", &Text::new("right", 1).counter());
-    let slot = |name: &str| bed.host.slot(name, PluginConfig::plugin(name), builtin).expect("a slot");
+    let config = |name: &str| PluginConfig { limits: patient(), ..PluginConfig::plugin(name) };
+    let slot = |name: &str| bed.host.slot(name, config(name), builtin).expect("a slot");
     let (left, right) = (slot("left"), slot("right"));
     assert_eq!(bed.host.open().rejected, []);
     (bed, left, right)

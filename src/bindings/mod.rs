@@ -10,7 +10,7 @@ mod sync;
 
 pub use agent::AgentHandler;
 pub use rate_limit::RateLimit;
-pub use replay::{explain, replay};
+pub use replay::{explain, latest, replay};
 pub use simulate::{Component, Lab};
 pub use sync::SyncStrategy;
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result, bail};
 use tenon_runtime::Kind;
 use tenon_runtime::journal::{GenerationInfo, RecordId, Source};
-use tenon_runtime::replay::{Against, Explanation, Options, Replay, Report};
+use tenon_runtime::replay::{self, Against, Explanation, Listed, Options, Replay, Report};
 
 use super::{AgentHandler, RateLimit, SyncStrategy};
 
@@ -57,6 +57,17 @@ pub fn explain(
 /// A replay in `scratch` with room for what the calls of `source` might use.
 fn with_room<K: Kind>(scratch: &Path, source: &Source, options: &Options) -> Result<Replay<K>> {
     Replay::with_room(scratch, &options.limits_for(source).unwrap_or_default())
+}
+
+/// The latest `limit` calls of the journal at `journal`, the newest first. Errors: as for [`replay`].
+pub fn latest(journal: &Path, limit: usize) -> Result<Vec<Listed>> {
+    let source = Source::open(journal)?;
+    match source.about().kind.as_str() {
+        RateLimit::NAME => replay::latest::<RateLimit>(&source, limit),
+        SyncStrategy::NAME => replay::latest::<SyncStrategy>(&source, limit),
+        AgentHandler::NAME => replay::latest::<AgentHandler>(&source, limit),
+        kind => unknown(kind),
+    }
 }
 
 fn unknown<T>(kind: &str) -> Result<T> {

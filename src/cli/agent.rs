@@ -3,16 +3,16 @@
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use clap::{Args, Subcommand};
+use clap::{ArgGroup, Args, Subcommand};
 use serde_json::{Value, json};
 
 use tenon::chain::{Address, Kind, Payload};
 
 use super::http::{ClientError, Node};
-use super::output::Output;
+use super::output::{Output, zoned};
 use super::plugin::Admin;
 use super::transact::{self, Order};
-use super::wallet::whole;
+use super::wallet::{tell_base, whole};
 use super::{Global, Keys, Outcome};
 
 /// Messages on the chain; the agents that answer them.
@@ -50,9 +50,10 @@ enum Command {
         timeout: u64,
     },
     /// The messages to and from an address, oldest first
+    #[command(group(ArgGroup::new("whose").required(true).args(["wallet", "address"])))]
     Messages {
         /// Whose: a wallet's name
-        #[arg(long, required_unless_present = "address", conflicts_with = "address")]
+        #[arg(long)]
         wallet: Option<String>,
         /// Whose: an address
         #[arg(long)]
@@ -144,7 +145,7 @@ const RETRIES: [(&str, &str); 2] = [("agent", "/agent"), ("retried", "/retried")
 impl Agent {
     pub async fn run(self, global: &Global, output: &Output) -> Result<Outcome> {
         let Self { keys, command } = self;
-        let node = || global.node(Some(&keys.dir));
+        let node = || global.node(&keys.dir);
         match command {
             Command::Send { wallet, to, text, json, fee, wait, timeout } => {
                 let (node, to) = (node()?, keys.address(&to)?);
@@ -228,6 +229,7 @@ async fn messages(
     follow: bool,
     output: &Output,
 ) -> Result<()> {
+    let mut is_first = after.is_none();
     loop {
         let page = match page(node, address, after.as_deref(), limit).await {
             Ok(page) => page,
@@ -239,6 +241,9 @@ async fn messages(
             }
             Err(error) => return Err(error.into()),
         };
+        if std::mem::take(&mut is_first) {
+            tell_base(&page.answer);
+        }
         for message in &page.messages {
             if output.is_json() { output.json(message) } else { output.line(line(message, address)) }
         }
@@ -259,6 +264,8 @@ pub struct Page {
     pub messages: Vec<Value>,
     /// The cursor after the last of them.
     pub next: Option<String>,
+    /// All that the node said.
+    answer: Value,
 }
 
 /// The messages to and from `address` after a cursor.
@@ -267,7 +274,7 @@ pub async fn page(node: &Node, address: &Address, after: Option<&str>, limit: u3
     let answer = node.get(&format!("/rpc/messages?address={address}&limit={limit}{after}")).await?;
     let messages = answer.get("messages").and_then(Value::as_array).cloned().unwrap_or_default();
     let next = answer.get("next").and_then(Value::as_str).map(str::to_owned);
-    Ok(Page { messages, next })
+    Ok(Page { messages, next, answer })
 }
 
 /// One message on one line, from the point of view of `address`.
@@ -280,5 +287,5 @@ fn line(message: &Value, address: &Address) -> String {
         Some(payload) => payload.to_string(),
         None => String::new(),
     };
-    format!("{}  {direction}  {text}", field("timestamp"))
+    format!("{}  {direction}  {text}", zoned(&field("timestamp")))
 }

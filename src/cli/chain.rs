@@ -3,20 +3,28 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use tenon::chain::{Block, Genesis, Head, Height, State, Time, execute, rules, verify};
 
-use super::Outcome;
 use super::http::Node;
 use super::output::Output;
 use super::state;
 use super::transact::POLL;
+use super::{At, Global, Outcome};
 
 /// Blocks and transactions.
+#[derive(Args)]
+pub struct Chain {
+    #[command(flatten)]
+    at: At,
+    #[command(subcommand)]
+    command: Command,
+}
+
 #[derive(Subcommand)]
-pub enum Chain {
+enum Command {
     /// The newest block
     Head,
     /// The newest block's height, a bare number
@@ -62,12 +70,13 @@ pub enum Chain {
 }
 
 impl Chain {
-    pub async fn run(self, node: &Node, output: &Output) -> Result<Outcome> {
-        match self {
-            Self::Head => output.record(&node.get("/rpc/head").await?),
-            Self::Height => output.line(height(node).await?.to_string()),
-            Self::Block { id } => block(&node.get(&format!("/rpc/blocks/{id}")).await?, output),
-            Self::Blocks { start, end, limit } => {
+    pub async fn run(self, global: &Global, output: &Output) -> Result<Outcome> {
+        let node = &global.node(self.at.dir()?)?;
+        match self.command {
+            Command::Head => output.record(&node.get("/rpc/head").await?),
+            Command::Height => output.line(height(node).await?.to_string()),
+            Command::Block { id } => block(&node.get(&format!("/rpc/blocks/{id}")).await?, output),
+            Command::Blocks { start, end, limit } => {
                 let end = match end {
                     Some(end) => end,
                     None => start.map_or(height(node).await?, |start| start.saturating_add(limit - 1)),
@@ -78,8 +87,8 @@ impl Chain {
                 let blocks = answer.get("blocks").and_then(Value::as_array).cloned().unwrap_or_default();
                 output.list(&blocks, &BLOCK_COLUMNS);
             }
-            Self::Tx { hash } => output.record(&node.get(&format!("/rpc/transaction/{hash}")).await?),
-            Self::Verify { end, full, against, timeout } => {
+            Command::Tx { hash } => output.record(&node.get(&format!("/rpc/transaction/{hash}")).await?),
+            Command::Verify { end, full, against, timeout } => {
                 if (full || against.is_none()) && chain(node, end, full, output).await? == Outcome::DoesNotHold {
                     return Ok(Outcome::DoesNotHold);
                 }

@@ -9,7 +9,7 @@ use serde_json::json;
 use tenon::config::{Config as Configuration, Severity};
 
 use super::Outcome;
-use super::output::Output;
+use super::output::{Output, count};
 
 /// The configuration file.
 #[derive(Subcommand)]
@@ -44,7 +44,7 @@ impl Config {
                     let warnings = problems.len() - errors;
                     output.line(match (errors, warnings) {
                         (0, 0) => "nothing is wrong".to_owned(),
-                        _ => format!("{errors} errors, {warnings} warnings"),
+                        _ => format!("{}, {}", count(errors, "error"), count(warnings, "warning")),
                     });
                 }
                 Ok(if errors == 0 { Outcome::Done } else { Outcome::DoesNotHold })

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use tenon::maintenance::database;
 
-use super::output::{Output, Steps};
+use super::output::{Output, Steps, count};
 use super::{Local, Outcome};
 
 /// The database of a node: backups, checks, repair.
@@ -92,7 +92,7 @@ impl Db {
                     );
                     output.line(match checked.problems.len() {
                         0 => format!("nothing is wrong: {counts}"),
-                        some => format!("{some} problems: {counts}"),
+                        some => format!("{}: {counts}", count(some, "problem")),
                     });
                 }
                 return Ok(if checked.ok { Outcome::Done } else { Outcome::DoesNotHold });

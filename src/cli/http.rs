@@ -17,18 +17,22 @@ pub struct Node {
     base: Url,
     client: reqwest::Client,
     token: Option<String>,
+    /// What says which node it is.
+    named_by: &'static str,
 }
 
 /// Why there is no answer, or not the one asked for.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// Nobody answers there.
-    #[error("no node answers at {url}: {cause}; is it running? `--node URL` or NODE_URL names another")]
+    #[error("no node answers at {url}: {cause}; is it running? {named_by} names another")]
     Unreachable {
         /// Where.
         url: String,
         /// What the connection says.
         cause: String,
+        /// What says which node it is.
+        named_by: &'static str,
     },
     /// The node says no.
     #[error("{detail}{}", match .retry_after { Some(after) => format!("; try again in {after} s"), None => String::new() })]
@@ -73,13 +77,18 @@ impl Node {
         // Another part of the process may have chosen the same one before.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let client = reqwest::Client::builder().timeout(TIMEOUT).build().map_err(|cause| wrong(&cause))?;
-        Ok(Self { base: url, client, token: None })
+        Ok(Self { base: url, client, token: None, named_by: "`--node URL` or NODE_URL" })
     }
 
     /// The same node, asked with a bearer token.
     pub fn with_token(mut self, token: &str) -> Self {
         self.token = Some(token.trim().to_owned());
         self
+    }
+
+    /// The same node, which the user has named by these options.
+    pub fn named_by(self, named_by: &'static str) -> Self {
+        Self { named_by, ..self }
     }
 
     /// Its address.
@@ -153,7 +162,16 @@ impl Node {
         let body = response.text().await.unwrap_or_default();
         let body: Value = serde_json::from_str(&body).unwrap_or_default();
         let text = |name: &str| Some(body.get(name)?.as_str()?.to_owned());
-        let detail = text("detail").unwrap_or_else(|| format!("{url}: {status}"));
+        let detail = match text("detail").unwrap_or_else(|| format!("{url}: {status}")) {
+            // What the public listener says of every path that it does not have.
+            detail if status == StatusCode::NOT_FOUND && url.starts_with("/admin/") && detail.contains("`/` lists") => {
+                format!(
+                    "{} is no admin API, but the listener for everyone; `admin.listen` is the other one",
+                    self.url()
+                )
+            }
+            detail => detail,
+        };
         Err(ClientError::Refused { status, detail, retry_after, next: text("next") })
     }
 
@@ -169,6 +187,6 @@ impl Node {
         while let Some(inner) = cause.source() {
             cause = inner;
         }
-        ClientError::Unreachable { url: self.url().to_owned(), cause: cause.to_string() }
+        ClientError::Unreachable { url: self.url().to_owned(), cause: cause.to_string(), named_by: self.named_by }
     }
 }

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use clap::Args;
+use clap::{ArgGroup, Args};
 use serde_json::{Value, json};
 
 use tenon::chain::{Address, Allocation, Authority, Genesis, Hash, NonceRule, Time, format};
@@ -22,15 +22,16 @@ const BALANCE: u64 = 1_000_000_000;
 
 /// A new node's directory.
 #[derive(Args)]
+#[command(group(ArgGroup::new("chain").required(true).args(["authority", "follow"])))]
 pub struct Init {
     /// The directory to write; it must be empty or not there
     #[arg(long)]
     dir: PathBuf,
     /// Begin a new chain, whose blocks this node makes
-    #[arg(long, required_unless_present = "follow", conflicts_with = "follow")]
+    #[arg(long)]
     authority: bool,
     /// The new chain's name [default: tenon- and six random digits]
-    #[arg(long, value_name = "ID", requires = "authority", conflicts_with = "follow")]
+    #[arg(long, value_name = "ID", requires = "authority", conflicts_with = "follow", value_parser = chain_id)]
     chain_id: Option<String>,
     /// Follow the chain of the node at this URL
     #[arg(long, value_name = "URL")]
@@ -44,6 +45,16 @@ pub struct Init {
     /// Where the node listens for its operator
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8007")]
     admin_listen: SocketAddr,
+}
+
+/// The name of a new chain: people read it, and type it. Chains that have another one are followed all the same.
+fn chain_id(text: &str) -> Result<String, String> {
+    match text.chars().find(|letter| letter.is_control()) {
+        _ if text.trim() != text => Err("it begins or ends with a space".to_owned()),
+        Some(letter) => Err(format!("{letter:?} is a control character")),
+        None if text.is_empty() || text.len() > 64 => Err(format!("1 to 64 bytes, got {}", text.len())),
+        None => Ok(text.to_owned()),
+    }
 }
 
 /// A node's directory as it will be written.
@@ -102,7 +113,7 @@ impl Init {
                 allocations: Vec::new(),
             },
             Some(url) => {
-                let source = Node::new(url)?;
+                let source = Node::new(url)?.named_by("`--follow URL`");
                 let genesis = Box::new(trusted_genesis(&source, self.genesis_hash).await?);
                 Origin::Follow { genesis, source: source.url().to_owned() }
             }
@@ -247,8 +258,8 @@ impl Plan {
         // Without the environment: what overrides it today may be gone tomorrow.
         let config = Config::parse(&text, [], dir).context("the configuration that would be written")?;
         let problems = config.check();
-        let errors: Vec<String> =
-            problems.iter().filter(|problem| problem.severity == Severity::Error).map(ToString::to_string).collect();
+        let errors = problems.iter().filter(|problem| problem.severity == Severity::Error);
+        let errors: Vec<String> = errors.map(|problem| problem.to_string().replacen("error: ", "", 1)).collect();
         if errors.is_empty() {
             return Ok(());
         }

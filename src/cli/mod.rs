@@ -23,11 +23,11 @@ mod watch;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
-use clap::{Args, Parser, Subcommand};
+use anyhow::{Context, Result, bail};
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use tenon::chain::Genesis;
-use tenon::config::Config as Configuration;
+use tenon::config::{Config as Configuration, FILE};
 
 use tenon_runtime::replay::UnknownLabel;
 
@@ -46,11 +46,25 @@ pub struct Arguments {
     command: Command,
 }
 
+/// An error with its causes, each told once: many repeat the one below them.
+fn told(error: &anyhow::Error) -> String {
+    let mut texts: Vec<String> = Vec::new();
+    for cause in error.chain() {
+        let text = cause.to_string();
+        let is_said = |said: &String| said.contains(&text) || text.ends_with(said.as_str());
+        if texts.is_empty() {
+            texts.push(text);
+        } else if !texts.iter().any(is_said) {
+            texts.push(text.strip_prefix("error: ").map_or(text.clone(), str::to_owned));
+        }
+    }
+    texts.join(": ")
+}
+
 /// What every command takes.
 #[derive(Args)]
 struct Global {
-    /// The node to talk to; `sync watch` takes several [default: the one in --dir where the command has it, else
-    /// http://127.0.0.1:8006]
+    /// The node to talk to; `sync watch` takes several [default: the one in --dir, else http://127.0.0.1:8006]
     #[arg(long, value_name = "URL", env = "NODE_URL", global = true, hide_env_values = true, value_delimiter = ',')]
     node: Vec<String>,
     /// How to print
@@ -67,17 +81,14 @@ enum Command {
     /// Shows it all at work: two nodes, a catch-up, plugins swapped on the way, a ping and its answer
     Demo(demo::Demo),
     /// Blocks and transactions
-    #[command(subcommand)]
     Chain(chain::Chain),
     /// Keys, balances, transfers
     Wallet(wallet::Wallet),
     /// Messages on the chain; the agents that answer them
     Agent(agent::Agent),
     /// How far a node is behind its sources
-    #[command(subcommand)]
     Sync(sync::Sync),
     /// Connections to other nodes
-    #[command(subcommand)]
     P2p(p2p::P2p),
     /// Snapshots of a chain: what a new node can begin with
     #[command(subcommand)]
@@ -110,7 +121,48 @@ impl Command {
     }
 }
 
+/// Options that a command's group takes, or every command, and that it has no use for itself: its help does not show
+/// them. A command is named by its path; what holds for a group holds for all that is in it.
+const IDLE: [(&[&str], &[&str]); 13] = [
+    (&["init"], &["node"]),
+    (&["run"], &["node", "output"]),
+    (&["demo"], &["node"]),
+    (&["snapshot"], &["node"]),
+    (&["db"], &["node"]),
+    (&["plugin"], &["node"]),
+    (&["config"], &["node"]),
+    (&["p2p", "id"], &["node"]),
+    (&["plugin", "build"], &["dir", "admin", "token"]),
+    (&["plugin", "check"], &["dir", "admin", "token"]),
+    (&["plugin", "keygen"], &["dir", "admin", "token"]),
+    (&["plugin", "sign"], &["dir", "admin", "token"]),
+    (&["plugin", "verify"], &["dir", "admin", "token"]),
+];
+
+/// Hides `options` in the help of `command` and of all below it.
+fn hide(command: &mut clap::Command, options: &[&str]) {
+    let idle = |option: clap::Arg| {
+        let is_idle = options.contains(&option.get_id().as_str());
+        if is_idle { option.hide(true) } else { option }
+    };
+    *command = std::mem::take(command).mut_args(idle);
+    command.get_subcommands_mut().for_each(|command| hide(command, options));
+}
+
 impl Arguments {
+    /// Reads the command line. One that makes no sense, or asks for help, ends the process.
+    pub fn read() -> Self {
+        let mut command = Self::command();
+        // Hands the options of a group to each command of it.
+        command.build();
+        for (path, options) in IDLE {
+            let found = path.iter().try_fold(&mut command, |command, name| command.find_subcommand_mut(name));
+            hide(found.expect("a command is where it is named"), options);
+        }
+        let read = Self::from_arg_matches(&command.get_matches_mut());
+        read.unwrap_or_else(|error| error.format(&mut command).exit())
+    }
+
     /// Whether this process becomes a node.
     pub fn is_node(&self) -> bool {
         self.command.is_node()
@@ -118,14 +170,20 @@ impl Arguments {
 
     /// Carries out the command, and answers the exit code.
     pub async fn run(self) -> u8 {
+        let is_node = self.is_node();
         match self.outcome().await {
             Ok(Outcome::Done) => 0,
             Ok(Outcome::DoesNotHold) => 1,
             Ok(Outcome::Behind) => 4,
             Err(error) => {
-                let text = format!("{error:#}");
-                // A configuration's problems bring their own heads, one a line.
-                eprintln!("{}{text}", if text.starts_with("error: ") { "" } else { "error: " });
+                let text = told(&error);
+                if is_node && tracing::enabled!(tracing::Level::ERROR) {
+                    // In the log's form, for whoever reads the log.
+                    tracing::error!("{text}");
+                } else {
+                    // A configuration's problems bring their own heads, one a line.
+                    eprintln!("{}{text}", if text.starts_with("error: ") { "" } else { "error: " });
+                }
                 match error.chain().find_map(|cause| cause.downcast_ref::<ClientError>()) {
                     Some(ClientError::Unreachable { .. }) => 3,
                     Some(ClientError::Address { .. }) => 2,
@@ -143,7 +201,7 @@ impl Arguments {
             Command::Init(init) => init.run(&output).await,
             Command::Run(run) => run.run().await,
             Command::Demo(demo) => demo.run(&output).await,
-            Command::Chain(chain) => chain.run(&global.node(None)?, &output).await,
+            Command::Chain(chain) => chain.run(&global, &output).await,
             Command::Wallet(wallet) => wallet.run(&global, &output).await,
             Command::Agent(agent) => agent.run(&global, &output).await,
             Command::Snapshot(snapshot) => snapshot.run(&output).await,
@@ -157,29 +215,58 @@ impl Arguments {
 }
 
 impl Global {
-    /// The node to talk to: the one named, else the one that runs in `dir`, else the usual one. Errors: several are
-    /// named.
-    fn node(&self, dir: Option<&Path>) -> Result<Node> {
-        let of_dir = || dir.and_then(|dir| Some(format!("http://{}", run::Addresses::of(dir)?.rpc)));
+    /// The node to talk to: the one named, else that of `dir`, else the usual one. Errors: several are named.
+    fn node(&self, dir: &Path) -> Result<Node> {
         match &self.node[..] {
-            [] => Ok(Node::new(&of_dir().unwrap_or_else(|| DEFAULT_NODE.to_owned()))?),
+            [] => Ok(Node::new(&url_of(dir)?)?),
             [url] => Ok(Node::new(url)?),
             several => Err(SeveralNodes(several.len()).into()),
         }
     }
 
     /// The nodes to talk to, each once.
-    fn nodes(&self) -> Result<Vec<Node>> {
+    fn nodes(&self, dir: &Path) -> Result<Vec<Node>> {
         let mut nodes: Vec<Node> = Vec::new();
-        let default = [DEFAULT_NODE.to_owned()];
-        let urls = if self.node.is_empty() { &default[..] } else { &self.node };
-        for url in urls {
+        let urls = if self.node.is_empty() { vec![url_of(dir)?] } else { self.node.clone() };
+        for url in &urls {
             let node = Node::new(url)?;
             if !nodes.iter().any(|known| known.url() == node.url()) {
                 nodes.push(node);
             }
         }
         Ok(nodes)
+    }
+}
+
+/// Where the node of `dir` is: where it listens now, else where its configuration says; the usual place where `dir` is
+/// no node's directory. Errors: its configuration does not say.
+fn url_of(dir: &Path) -> Result<String> {
+    let at = match run::Addresses::of(dir) {
+        Some(addresses) => addresses.rpc,
+        None if dir.join(FILE).is_file() => Configuration::load(dir)?.rpc.listen,
+        None => return Ok(DEFAULT_NODE.to_owned()),
+    };
+    // Every address of the machine: any one will do.
+    let any = at.ip().is_unspecified();
+    Ok(if any { format!("http://127.0.0.1:{}", at.port()) } else { format!("http://{at}") })
+}
+
+/// The node that is asked, by its directory.
+#[derive(Args)]
+struct At {
+    /// The directory of the node that is meant [default: .]
+    #[arg(long, global = true)]
+    dir: Option<PathBuf>,
+}
+
+impl At {
+    /// Errors: a directory is named that is no node's.
+    fn dir(&self) -> Result<&Path> {
+        let Some(dir) = &self.dir else { return Ok(Path::new(".")) };
+        if !dir.join(FILE).is_file() {
+            bail!("{} is no node's directory: it has no {FILE}", dir.display());
+        }
+        Ok(dir)
     }
 }
 
@@ -211,6 +298,23 @@ async fn told_to_stop() {
     if tokio::signal::ctrl_c().await.is_err() {
         std::future::pending().await
     }
+}
+
+/// Bytes of a component at most: what is larger is something else.
+const COMPONENT_MAX_BYTES: u64 = 256 << 20;
+
+/// Reads a component. Errors: it is not there, no regular file, or larger than a component can be; nobody waits.
+fn component(path: &Path) -> Result<Vec<u8>> {
+    let reading = || format!("reading {}", path.display());
+    let about = std::fs::metadata(path).with_context(reading)?;
+    // A pipe would be waited for, for as long as nobody writes.
+    if !about.is_file() {
+        bail!("{} is no regular file", path.display());
+    }
+    if about.len() > COMPONENT_MAX_BYTES {
+        bail!("{} has {} bytes; a component has at most {COMPONENT_MAX_BYTES}", path.display(), about.len());
+    }
+    std::fs::read(path).with_context(reading)
 }
 
 /// A node's directory, for commands that work on its files.

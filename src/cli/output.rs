@@ -40,7 +40,7 @@ impl Output {
         let Some(fields) = value.as_object() else { return self.line(shown(value)) };
         let width = fields.keys().map(String::len).max().unwrap_or(0);
         for (name, value) in fields {
-            self.line(format!("{name:width$}  {}", shown(value)));
+            self.line(format!("{name:width$}  {}", cell(name, value)));
         }
     }
 
@@ -51,7 +51,7 @@ impl Output {
         }
         let header = columns.iter().map(|(title, _)| (*title).to_owned()).collect();
         let row = |value: &Value| {
-            columns.iter().map(|(_, pointer)| shown(value.pointer(pointer).unwrap_or(&Value::Null))).collect()
+            columns.iter().map(|(_, pointer)| cell(pointer, value.pointer(pointer).unwrap_or(&Value::Null))).collect()
         };
         self.rows(std::iter::once(header).chain(values.iter().map(row)).collect());
     }
@@ -151,6 +151,26 @@ impl Drop for Steps {
     fn drop(&mut self) {
         self.bar.finish_and_clear();
     }
+}
+
+/// A number of things: `1 error`, `2 errors`.
+pub fn count(number: usize, thing: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{number} {thing}{plural}")
+}
+
+/// A value in a cell, by the name of its field: times with their zone.
+fn cell(name: &str, value: &Value) -> String {
+    let name = name.rsplit('/').next().unwrap_or_default();
+    match value {
+        Value::String(time) if name == "timestamp" || name.ends_with("_at") || name.ends_with("_since") => zoned(time),
+        other => shown(other),
+    }
+}
+
+/// A time as people read it. On the wire it has no zone, and is UTC.
+pub fn zoned(time: &str) -> String {
+    if time.contains('T') && !time.ends_with('Z') { format!("{time}Z") } else { time.to_owned() }
 }
 
 /// A value in a cell: text without quotes, nothing for null, the rest as JSON.

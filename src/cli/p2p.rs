@@ -1,36 +1,40 @@
 //! `tenon p2p`: what a node is known by to others, and with whom it is connected.
 
-use std::path::PathBuf;
-
 use anyhow::{Result, anyhow};
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
+use tenon::chain::Time;
 use tenon::config::Config;
 use tenon::p2p::{Identity, P2pConfig};
 
 use super::http::Node;
 use super::output::Output;
-use super::{Global, Outcome};
+use super::{At, Global, Outcome};
 
 /// Connections to other nodes.
+#[derive(Args)]
+pub struct P2p {
+    #[command(flatten)]
+    at: At,
+    #[command(subcommand)]
+    command: Command,
+}
+
 #[derive(Subcommand)]
-pub enum P2p {
+enum Command {
     /// Prints a node's id and addresses, as others put them into `p2p.peers`; makes its key if there is none yet
-    Id {
-        /// The node's directory
-        #[arg(long, default_value = ".")]
-        dir: PathBuf,
-    },
+    Id,
     /// Lists whom a node is connected with, and whom it leaves alone
     Peers,
 }
 
 impl P2p {
     pub async fn run(self, global: &Global, output: &Output) -> Result<Outcome> {
-        match self {
-            Self::Id { dir } => id(&dir, output),
-            Self::Peers => peers(&global.node(None)?, output).await,
+        let dir = self.at.dir()?;
+        match self.command {
+            Command::Id => id(dir, output),
+            Command::Peers => peers(&global.node(dir)?, output).await,
         }
     }
 }
@@ -64,6 +68,12 @@ async fn peers(node: &Node, output: &Output) -> Result<Outcome> {
         return Ok(Outcome::Done);
     }
     let rows = |name: &str| p2p[name].as_array().cloned().unwrap_or_default();
+    let since = |mut peer: Value| {
+        let ms = peer["connected_ms"].as_u64().unwrap_or(0);
+        peer["connected_since"] =
+            Time(Time::now().0.saturating_sub(ms * 1_000) / 1_000_000 * 1_000_000).to_string().into();
+        peer
+    };
     let columns = [
         ("id", "/id"),
         ("address", "/address"),
@@ -72,13 +82,18 @@ async fn peers(node: &Node, output: &Output) -> Result<Outcome> {
         ("head", "/head_height"),
         ("score", "/score"),
         ("latency µs", "/latency_us"),
-        ("connected ms", "/connected_ms"),
+        ("connected since", "/connected_since"),
     ];
-    output.list(&rows("peers"), &columns);
+    output.list(&rows("peers").into_iter().map(since).collect::<Vec<_>>(), &columns);
     let aside: Vec<Value> = rows("aside");
     if !aside.is_empty() {
         output.line("left alone:");
         output.list(&aside, &[("id", "/id"), ("reason", "/reason"), ("for ms", "/remaining_ms")]);
+    }
+    let absent = rows("absent");
+    if !absent.is_empty() {
+        output.line("named in p2p.peers, and not connected:");
+        output.list(&absent, &[("id", "/id"), ("address", "/addresses/0"), ("why", "/reason")]);
     }
     Ok(Outcome::Done)
 }

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use clap::{Args, Subcommand};
+use clap::{ArgGroup, Args, Subcommand};
 use serde_json::{Value, json};
 
 use tenon::config::Config;
@@ -122,11 +122,11 @@ enum Command {
         slot: String,
     },
     /// Lets another plugin serve a slot
+    #[command(group(ArgGroup::new("server").required(true).args(["plugin", "builtin"])))]
     Use {
         /// The slot: rate-limit, sync or agent/NAME
         slot: String,
         /// The plugin's name; none for the built-in
-        #[arg(required_unless_present = "builtin", conflicts_with = "builtin")]
         plugin: Option<String>,
         /// The built-in
         #[arg(long)]
@@ -377,12 +377,12 @@ impl Admin {
                 fs::read_to_string(&file).with_context(|| format!("reading the admin token {}", file.display()))?
             }
         };
-        Ok(Node::new(&url)?.with_token(&token))
+        Ok(Node::new(&url)?.named_by("`--dir` or `--admin URL`").with_token(&token))
     }
 }
 
 fn check(file: &Path, output: &Output) -> Result<Outcome> {
-    let bytes = fs::read(file).with_context(|| format!("reading {}", file.display()))?;
+    let bytes = super::component(file)?;
     let report = tenon::bindings::inspect(&bytes)?;
     let fits = report.rejection.is_none();
     if output.is_json() {

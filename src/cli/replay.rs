@@ -4,17 +4,18 @@
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
-use anyhow::{Context, Error, Result};
+use anyhow::{Error, Result};
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
+use tenon::chain::Time;
 use tenon::config::{Config, FILE};
 use tenon_runtime::journal::{NoJournal, RecordId};
-use tenon_runtime::replay::{Again, Against, Budgets, Explanation, MemoryMode, Options, Report, Side};
+use tenon_runtime::replay::{Again, Against, Budgets, Explanation, Listed, MemoryMode, Options, Report, Side};
 use tenon_runtime::{Digest, Limits};
 
 use super::Outcome;
-use super::output::Output;
+use super::output::{Output, zoned};
 use super::plugin::{Admin, path};
 
 /// What to replay.
@@ -41,13 +42,16 @@ pub struct Replay {
 /// What to explain.
 #[derive(Args)]
 pub struct Explain {
-    /// The call: segment.shard.n, as `replay` prints it
-    call: RecordId,
+    /// The call: segment.shard.n, as `replay` prints it [default: lists the latest calls instead]
+    call: Option<RecordId>,
     #[command(flatten)]
     journal: Journal,
     /// Make the call on this component [default: the one that answered, where the node's directory has it]
-    #[arg(long, value_name = "WASM")]
+    #[arg(long, value_name = "WASM", requires = "call")]
     with: Option<PathBuf>,
+    /// How many calls to list
+    #[arg(long, default_value_t = 20, conflicts_with = "call")]
+    limit: usize,
 }
 
 /// Which calls, and how they are made again.
@@ -196,17 +200,19 @@ impl Explain {
     /// `admin`: a node, which may have the journal and the recorded component.
     pub async fn run(self, admin: &Admin, output: &Output) -> Result<Outcome> {
         let (dir, journal) = (&admin.dir, self.journal.path(admin).await);
+        let Some(call) = self.call else {
+            let calls = tenon::bindings::latest(&journal, self.limit).map_err(|error| self.journal.hint(dir, error))?;
+            let calls: Vec<Value> = calls.into_iter().map(listed).collect();
+            output.list(&calls, &CALLS);
+            return Ok(Outcome::Done);
+        };
         let options = self.journal.options();
         let with = self.with.as_deref().map(read).transpose()?;
         // As it was made: then another answer means that the component is no pure step.
         let is_the_same_call = with.is_none() && self.journal.config.is_none() && self.journal.memory.is_none();
-        let explanation = tenon::bindings::explain(
-            &journal,
-            self.call,
-            |about| Ok(with.or_else(|| kept(dir, about?.digest))),
-            &options,
-        )
-        .map_err(|error| self.journal.hint(dir, error))?;
+        let explanation =
+            tenon::bindings::explain(&journal, call, |about| Ok(with.or_else(|| kept(dir, about?.digest))), &options)
+                .map_err(|error| self.journal.hint(dir, error))?;
         if output.is_json() {
             output.json(&serde_json::to_value(&explanation)?);
         } else {
@@ -217,8 +223,25 @@ impl Explain {
     }
 }
 
+/// What of a call is shown in a list.
+const CALLS: [(&str, &str); 7] = [
+    ("call", "/call"),
+    ("at", "/at"),
+    ("key", "/key"),
+    ("class", "/class"),
+    ("generation", "/generation"),
+    ("plugin", "/plugin"),
+    ("answer", "/answer"),
+];
+
+fn listed(call: Listed) -> Value {
+    let mut shown = json!(call);
+    shown["at"] = zoned(&Time(call.at_us).to_string()).into();
+    shown
+}
+
 fn read(path: &Path) -> Result<Vec<u8>> {
-    fs::read(path).with_context(|| format!("reading {}", path.display()))
+    super::component(path)
 }
 
 /// The bytes that the node in `dir` keeps of a component, if they are there and whole.
@@ -378,7 +401,7 @@ fn again_rows(again: &Again) -> Vec<Vec<String>> {
     let verdict = match again.fields.as_slice() {
         _ if again.is_same => "yes".to_owned(),
         // The path of the whole.
-        [root] if root == "." => "no: it is of another kind".to_owned(),
+        [root] if root == "." => "no: the answer as a whole".to_owned(),
         fields => format!("no: {}", fields.join(", ")),
     };
     rows.push(row("same answer", verdict));

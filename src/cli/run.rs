@@ -1,5 +1,6 @@
 //! `tenon run`: a node until it is told to stop.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Read;
 use std::net::SocketAddr;
@@ -119,9 +120,11 @@ async fn reload(dir: &Path, old: Config) -> Config {
             return old;
         }
     };
-    if without_slots(&old) != without_slots(&new) {
+    let later = differing(&without_slots(&old), &without_slots(&new));
+    if !later.is_empty() {
         tracing::warn!(
-            "some knobs that changed hold from the next start on; live are `use`, `handler`, `config` and `journal` of slots"
+            knobs = later.join(", "),
+            "these knobs changed, and hold from the next start on; live are `use`, `handler`, `config` and `journal` of slots"
         );
     }
     let before = slots(&old);
@@ -188,6 +191,31 @@ fn without_slots(config: &Config) -> Config {
         (agent.handler, agent.config, agent.journal) = (None, Map::new(), None);
     }
     rest
+}
+
+/// The knobs in which two configurations differ; a section that one of them lacks is named as a whole, and so is the
+/// list of agents.
+fn differing(old: &Config, new: &Config) -> Vec<String> {
+    fn differ(path: &str, old: Option<&Value>, new: Option<&Value>, found: &mut Vec<String>) {
+        match (old, new) {
+            (Some(Value::Object(old)), Some(Value::Object(new))) => {
+                let names: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+                for name in names {
+                    let below = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+                    differ(&below, old.get(name), new.get(name), found);
+                }
+            }
+            (old, new) if old == new => {}
+            _ => found.push(path.to_owned()),
+        }
+    }
+    let mut found = Vec::new();
+    let (before, after) = (json!(old), json!(new));
+    differ("", Some(&before), Some(&after), &mut found);
+    if found.is_empty() && old != new {
+        found.push("one that is not shown".to_owned());
+    }
+    found
 }
 
 /// What the operator wants.

@@ -22,6 +22,9 @@ const PASSWORD_VARIABLE: &str = "TENON_KEY_PASSWORD";
 /// Bytes of a comment at most, so that a signature stays far below what hosts read.
 const COMMENT_MAX_BYTES: usize = 1_024;
 
+/// What a component's bytes begin with: the magic, the version, and the layer that tells it from a core module.
+const COMPONENT: [u8; 8] = *b"\0asm\x0d\0\x01\0";
+
 #[derive(Subcommand)]
 pub enum Signing {
     /// Makes a key to sign components with: FILE, and FILE.pub for those who trust it
@@ -96,7 +99,12 @@ fn keygen(out: &Path, no_password: bool, output: &Output) -> Result<Outcome> {
 }
 
 fn sign(component: &Path, key: &Path, comment: Option<String>, output: &Output) -> Result<Outcome> {
-    let bytes = fs::read(component).with_context(|| format!("reading {}", component.display()))?;
+    let bytes = super::component(component)?;
+    ensure!(
+        bytes.starts_with(&COMPONENT),
+        "{} is no WebAssembly component: nothing was signed; `tenon plugin check` says what it is",
+        component.display()
+    );
     let comment = match comment {
         Some(comment) => checked(&comment)?,
         None => default_comment(component),
@@ -115,7 +123,7 @@ fn sign(component: &Path, key: &Path, comment: Option<String>, output: &Output) 
 }
 
 fn verify(component: &Path, key: &str, signature: Option<PathBuf>, output: &Output) -> Result<Outcome> {
-    let bytes = fs::read(component).with_context(|| format!("reading {}", component.display()))?;
+    let bytes = super::component(component)?;
     let key: TrustedKey = match fs::read_to_string(key) {
         Ok(text) => text.parse().with_context(|| format!("reading {key}"))?,
         Err(_) => key.parse().context("--key is no file")?,
@@ -130,6 +138,14 @@ fn verify(component: &Path, key: &str, signature: Option<PathBuf>, output: &Outp
             Ok(Outcome::Done)
         }
         Err(reason) => {
+            // What is wanted is no news where the key is the right one.
+            let reason = match reason.split_once("; wanted") {
+                Some((what, _)) if what.ends_with("not one of these bytes") => format!(
+                    "{what}; the key is the right one: the bytes have changed since they were signed, or the signature \
+                     is another component's"
+                ),
+                _ => reason,
+            };
             output.record(&json!({ "verified": false, "reason": reason }));
             Ok(Outcome::DoesNotHold)
         }

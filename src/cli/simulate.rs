@@ -34,7 +34,8 @@ pub struct Simulate {
     /// What chance comes from: the same seed, the same result
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// The configuration of a strategy: JSON, or a file of it
+    /// The configuration of a strategy: JSON, or a file of it. For a strategy that is named several times: once for all
+    /// of them, or once for each, in order
     #[arg(long = "config", value_name = "STRATEGY=JSON", value_parser = config)]
     configs: Vec<(String, Value)>,
     /// Draws what happened to this file
@@ -63,6 +64,9 @@ impl Simulate {
             let keys: Vec<Value> = Scenario::keys().into_iter().map(|key| json!(key)).collect();
             output.list(&keys, &KEYS);
             return Ok(super::Outcome::Done);
+        }
+        if let Some(path) = &self.svg {
+            can_be_written(path)?;
         }
         let (scenario, file) = self.scenario()?;
         let planners = self.planners()?;
@@ -98,6 +102,23 @@ impl Simulate {
         Ok((Scenario::parse(&text, &path.display().to_string())?, name))
     }
 
+    /// The configuration of the strategy at this place: the one for its name, or of several the one that is at the same
+    /// place among them as the strategy is among those of its name. Errors: there are several, and not one for each.
+    fn settings(&self, at: usize) -> Result<Option<&Value>> {
+        let strategy = &self.strategies[at];
+        let own: Vec<&Value> =
+            self.configs.iter().filter(|(name, _)| name == strategy).map(|(_, settings)| settings).collect();
+        let all = self.strategies.iter().filter(|name| *name == strategy).count();
+        let before = self.strategies[..at].iter().filter(|name| *name == strategy).count();
+        match own.len() {
+            0 | 1 => Ok(own.first().copied()),
+            given if given == all => Ok(Some(own[before])),
+            given => {
+                bail!("{given} configurations for {strategy}, which is named {all} times: expected one, or one each")
+            }
+        }
+    }
+
     fn planners(&self) -> Result<Vec<Box<dyn Planner>>> {
         let unknown = |name: &String| !self.strategies.contains(name);
         if let Some((name, _)) = self.configs.iter().find(|(name, _)| unknown(name)) {
@@ -105,8 +126,8 @@ impl Simulate {
         }
         let lab = Lab::new()?;
         let mut planners: Vec<Box<dyn Planner>> = Vec::new();
-        for strategy in &self.strategies {
-            let settings = self.configs.iter().find(|(name, _)| name == strategy).map(|(_, settings)| settings);
+        for (at, strategy) in self.strategies.iter().enumerate() {
+            let settings = self.settings(at)?;
             if strategy == BUILTIN {
                 if settings.is_some() {
                     bail!("the built-in strategy has no configuration");
@@ -117,16 +138,31 @@ impl Simulate {
             let path = component(strategy)?;
             let bytes = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
             let planner = lab.planner(&bytes, settings.unwrap_or(&json!({}))).with_context(|| strategy.clone())?;
-            let is_taken = planners.iter().any(|other| other.name() == planner.name());
-            let name = if is_taken {
-                format!("{} {}", planner.name(), &planner.digest()[..8])
-            } else {
-                planner.name().to_owned()
+            let is_taken = |name: &str| planners.iter().any(|other| other.name() == name);
+            let name = match planner.name() {
+                plain if !is_taken(plain) => plain.to_owned(),
+                plain => {
+                    let of_bytes = format!("{plain} {}", &planner.digest()[..8]);
+                    let numbered = (2..).map(|number| format!("{plain} #{number}"));
+                    let is_same = self.strategies[..at].contains(strategy);
+                    let mut names = (!is_same).then_some(of_bytes).into_iter().chain(numbered);
+                    names.find(|name| !is_taken(name)).expect("some number is free")
+                }
             };
             planners.push(Box::new(planner.named(name)));
         }
         Ok(planners)
     }
+}
+
+/// Errors: where a file could not be written in the end. Said before the work is done.
+fn can_be_written(path: &Path) -> Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if !folder.is_dir() || path.is_dir() {
+        let what = if path.is_dir() { "it is a folder".to_owned() } else { format!("no folder {}", folder.display()) };
+        bail!("writing {}: {what}", path.display());
+    }
+    Ok(())
 }
 
 /// What of a key is shown.

@@ -87,12 +87,23 @@ fn parse(answer: &Value) -> Option<Option<StateNode>> {
     Some(Some(StateNode::Fork { path, below }))
 }
 
+/// What a node's state was compared with.
+#[derive(Clone, Copy)]
+enum Other {
+    /// Another node's.
+    Node,
+    /// What the blocks make.
+    Computed,
+}
+
 /// What a comparison found.
 pub struct Compared {
     height: Height,
     /// The blocks that the states are after, ours and theirs.
     hashes: [Hash; 2],
     roots: [Hash; 2],
+    /// Whose the other state is.
+    other: Other,
     found: Differences,
 }
 
@@ -109,7 +120,7 @@ pub async fn compare_nodes(ours: &Node, theirs: &Node, patience: Duration) -> Re
             };
             match found {
                 Err(LookError::Moved) => {}
-                found => return Ok(Compared::of(&mine, other.hash, other.root, found?)),
+                found => return Ok(Compared::of(&mine, Other::Node, other.hash, other.root, found?)),
             }
         }
         if started.elapsed() >= patience {
@@ -137,13 +148,13 @@ pub async fn compare_computed(node: &Node, height: Height, hash: &Hash, state: &
     let found = differences(async |path| remote.look(path).await, async |path| Ok(state.node(path)), NAMED_MAX).await;
     match found {
         Err(LookError::Moved) => Ok(None),
-        found => Ok(Some(Compared::of(&remote, *hash, root, found?))),
+        found => Ok(Some(Compared::of(&remote, Other::Computed, *hash, root, found?))),
     }
 }
 
 impl Compared {
-    fn of(ours: &Remote, hash: Hash, root: Hash, found: Differences) -> Self {
-        Self { height: ours.height, hashes: [ours.hash, hash], roots: [ours.root, root], found }
+    fn of(ours: &Remote, other: Other, hash: Hash, root: Hash, found: Differences) -> Self {
+        Self { height: ours.height, hashes: [ours.hash, hash], roots: [ours.root, root], other, found }
     }
 
     /// Whether every account is the same.
@@ -172,14 +183,21 @@ impl Compared {
 
     /// For people.
     pub fn print(&self, output: &Output) {
-        let Self { height, hashes: [our_hash, their_hash], roots: [root, _], found } = self;
+        let Self { height, hashes: [our_hash, their_hash], roots: [root, _], other, found } = self;
         if self.same() {
-            return output.line(format!("the accounts after block {height} are the same: {root}"));
+            return output.line(match other {
+                Other::Node => format!("both nodes have the same accounts after block {height}: {root}"),
+                Other::Computed => format!("the node's accounts after block {height} are what its blocks make: {root}"),
+            });
         }
         let shown = |account: &Option<Account>| {
             account.map_or_else(|| "-".to_owned(), |a| format!("{} (nonce {})", a.balance, a.nonce))
         };
-        let mut rows = vec![vec!["account".to_owned(), "here".to_owned(), "there".to_owned()]];
+        let titles = match other {
+            Other::Node => ["account", "here", "there"],
+            Other::Computed => ["account", "at the node", "by its blocks"],
+        };
+        let mut rows = vec![titles.map(str::to_owned).to_vec()];
         rows.extend(found.accounts.iter().map(|d| vec![d.address.to_string(), shown(&d.ours), shown(&d.theirs)]));
         output.rows(rows);
         let more = if found.more { " at least" } else { "" };

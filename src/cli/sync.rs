@@ -3,18 +3,26 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 use serde_json::Value;
 
 use super::http::Node;
 use super::output::Output;
 use super::transact::POLL;
 use super::watch::{snapshot, watch};
-use super::{Global, Outcome};
+use super::{At, Global, Outcome};
 
 /// How far a node is behind its sources.
+#[derive(Args)]
+pub struct Sync {
+    #[command(flatten)]
+    at: At,
+    #[command(subcommand)]
+    command: Command,
+}
+
 #[derive(Subcommand)]
-pub enum Sync {
+enum Command {
     /// Says where the node stands; exit code 4 when it is behind or diverged
     Status,
     /// Waits until the node has caught up; exit code 4 when it does not
@@ -29,6 +37,20 @@ pub enum Sync {
     /// all live, 4 one behind, diverged or not reachable, 3 none reachable.
     Watch,
 }
+
+/// What of a source is shown.
+const PEER_COLUMNS: [(&str, &str); 10] = [
+    ("source", "/url"),
+    ("standing", "/standing"),
+    ("head", "/head_height"),
+    ("score", "/score"),
+    ("latency µs", "/latency_us"),
+    ("bytes/s", "/throughput"),
+    ("failures", "/failures"),
+    ("in flight", "/in_flight"),
+    ("blocks", "/blocks"),
+    ("reason", "/reason"),
+];
 
 /// What matters of `GET /rpc/sync/status`.
 pub struct Status {
@@ -66,6 +88,30 @@ impl Status {
         if self.is_live() { Outcome::Done } else { Outcome::Behind }
     }
 
+    /// For people: figures below each other, and of what has fields of its own a table.
+    fn show(&self, output: &Output) {
+        if output.is_json() {
+            return output.json(&self.answer);
+        }
+        let fields = self.answer.as_object().cloned().unwrap_or_default();
+        let (nested, plain): (Vec<_>, Vec<_>) =
+            fields.into_iter().partition(|(_, value)| value.is_object() || value.is_array());
+        output.record(&Value::Object(plain.into_iter().collect()));
+        for (name, value) in nested {
+            match value.as_array() {
+                Some(rows) if rows.is_empty() => {}
+                Some(rows) => {
+                    output.line(format!("\n{name}:"));
+                    output.list(rows, &PEER_COLUMNS);
+                }
+                None => {
+                    output.line(format!("\n{name}:"));
+                    output.record(&value);
+                }
+            }
+        }
+    }
+
     fn line(&self) -> String {
         let rate = self.answer.get("blocks_per_second").and_then(Value::as_f64).unwrap_or(0.0);
         let mut line = format!("{}  {} of {}  {rate:.0} blocks/s", self.state, self.head, self.best);
@@ -78,14 +124,15 @@ impl Status {
 
 impl Sync {
     pub async fn run(self, global: &Global, output: &Output) -> Result<Outcome> {
-        match self {
-            Self::Status => {
-                let status = Status::of(&global.node(None)?).await?;
-                output.record(&status.answer);
+        let dir = self.at.dir()?;
+        match self.command {
+            Command::Status => {
+                let status = Status::of(&global.node(dir)?).await?;
+                status.show(output);
                 Ok(status.outcome())
             }
-            Self::Once { timeout } => once(&global.node(None)?, Duration::from_secs(timeout), output).await,
-            Self::Watch => watch(&global.nodes()?, output).await,
+            Command::Once { timeout } => once(&global.node(dir)?, Duration::from_secs(timeout), output).await,
+            Command::Watch => watch(&global.nodes(dir)?, output).await,
         }
     }
 }

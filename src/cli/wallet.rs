@@ -84,10 +84,10 @@ impl Wallet {
             Command::List => list(&keys, output)?,
             Command::Balance { account } => {
                 let address = keys.address(&account)?;
-                output.record(&global.node(Some(&keys.dir))?.get(&format!("/rpc/accounts/{address}")).await?);
+                output.record(&global.node(&keys.dir)?.get(&format!("/rpc/accounts/{address}")).await?);
             }
             Command::Send { from, to, amount, fee, nonce, wait, timeout } => {
-                let node = global.node(Some(&keys.dir))?;
+                let node = global.node(&keys.dir)?;
                 let to = keys.address(&to)?;
                 let wallet = keys.open(&from)?;
                 let order = Order { kind: Kind::Transfer, to, amount, fee, nonce, payload: Payload::Absent };
@@ -104,12 +104,22 @@ impl Wallet {
             Command::Transactions { account, limit } => {
                 let address = keys.address(&account)?;
                 let path = format!("/rpc/transactions?address={address}&limit={limit}");
-                let answer = global.node(Some(&keys.dir))?.get(&path).await?;
+                let answer = global.node(&keys.dir)?.get(&path).await?;
                 let transactions = answer.get("transactions").and_then(Value::as_array).cloned().unwrap_or_default();
                 output.list(&transactions, &COLUMNS);
+                tell_base(&answer);
             }
         }
         Ok(Outcome::Done)
+    }
+}
+
+/// Says, beside the answer, that a list begins where the node's whole blocks do.
+pub fn tell_base(answer: &Value) {
+    if let Some(base) = answer.get("base").and_then(Value::as_u64).filter(|base| *base > 0) {
+        eprintln!(
+            "note: this node began with a snapshot; what was before block {base} is not here, other nodes may have it"
+        );
     }
 }
 

@@ -3,7 +3,7 @@
 //! head. A disk that forgets, or a hand that changed a row, shows then, and not at the next start.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use metrics::{gauge, histogram};
 use serde::Serialize;
@@ -55,9 +55,30 @@ struct Inner {
 }
 
 impl Auditor {
-    /// Nothing verified yet, but what opening the ledger has.
+    /// Of a ledger that has just been opened: nothing verified yet, but what opening it has.
     pub fn new(ledger: Ledger) -> Self {
         Self(Arc::new(Inner { ledger, last: watch::Sender::new(None), turn: Mutex::new(()) }))
+    }
+
+    /// The same, with what opening the ledger has verified as its first result: it reads all accounts, and fails where
+    /// they do not make the root of the head. `took` is how long that was. Errors: the database cannot be read.
+    pub fn of_opened(ledger: Ledger, took: Duration) -> Result<Self, StorageError> {
+        let head = ledger.head();
+        let counts = ledger.storage().read(|reader| reader.counts())?;
+        let check = StateCheck {
+            height: head.height,
+            hash: head.hash,
+            ok: true,
+            accounts: counts.accounts,
+            state_root: head.state_root,
+            duration_ms: millis(took),
+            at: Time::now(),
+            problem: None,
+            wrong_accounts: Vec::new(),
+        };
+        let auditor = Self::new(ledger);
+        auditor.0.last.send_replace(Some(check));
+        Ok(auditor)
     }
 
     /// The newest result; none before the first.
@@ -148,11 +169,15 @@ pub fn check(reader: &Reader<'_>) -> Result<StateCheck, StorageError> {
         ok: problem.is_none(),
         accounts,
         state_root: root,
-        duration_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+        duration_ms: millis(started.elapsed()),
         at: Time::now(),
         problem,
         wrong_accounts: Vec::new(),
     })
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn differs(head: &Head, root: Hash) -> String {

@@ -156,7 +156,7 @@ pub fn backup(path: &Path, out: &Path) -> Result<Backup> {
             return Err(MaintenanceError::Exists(taken.display().to_string()));
         }
     }
-    Storage::read_only(path)?;
+    Storage::read_only(path).map_err(|error| error.of(path))?;
     let part = suffixed(out, ".part");
     storage::remove(&part)?;
     let made = write_backup(path, &part, out);
@@ -172,7 +172,7 @@ pub fn backup(path: &Path, out: &Path) -> Result<Backup> {
 }
 
 fn write_backup(path: &Path, part: &Path, out: &Path) -> Result<Backup> {
-    Storage::copy(path, part)?;
+    Storage::copy(path, part).map_err(|error| error.of(path))?;
     File::open(part).and_then(|file| file.sync_all()).map_err(io(part))?;
     let state = sound(&Storage::read_only(part)?, part)?;
     let (sha256, bytes) = digest(part)?;
@@ -197,7 +197,7 @@ fn write_backup(path: &Path, part: &Path, out: &Path) -> Result<Backup> {
 pub fn restore(file: &Path, path: &Path, genesis: &Genesis, unchecked: bool) -> Result<Backup> {
     let lock = Lock::take(path)?;
     if !file.is_file() {
-        return Err(io(file)(std_io::ErrorKind::NotFound.into()));
+        return Err(wrong(file, "there is no such file"));
     }
     if !unchecked {
         verify_checksum(file)?;
@@ -215,10 +215,12 @@ pub fn restore(file: &Path, path: &Path, genesis: &Genesis, unchecked: bool) -> 
 fn put_back(file: &Path, part: &Path, path: &Path, genesis: &Genesis, lock: Lock) -> Result<Backup> {
     fs::copy(file, part).map_err(io(file))?;
     let (sha256, bytes) = digest(part)?;
-    if let Some(first) = Storage::integrity(part)?.first() {
+    if let Some(first) = Storage::integrity(part).map_err(|error| error.of(file))?.first() {
         return Err(wrong(file, format!("the database is damaged: {first}")));
     }
-    let (connection, storage) = WriteConnection::open_locked(part, &genesis.block().hash(), lock)?;
+    let opened = WriteConnection::open_locked(part, &genesis.block().hash(), lock);
+    // It is the backup that is wrong, not the copy of it.
+    let (connection, storage) = opened.map_err(|error| error.of(file))?;
     let state = sound(&storage, file)?;
     drop(storage);
     let lock = connection.close()?;
@@ -284,15 +286,16 @@ fn take_back(path: &Path, old: &Path) {
 /// indexes, the accounts. `progress` is told how far it is, and the head. Errors: it cannot be opened; what is wrong is in the answer.
 pub fn check(path: &Path, genesis: &Genesis, progress: impl FnMut(Height, Height)) -> Result<Checked> {
     let expected = genesis.block().hash();
-    same_chain(path, &expected)?;
-    let storage = Storage::read_only(path)?;
-    let mut problems: Vec<String> = Storage::integrity(path)?.into_iter().map(|line| format!("file: {line}")).collect();
+    same_chain(path, &expected).map_err(|error| error.of(path))?;
+    let storage = Storage::read_only(path).map_err(|error| error.of(path))?;
+    let integrity = Storage::integrity(path).map_err(|error| error.of(path))?;
+    let mut problems: Vec<String> = integrity.into_iter().map(|line| format!("file: {line}")).collect();
     let answer = storage.read(|reader| {
         let blocks = reader.check_blocks(genesis, progress)?;
         let (state, base) = (audit::check(reader), reader.base()?);
         Ok((blocks, state, base))
     });
-    let (blocks, state, base) = answer?;
+    let (blocks, state, base) = answer.map_err(|error| error.of(path))?;
     problems.extend(blocks.problems);
     let (height, accounts) = match state {
         Ok(StateCheck { height, accounts, problem, .. }) => {
@@ -312,9 +315,10 @@ pub fn check(path: &Path, genesis: &Genesis, progress: impl FnMut(Height, Height
 /// transaction. Errors: blocks are not here, or do not make what they say; nothing has changed.
 pub fn repair(path: &Path, genesis: &Genesis, mut progress: impl FnMut(Height, Height)) -> Result<Repaired> {
     if !path.exists() {
-        return Err(io(path)(std_io::ErrorKind::NotFound.into()));
+        return Err(wrong(path, "there is no such file"));
     }
-    let (connection, _) = WriteConnection::open(path, &genesis.block().hash())?;
+    let opened = WriteConnection::open(path, &genesis.block().hash());
+    let (connection, _) = opened.map_err(|error| error.of(path))?;
     let rebuild = |writer: Writer<'_>, progress: &mut dyn FnMut(Height, Height)| {
         let rebuilt = writer.rebuild_accounts(genesis, progress)?;
         writer.rebuild_indexes()?;
@@ -327,7 +331,7 @@ pub fn repair(path: &Path, genesis: &Genesis, mut progress: impl FnMut(Height, H
     if rebuilt.is_err() {
         connection.roll_back();
     }
-    let rebuilt = rebuilt?;
+    let rebuilt = rebuilt.map_err(|error| error.of(path))?;
     connection.close()?;
     let (height, accounts) = (rebuilt.head.height, rebuilt.accounts);
     Ok(Repaired { height, accounts, wrong: rebuilt.wrong, wrong_accounts: rebuilt.wrong_accounts })

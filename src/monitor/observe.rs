@@ -151,8 +151,10 @@ impl Observer {
                 self.slow().rolled_back.remove(&slot);
                 return;
             }
+            // Who ordered it knows.
+            Change::RolledBack { by_hand: true, .. } | Change::Condemned { by_hand: true, .. } => return,
             Change::RolledBack { reason, .. } => format!("rolled back to {name}: {reason}"),
-            Change::Condemned { reason } => format!("{name} is not taken again: {reason}"),
+            Change::Condemned { reason, .. } => format!("{name} is not taken again: {reason}"),
             _ => return,
         };
         self.slow().rolled_back.insert(slot, (now, text));
@@ -184,7 +186,7 @@ fn facts(status: &SyncStatus, height: u64) -> SyncFacts {
 }
 
 fn refused(status: &Status) -> Option<PluginTrouble> {
-    let reason = status.refused.as_ref()?;
+    let reason = status.refused.as_ref().filter(|_| !status.by_hand)?;
     let serves = match &status.plugin {
         Some(plugin) => format!("generation {} of {plugin}", status.generation),
         None => "the built-in".to_owned(),
@@ -303,8 +305,13 @@ mod tests {
         let now = Time(5_000_000);
         let (observer, _sync) = observer(dir.path(), now);
         let live = || Change::Live { kind: "sync", version: "2".into(), previous: 1 };
-        observer.plugin_event(&event("sync", Change::RolledBack { from: 2, reason: "2 traps".into() }), now);
-        observer.plugin_event(&event("rate-limit", Change::Condemned { reason: "slow".into() }), now);
+        let rolled_back = |reason: &str, by_hand| Change::RolledBack { from: 2, reason: reason.into(), by_hand };
+        let condemned = |reason: &str, by_hand| Change::Condemned { reason: reason.into(), by_hand };
+        observer.plugin_event(&event("sync", rolled_back("2 traps", false)), now);
+        observer.plugin_event(&event("rate-limit", condemned("slow", false)), now);
+        // What an operator orders is no news to one.
+        observer.plugin_event(&event("agent/a", rolled_back("by hand", true)), now);
+        observer.plugin_event(&event("agent/b", condemned("by hand", true)), now);
         observer.plugin_event(&event("other", Change::Recovered), now);
         observer.plugin_event(&event("third", live()), now);
         let slots = |at: Time| observer.observe(at).plugins.into_iter().map(|trouble| trouble.slot).collect::<Vec<_>>();

@@ -16,7 +16,7 @@ use super::behaviour::HELLO_TIMEOUT;
 use super::gossip::{ASIDE_SCORE, Topic};
 use super::handle::{Command, MetPeer};
 use super::source::P2pSource;
-use super::status::{AsideStatus, P2pStatus, PeerStatus};
+use super::status::{AbsentStatus, AsideStatus, P2pStatus, PeerStatus};
 use super::swarm::{Ready, Task};
 use super::{address, serve};
 use crate::sync::source::SourceError;
@@ -57,6 +57,7 @@ impl Task {
             Command::Dial { peer, addresses: Ok(addresses) } => self.dial(peer, addresses),
             Command::Dial { peer, addresses: Err(reason) } => {
                 tracing::warn!(%peer, reason, "the address of a peer is not known");
+                self.targets.failed(&peer, reason);
                 self.targets.lost(&peer, Instant::now());
             }
         }
@@ -256,8 +257,17 @@ impl Task {
                 remaining_ms: ms(now, aside.until),
             })
             .collect();
+        let absent = self
+            .targets
+            .absent()
+            .map(|(peer, addresses, problem)| AbsentStatus {
+                id: peer.to_string(),
+                addresses: addresses.iter().map(ToString::to_string).collect(),
+                reason: problem.map(str::to_owned),
+            })
+            .collect();
         let listen = self.swarm.listeners().map(|address| format!("{address}/p2p/{id}")).collect();
-        self.status.send_replace(P2pStatus { peer_id: id.to_string(), listen, peers, aside });
+        self.status.send_replace(P2pStatus { peer_id: id.to_string(), listen, peers, aside, absent });
     }
 }
 

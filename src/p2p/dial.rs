@@ -26,6 +26,8 @@ struct Target {
     state: State,
     /// Attempts in a row that came to nothing.
     failures: u32,
+    /// What came of the last attempt, while there is no connection.
+    problem: Option<String>,
 }
 
 #[derive(Debug)]
@@ -40,7 +42,8 @@ impl Targets {
     pub fn new(peers: &[PeerAddress], pause_max: Duration, now: Instant) -> Self {
         let mut targets: BTreeMap<PeerId, Target> = BTreeMap::new();
         for PeerAddress { peer, address } in peers {
-            let fresh = || Target { addresses: Vec::new(), state: State::Waits { until: now }, failures: 0 };
+            let fresh =
+                || Target { addresses: Vec::new(), state: State::Waits { until: now }, failures: 0, problem: None };
             let addresses = &mut targets.entry(*peer).or_insert_with(fresh).addresses;
             if !addresses.contains(address) {
                 addresses.push(address.clone());
@@ -57,6 +60,20 @@ impl Targets {
     /// The peers.
     pub fn ids(&self) -> impl Iterator<Item = &PeerId> {
         self.targets.keys()
+    }
+
+    /// An attempt to reach a peer came to this. Answers whether that is another problem than the last one.
+    pub fn failed(&mut self, peer: &PeerId, problem: String) -> bool {
+        let Some(target) = self.targets.get_mut(peer) else { return false };
+        let is_new = target.problem.as_ref() != Some(&problem);
+        target.problem = Some(problem);
+        is_new
+    }
+
+    /// Those that there is no connection with: who, where, and what came of the last attempt.
+    pub fn absent(&self) -> impl Iterator<Item = (&PeerId, &[Multiaddr], Option<&str>)> {
+        let absent = self.targets.iter().filter(|(_, target)| !matches!(target.state, State::Connected { .. }));
+        absent.map(|(peer, target)| (peer, target.addresses.as_slice(), target.problem.as_deref()))
     }
 
     /// Whom to dial now. They count as being dialled from here on.
@@ -86,6 +103,7 @@ impl Targets {
             && !matches!(target.state, State::Connected { .. })
         {
             target.state = State::Connected { since: now };
+            target.problem = None;
         }
     }
 
@@ -130,7 +148,12 @@ mod tests {
         let due = targets.due(now);
         assert_eq!((due.len(), due[0].1.len()), (1, 2));
         assert!(targets.due(now).is_empty() && targets.next().is_none(), "it is being dialled");
+        assert!(targets.failed(&id, "refused".into()) && !targets.failed(&id, "refused".into()), "told once");
+        let absent: Vec<_> = targets.absent().map(|(_, addresses, problem)| (addresses.len(), problem)).collect();
+        assert_eq!(absent, [(2, Some("refused"))]);
         targets.connected(&id, now);
+        assert_eq!(targets.absent().count(), 0);
+        assert!(targets.failed(&id, "refused".into()), "after a connection it is news again");
         assert!(targets.due(now + MAX * 9).is_empty());
         let gone = now + MAX * 10;
         targets.lost(&id, gone);

@@ -118,9 +118,19 @@ impl Task {
         if self.book.get(peer).is_none() {
             self.targets.lost(peer, Instant::now());
         }
-        if self.targets.contains(peer) {
-            tracing::debug!(%peer, %error, "peer is not reached");
+        if !self.targets.contains(peer) {
+            return;
         }
+        tracing::debug!(%peer, %error, "peer is not reached");
+        let is_new = self.targets.failed(peer, unreached(error));
+        // A peer that does not run is no mistake; one that is somebody else is the operator's, and nothing else tells.
+        if let DialError::WrongPeerId { obtained, address } = error
+            && is_new
+        {
+            let (configured, found) = (peer, obtained);
+            tracing::warn!(%configured, %found, %address, "a peer has another id than the one in `p2p.peers`");
+        }
+        self.publish_status();
     }
 
     fn on_ping(&mut self, event: &ping::Event) {
@@ -364,6 +374,29 @@ fn full<T>(sent: Result<(), TrySendError<T>>) -> Option<Verdict> {
         Err(TrySendError::Full(_)) => Some(Verdict::Ignore("too many wait")),
         Err(TrySendError::Closed(_)) => Some(Verdict::Ignore("this node is stopping")),
     }
+}
+
+/// Why a peer that the operator named is not reached, in a line.
+fn unreached(error: &DialError) -> String {
+    match error {
+        DialError::WrongPeerId { obtained, address } => {
+            format!("the peer at {address} is {obtained}, not the one named")
+        }
+        DialError::Transport(attempts) => {
+            let attempts = attempts.iter().map(|(address, error)| format!("{address}: {}", innermost(error)));
+            attempts.collect::<Vec<_>>().join("; ")
+        }
+        other => other.to_string(),
+    }
+}
+
+/// The cause that says "connection refused".
+fn innermost(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    cause.to_string().chars().filter(|character| !character.is_control()).take(200).collect()
 }
 
 /// What a request came to that was not answered.

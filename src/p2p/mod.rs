@@ -43,5 +43,5 @@ pub use handle::{Handle, Met, MetPeer};
 pub use identity::Identity;
 pub use join::join;
 pub use source::P2pSource;
-pub use status::{AsideStatus, P2pStatus, PeerStatus};
+pub use status::{AbsentStatus, AsideStatus, P2pStatus, PeerStatus};
 pub use swarm::{P2p, P2pParts};

@@ -16,6 +16,20 @@ pub struct P2pStatus {
     pub peers: Vec<PeerStatus>,
     /// Who is left alone.
     pub aside: Vec<AsideStatus>,
+    /// Whom the operator named, and there is no connection with.
+    #[serde(default)]
+    pub absent: Vec<AbsentStatus>,
+}
+
+/// A peer that the operator named, and that is not connected.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AbsentStatus {
+    /// Its id.
+    pub id: String,
+    /// Where it should be.
+    pub addresses: Vec<String>,
+    /// What came of the last attempt; none before the first has ended.
+    pub reason: Option<String>,
 }
 
 /// A connected peer.

@@ -12,7 +12,7 @@ use super::error::Result;
 use super::request::Params;
 use super::transactions::LIST_MAX;
 use super::wire::ListedTransaction;
-use crate::chain::Address;
+use crate::chain::{Address, Height};
 use crate::storage::Reader;
 
 /// Messages on a page, where the caller does not say.
@@ -25,6 +25,8 @@ struct MessagesJson<'a> {
     count: usize,
     /// The cursor to ask with next time, whether there is more already or not; null before the first message.
     next: Option<String>,
+    /// Where whole blocks begin on this node: messages below are not here. 0 where all are.
+    base: Height,
 }
 
 pub(super) async fn list(State(rpc): State<Rpc>, params: Params) -> Result<Response> {
@@ -37,14 +39,14 @@ pub(super) async fn list(State(rpc): State<Rpc>, params: Params) -> Result<Respo
         if let Some(moved) = after.map_or(Ok(None), |after| after.check(reader))? {
             return Ok(Err(moved));
         }
-        Ok(Ok(reader.messages(&address, after.map(|after| after.at), limit)?))
+        Ok(Ok((reader.messages(&address, after.map(|after| after.at), limit)?, reader.base()?)))
     };
-    let stored = match storage.read_async(read).await? {
-        Ok(stored) => stored,
+    let (stored, base) = match storage.read_async(read).await? {
+        Ok(page) => page,
         Err(moved) => return Ok(moved.into_response()),
     };
     let last = stored.last().map(|last| PageCursor::new(last.cursor(), Some(last.block_hash)));
     let next = last.or(after).map(|cursor| cursor.to_string());
     let messages: Vec<_> = stored.iter().map(|stored| ListedTransaction::stored(stored, rpc.chain_id())).collect();
-    Ok(Json(MessagesJson { success: true, count: messages.len(), messages, next }).into_response())
+    Ok(Json(MessagesJson { success: true, count: messages.len(), messages, next, base }).into_response())
 }

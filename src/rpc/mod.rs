@@ -127,7 +127,8 @@ pub static ROUTES: &[Route] = &[
         aliases: &[],
         class: Some(Class::Read),
         cost: Cost { base: 2, asked: Asked::Items, per_unit: 10 },
-        about: "transactions, newest first, pending ones included; by address, sender, recipient, type; after, limit",
+        about: "transactions, newest first, pending ones included; by address, sender, recipient, type; after, limit; \
+                `base`: from which block on they are here",
         handler: || get(transactions::list).layer(compression()),
     },
     Route {
@@ -154,7 +155,8 @@ pub static ROUTES: &[Route] = &[
         aliases: &[],
         class: Some(Class::Read),
         cost: Cost { base: 2, asked: Asked::Items, per_unit: 10 },
-        about: "messages to or from `address`, oldest first; after, limit; 409 with `next` where a reorg took the cursor's block",
+        about: "messages to or from `address`, oldest first; after, limit; 409 with `next` where a reorg took the \
+                cursor's block; `base`: from which block on they are here",
         handler: || get(messages::list).layer(compression()),
     },
     Route {

@@ -52,6 +52,8 @@ struct ListJson<'a> {
     count: usize,
     /// Where to go on; null at the end.
     next: Option<String>,
+    /// Where whole blocks begin on this node: transactions below are not here. 0 where all are.
+    base: Height,
 }
 
 /// Newest first: pending ones on the first page, then block by block downwards.
@@ -99,9 +101,9 @@ pub(super) async fn list(State(rpc): State<Rpc>, params: Params) -> Result<Respo
             Some(next) => Some(PageCursor::new(next, reader.hash_at(next.height)?)),
             None => None,
         };
-        Ok(Ok((stored, next)))
+        Ok(Ok((stored, next, reader.base()?)))
     };
-    let (stored, next) = match storage.read_async(read).await? {
+    let (stored, next, base) = match storage.read_async(read).await? {
         Ok(page) => page,
         Err(moved) => return Ok(moved.into_response()),
     };
@@ -111,7 +113,7 @@ pub(super) async fn list(State(rpc): State<Rpc>, params: Params) -> Result<Respo
     let next = next.map(|cursor| cursor.to_string());
     let mut transactions: Vec<_> = pending.iter().map(|pending| listed(pending, rpc.chain_id())).collect();
     transactions.extend(stored.iter().map(|stored| ListedTransaction::stored(stored, rpc.chain_id())));
-    Ok(Json(ListJson { success: true, count: transactions.len(), transactions, next }).into_response())
+    Ok(Json(ListJson { success: true, count: transactions.len(), transactions, next, base }).into_response())
 }
 
 fn listed<'a>(pending: &'a Pending, chain_id: &'a str) -> ListedTransaction<'a> {

@@ -57,8 +57,8 @@ enum Content {
 impl Simulation {
     pub(super) fn look(&mut self, peer: PeerId, introduce: bool) {
         self.tally.looked(peer);
-        // Who it is and what its head is are two questions.
-        self.ask(peer, What::Look { introduce }, if introduce { 2 } else { 1 });
+        // Who it is and what its head is are two questions, asked at once.
+        self.ask(peer, What::Look { introduce }, 1);
     }
 
     /// One question for each halving of the chain, as [`crate::sync::compare`] asks them.

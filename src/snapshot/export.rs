@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use super::chunk::{CONTENT_BYTES_TARGET, push_account, push_frame};
-use super::files::{ChunkWriter, EXTENSION, MANIFEST, Snapshot, put_in_place, suffixed, write_synced};
+use super::files::{ChunkWriter, EXTENSION, MANIFEST, Snapshot, put_in_place, suffixed, taken, write_synced};
 use super::manifest::{ChunkKind, FORMAT, Manifest};
 use super::{Progress, Result, SnapshotAccount, SnapshotError, io};
 use crate::chain::state::SortedRoot;
@@ -43,7 +43,7 @@ pub fn export(
     progress: impl FnMut(Progress) -> bool,
 ) -> Result<Snapshot> {
     if out.exists() {
-        return Err(io(out)(std::io::ErrorKind::AlreadyExists.into()));
+        return Err(io(out)(taken()));
     }
     let stage = suffixed(out, &format!(".{STAGE}"));
     // Left behind by a process that was killed.

@@ -262,10 +262,15 @@ pub(super) fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
     write().map_err(io(path))
 }
 
+/// Why something is not written over what is there.
+pub(super) fn taken() -> std::io::Error {
+    std::io::Error::new(std::io::ErrorKind::AlreadyExists, "it exists already; nothing was written")
+}
+
 /// Gives a finished file, or a folder of finished files, its name, durably. Errors: there is something with that name.
 pub(crate) fn put_in_place(part: &Path, path: &Path) -> Result<()> {
     if path.exists() {
-        return Err(io(path)(std::io::ErrorKind::AlreadyExists.into()));
+        return Err(io(path)(taken()));
     }
     let rename = || {
         // The files in it are on the disk, their names may not be yet.

@@ -40,6 +40,14 @@ pub enum StorageError {
     /// SQLite says no.
     #[error("database: {0}")]
     Sqlite(#[from] rusqlite::Error),
+    /// What SQLite reads in the file is none of its pages.
+    #[error("{path}: {error}; `tenon db check` names what is damaged, `tenon db restore` puts a backup in its place")]
+    Broken {
+        /// The file.
+        path: String,
+        /// In SQLite's words.
+        error: String,
+    },
     /// A stored block or transaction does not read back: the file was damaged or changed by hand.
     #[error("database: {what} is damaged: {error}")]
     Damaged {
@@ -85,6 +93,22 @@ pub enum StorageError {
 }
 
 impl StorageError {
+    /// The same, said of the file at `path`: it is named where the error names none, and where the database was only a
+    /// copy of it.
+    pub fn of(self, path: &Path) -> Self {
+        use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
+        let path = path.display().to_string();
+        match self {
+            Self::Sqlite(error) if matches!(error.sqlite_error_code(), Some(DatabaseCorrupt | NotADatabase)) => {
+                Self::Broken { path, error: error.to_string() }
+            }
+            Self::Broken { error, .. } => Self::Broken { path, error },
+            Self::Newer { found, known, .. } => Self::Newer { path, found, known },
+            Self::OtherChain { found, expected, .. } => Self::OtherChain { path, found, expected },
+            other => other,
+        }
+    }
+
     /// Whether the disk said no, or has no room: what is in the file may well be right.
     pub fn is_of_the_disk(&self) -> bool {
         use rusqlite::ErrorCode::{CannotOpen, DiskFull, ReadOnly, SystemIoFailure};

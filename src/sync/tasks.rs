@@ -193,10 +193,16 @@ pub fn micros(duration: std::time::Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// Looks at a source: its head, our block at that height, and on first meeting who it is.
+/// Looks at a source: its head, our block at that height, and on first meeting who it is. What is asked is asked at once:
+/// a source far away is not waited for twice.
 pub async fn look(source: &Arc<dyn Source>, ledger: &Ledger, introduce: bool) -> Result<Look, SourceError> {
-    let info = if introduce { Some(source.info().await?) } else { None };
-    let SourceHead { head, snapshot } = source.head().await?;
+    let (info, head) = if introduce {
+        let (info, head) = futures_util::future::join(source.info(), source.head()).await;
+        (Some(info?), head)
+    } else {
+        (None, source.head().await)
+    };
+    let SourceHead { head, snapshot } = head?;
     let ours = match head {
         Some((height, _)) if height <= ledger.head().height => {
             let ours = ledger.storage().read_brief(move |reader| reader.hash_at(height)).await;

@@ -34,7 +34,7 @@ pub struct Settings {
     pub start_blocks: u32,
     /// How many bytes a range should bring.
     pub target_bytes: u64,
-    /// How long a range should take, in milliseconds; of a peer far away, four times its latency.
+    /// How long a range should take, in milliseconds; of a peer far away, twice its latency.
     pub target_ms: u64,
     /// How long the lowest range may take, in milliseconds and at least, before another peer is asked as well; 0 for
     /// never.
@@ -48,9 +48,9 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            start_blocks: 32,
+            start_blocks: 128,
             target_bytes: 1 << 20,
-            target_ms: 500,
+            target_ms: 250,
             hedge_ms: 2000,
             requests_per_peer: 16,
             penalty: 50,

@@ -29,7 +29,7 @@ pub struct Memory {
     paces: Vec<Pace>,
 }
 
-/// How many requests at once a peer gets: one at first, one more with each answer. When one fails, half as many, and
+/// How many requests at once a peer gets: one at first, two more with each answer. When one fails, half as many, and
 /// from then on one more with every eighth answer: it may be that it limits them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Pace {
@@ -60,7 +60,8 @@ impl Memory {
         if let Some(pace) = self.paces.iter_mut().find(|pace| pace.peer == arrival.peer) {
             pace.good += 1;
             if !pace.careful || pace.good >= GOOD_ANSWERS {
-                (pace.at_once, pace.good) = (pace.at_once.saturating_add(1), 0);
+                let more = if pace.careful { 1 } else { 2 };
+                (pace.at_once, pace.good) = (pace.at_once.saturating_add(more), 0);
             }
         }
         self.paces.retain(|pace| pace.at_once < requests_max);

@@ -11,7 +11,7 @@ const SLOW: u64 = 3;
 const FASTER: u64 = 2;
 
 /// A range should take this many times the latency of its peer: else the way there and back is what is paid for.
-const LATENCIES: u64 = 4;
+const LATENCIES: u64 = 2;
 
 /// With so many peers at hand whose speed is known, only one request at a time goes to a peer whose speed is not.
 const KNOWN_ENOUGH: usize = 4;
@@ -74,7 +74,7 @@ impl<'a> Plan<'a> {
         for mut gap in self.draft.unasked() {
             while self.draft.may_ask() {
                 let Some(peer) = self.choose(gap.first, None) else { break };
-                let blocks = u64::from(self.blocks(peer));
+                let blocks = self.blocks_at(peer, self.draft.asked_of(peer));
                 let mut range = gap;
                 range.last = gap.last.min(gap.first.saturating_add(blocks - 1));
                 let Some(asked) = self.draft.fetch(peer, range) else { break };
@@ -190,10 +190,14 @@ impl<'a> Plan<'a> {
 
     /// Whether one more request may go to this peer now, as far as this strategy is concerned.
     fn is_free(&self, peer: &Peer) -> bool {
+        self.free_at(peer) <= self.view.now && self.draft.asked_of(peer) < self.most(peer)
+    }
+
+    /// Requests that may be under way to this peer; at least 1.
+    fn most(&self, peer: &Peer) -> u32 {
         // A peer that nothing is known of, or that failed last, first has to answer one request.
         let few = is_stranger(peer) || peer.failures > 0;
-        let most = if few { 1 } else { self.memory.at_once(peer.id).unwrap_or(u32::MAX).min(self.requests_max()) };
-        self.free_at(peer) <= self.view.now && self.draft.asked_of(peer) < most
+        if few { 1 } else { self.memory.at_once(peer.id).unwrap_or(u32::MAX).min(self.requests_max()).max(1) }
     }
 
     /// Requests to one peer at once, where it stands them.
@@ -232,6 +236,14 @@ impl<'a> Plan<'a> {
         let bytes = blocks.saturating_mul(self.memory.block_bytes());
         let transfer_us = bytes.saturating_mul(1_000_000).checked_div(peer.throughput)?;
         Some(peer.latency_us.saturating_add(transfer_us))
+    }
+
+    /// How many blocks the request after `asked` others has. The first ones are shorter: answers share a line, and those
+    /// that are as long as each other would all end at once, after which the line stands still until the next begin.
+    fn blocks_at(&self, peer: &Peer, asked: u32) -> u64 {
+        let most = u64::from(self.most(peer));
+        let part = u64::from(asked).saturating_add(1).min(most);
+        (u64::from(self.blocks(peer)) * part).div_ceil(most).max(1)
     }
 
     /// How many blocks to ask of a peer at once: what it sends in the time that a range should take. At least 1.

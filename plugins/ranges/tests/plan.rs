@@ -59,15 +59,32 @@ fn actions(view: &View) -> Vec<Action> {
 }
 
 #[test]
-fn each_peer_is_asked_for_what_it_sends_in_half_a_second() {
-    // 80 kB/s are 100 blocks of 400 bytes in 500 ms, 4 kB/s only 5: but never less than the first range.
-    for (throughput, blocks) in [(80_000, 100), (400_000, 500), (4_000, 32), (1 << 30, 1_000), (0, 32)] {
-        let asked = fetches(&view(0, vec![peer(1, throughput)]));
-        assert_eq!(asked[0], (1, 1, blocks), "{throughput}");
+fn each_peer_is_asked_for_what_it_sends_in_a_quarter_of_a_second() {
+    // 400 kB/s are 250 blocks of 400 bytes in 250 ms, 4 kB/s only 2: but never less than the first range.
+    let last = |view: &View| *fetches(view).last().unwrap();
+    for (throughput, blocks) in [(400_000, 250), (800_000, 500), (4_000, 128), (1 << 30, 1_000), (0, 128)] {
+        let (_, first, last) = last(&view(0, vec![peer(1, throughput)]));
+        assert_eq!(last - first + 1, blocks, "{throughput}");
     }
-    let mut far = view(0, vec![peer(1, 80_000)]);
+    let mut far = view(0, vec![peer(1, 400_000)]);
     far.peers[0].latency_us = 250_000;
-    assert_eq!(fetches(&far)[0], (1, 1, 200), "a second for one that is a quarter of a second away");
+    let (_, first, last) = last(&far);
+    assert_eq!(last - first + 1, 500, "half a second for one that is a quarter of a second away");
+}
+
+#[test]
+fn answers_that_share_a_line_do_not_all_end_at_once() {
+    let peer = peer(1, 400_000);
+    let most = limits().in_flight_per_peer_max;
+    let asked = fetches(&view(0, vec![peer.clone()]));
+    let blocks: Vec<u64> = asked.iter().map(|(_, first, last)| last - first + 1).collect();
+    let expected: Vec<u64> = (1..=u64::from(most)).map(|part| (250 * part).div_ceil(most.into())).collect();
+    assert_eq!(blocks, expected);
+    // Whoever is kept busy is asked for whole ranges from then on.
+    let mut busy = view(0, vec![peer]);
+    (1..u64::from(most)).for_each(|at| under_way(&mut busy, 1, range(at * 100 - 99, at * 100), 10_000));
+    let next = 100 * (u64::from(most) - 1) + 1;
+    assert_eq!(fetches(&busy), [(1, next, next + 249)]);
 }
 
 #[test]
@@ -115,7 +132,7 @@ fn nothing_is_doubled_while_there_is_something_to_ask_for() {
     let mut view = view(0, vec![peer(1, 2_000), peer(2, 1_000_000)]);
     view.limits.in_flight_max = 2;
     under_way(&mut view, 1, range(1, 40), 1_500_000);
-    assert_eq!(fetches(&view), [(2, 41, 1_040)]);
+    assert_eq!(fetches(&view).iter().map(|(peer, first, _)| (*peer, *first)).collect::<Vec<_>>(), [(2, 41)]);
 }
 
 #[test]

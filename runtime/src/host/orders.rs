@@ -8,7 +8,7 @@ use super::look::Why;
 use super::{Control, ControlError, Host, Inner};
 use crate::{
     journal::JournalConfig,
-    rollout::{Refused, Transition},
+    rollout::{BY_HAND, Refused, Transition},
     shadow::Divergence,
     slot::{How, JournalStatus, Receiver, Status},
     store::Good,
@@ -70,7 +70,7 @@ impl Host {
     pub fn roll_back(&self, slot: &str) -> Result<Status, ControlError> {
         let inner = &*self.0;
         let (mut control, receiver) = inner.change(slot)?;
-        let reason = "an operator took it back";
+        let reason = BY_HAND;
         if let Err(refused) = receiver.roll_back(reason) {
             let record = control.store.slot(slot);
             let live = receiver.live();

@@ -133,6 +133,10 @@ pub struct SlotInfo {
     /// What a plugin might use in the slot; none in journals of older versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<Limits>,
+    /// Whether its writer wrote the segment before, too, and left no half of a frame there. Segments of older versions
+    /// do not say.
+    #[serde(default)]
+    pub continues: bool,
 }
 
 /// A generation whose calls are recorded: what it takes to run it again.

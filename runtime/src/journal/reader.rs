@@ -16,6 +16,7 @@ use super::{
     GenerationInfo, RecordId, SlotInfo, Source,
     format::{CHUNK, FRAME_BYTES, GENERATION, MAGIC, MARKER, SLOT, find, frame, json, sum_holds, varint},
     record::{Before, Broken, Parts, PartsOutcome, parts},
+    source::beginning,
 };
 use crate::{kind::Kind, load::MemoryId};
 
@@ -105,6 +106,7 @@ pub struct Summary {
     /// Calls that were recorded and are missing here: their part of the file is broken or was never written.
     pub missing: u64,
     /// Files that end in the middle of a frame, as one does whose writer was killed, and how many bytes are left over.
+    /// One whose writer went on after it is a fault.
     pub cut: Vec<(PathBuf, u64)>,
 }
 
@@ -256,11 +258,9 @@ impl<K: Kind> Reader<K> {
     /// were joined.
     fn broken(&mut self, start: usize, from: usize, end: usize, what: impl Into<String>) -> Result<(), Fault> {
         if let Some(joined) = self.joined_at(from, end) {
-            self.cut(start, joined);
-            Ok(())
+            self.cut(start, joined)
         } else if end > self.bytes.len() {
-            self.cut(start, self.bytes.len());
-            Ok(())
+            self.cut(start, self.bytes.len())
         } else {
             self.at = end;
             Err(self.fault(start, None, what))
@@ -296,8 +296,7 @@ impl<K: Kind> Reader<K> {
         // A beginning of a frame, with the end of the file behind it or another one, is one that was not written whole.
         let is_beginning = passed.len() < FRAME_BYTES && (passed.starts_with(&MARKER) || MARKER.starts_with(passed));
         if (found.is_none() || found == magic) && (is_beginning || MAGIC.starts_with(passed)) {
-            self.cut(start, start + next);
-            return Ok(());
+            return self.cut(start, start + next);
         }
         self.at = start + next;
         Err(self.fault(start, None, format!("{next} bytes that begin no frame")))
@@ -310,9 +309,22 @@ impl<K: Kind> Reader<K> {
         find(self.bytes.get(from..end)?, MAGIC).map(|at| from + at)
     }
 
-    fn cut(&mut self, start: usize, end: usize) {
-        self.summary.cut.push((self.file.clone(), (end - start) as u64));
+    /// Something is cut off at `end`. Errors: not by the end of its writer.
+    fn cut(&mut self, start: usize, end: usize) -> Result<(), Fault> {
         self.at = end;
+        if end == self.bytes.len() && self.went_on() {
+            let what = "the segment is cut off here, and its writer went on with later ones";
+            return Err(self.fault(start, None, what));
+        }
+        self.summary.cut.push((self.file.clone(), (end - start) as u64));
+        Ok(())
+    }
+
+    /// Whether the writer of this file had ended it: it writes to two segments at most, so it has where it went on with
+    /// the second one after it.
+    fn went_on(&self) -> bool {
+        let goes_on = |path: &PathBuf| beginning(path).is_some_and(|about| about.continues);
+        self.files.len() >= 2 && self.files.iter().take(2).all(goes_on)
     }
 
     fn open_chunk(&mut self, start: usize, payload: usize, end: usize) -> Result<(), Fault> {
@@ -391,7 +403,8 @@ impl<K: Kind> Reader<K> {
                 }
                 // Cut here. What was read before stands.
                 self.chunk = None;
-                return self.broken(start, start, chunk_end.max(end), "").err().map(|_| Err(fault));
+                let cut = self.broken(start, start, chunk_end.max(end), "").err()?;
+                return Some(Err(if cut.what.is_empty() { fault } else { Fault { call: fault.call, ..cut } }));
             }
         };
         let generation = chunk.generations.get(usize::from(parts.generation)).cloned();

@@ -1,7 +1,8 @@
 //! Where a journal is: the files of one slot, found by a path that an operator has typed.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Read as _},
     path::{Path, PathBuf},
 };
 
@@ -104,6 +105,16 @@ impl Source {
     pub(super) fn files(&self) -> &[PathBuf] {
         &self.files
     }
+}
+
+/// Bytes in which the description of a segment's slot is looked for: several times what it takes.
+const BEGINNING_BYTES: u64 = 4_096;
+
+/// What the segment at `path` says of itself at its beginning, where that can be read.
+pub(super) fn beginning(path: &Path) -> Option<SlotInfo> {
+    let mut bytes = Vec::new();
+    fs::File::open(path).ok()?.take(BEGINNING_BYTES).read_to_end(&mut bytes).ok()?;
+    first_slot(&bytes)
 }
 
 fn first_slot(bytes: &[u8]) -> Option<SlotInfo> {

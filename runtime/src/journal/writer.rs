@@ -48,6 +48,8 @@ struct Segment {
     bytes: u64,
     /// Generations that it describes.
     described: BTreeSet<u64>,
+    /// [`SlotInfo::continues`].
+    continues: bool,
 }
 
 impl Journal {
@@ -80,12 +82,13 @@ impl Journal {
                 started_us: 0,
                 sample: config.sample,
                 limits: None,
+                continues: false,
             },
             dir,
             config,
             shared,
             generations: BTreeMap::new(),
-            current: Segment::new(number),
+            current: Segment::new(number, false),
             previous: None,
             scratch: Vec::new(),
             records: 0,
@@ -150,6 +153,7 @@ impl Journal {
                 self.begin_segment();
                 // Half a frame may stand at its end: nothing goes there any more.
                 self.previous = None;
+                self.current.continues = false;
             }
         }
         written.map(drop)
@@ -217,6 +221,7 @@ impl Journal {
                 make_room(&self.dir, &self.config)?;
                 self.about.segment = segment.number;
                 self.about.started_us = now_us();
+                self.about.continues = segment.continues;
                 out.extend_from_slice(MAGIC);
                 put_json(out, SLOT, &self.about)?;
                 segment.file.insert(create(&self.dir, segment.number)?)
@@ -237,15 +242,16 @@ impl Journal {
     }
 
     fn begin_segment(&mut self) {
-        let next = Segment::new(self.current.number.saturating_add(1));
+        let is_begun = self.current.file.is_some();
+        let next = Segment::new(self.current.number.saturating_add(1), is_begun);
         self.shared.segment.store(next.number, Ordering::Relaxed);
         self.previous = Some(std::mem::replace(&mut self.current, next));
     }
 }
 
 impl Segment {
-    fn new(number: u32) -> Segment {
-        Segment { number, file: None, bytes: 0, described: BTreeSet::new() }
+    fn new(number: u32, continues: bool) -> Segment {
+        Segment { number, file: None, bytes: 0, described: BTreeSet::new(), continues }
     }
 }
 

@@ -1,5 +1,7 @@
 //! One recorded call in full, and made again: on the component that answered it, or on another.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 use serde_json::Value;
 
@@ -144,6 +146,56 @@ impl<K: Kind> Replay<K> {
     }
 }
 
+/// A recorded call in a line.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Listed {
+    /// Which call.
+    pub call: RecordId,
+    /// The request's moment in microseconds since 1970 UTC.
+    pub at_us: u64,
+    /// Whose memory.
+    pub key: Value,
+    /// The generation that was asked, and its plugin where that is described.
+    pub generation: u64,
+    /// The plugin's name.
+    pub plugin: Option<String>,
+    /// The request in one word; empty where a kind's are all alike.
+    pub class: &'static str,
+    /// The answer in one word, or why there was none.
+    pub answer: String,
+}
+
+/// The latest `limit` calls of `source` that can be read, the newest first. Errors: the journal is of another kind.
+pub fn latest<K: Kind>(source: &Source, limit: usize) -> anyhow::Result<Vec<Listed>> {
+    // By their time: shards are written one after the other, and segments may begin before the last one has ended.
+    let mut latest: BTreeMap<(u64, RecordId), Listed> = BTreeMap::new();
+    for call in Reader::<K>::new(source)?.flatten() {
+        let at_us = K::now_us(&call.request);
+        let place = (at_us, call.id);
+        if latest.len() >= limit && latest.first_key_value().is_none_or(|(oldest, _)| *oldest >= place) {
+            continue;
+        }
+        let answer = match &call.outcome {
+            Recorded::Answered { answer, .. } => K::label(answer).to_owned(),
+            Recorded::Failed { cause, .. } => format!("failed: {cause}"),
+        };
+        let listed = Listed {
+            call: call.id,
+            at_us,
+            key: json(&call.key),
+            generation: call.generation,
+            plugin: call.about.as_ref().map(|about| about.plugin.clone()),
+            class: K::class(&call.request),
+            answer,
+        };
+        latest.insert(place, listed);
+        if latest.len() > limit {
+            latest.pop_first();
+        }
+    }
+    Ok(latest.into_values().rev().collect())
+}
+
 fn find<K: Kind>(source: &Source, id: RecordId) -> anyhow::Result<Call<K>> {
     let mut reader = Reader::<K>::new(source)?;
     for item in &mut reader {
@@ -155,7 +207,8 @@ fn find<K: Kind>(source: &Source, id: RecordId) -> anyhow::Result<Call<K>> {
     }
     let summary = reader.summary();
     anyhow::bail!(
-        "the journal has no call {id}; it has {} that can be read, and {} that cannot",
+        "the journal has no call {id}; it has {} that can be read, and {} that cannot (without a call, `explain` lists \
+         the latest)",
         summary.calls,
         summary.skipped + summary.missing
     )

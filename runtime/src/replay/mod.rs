@@ -33,7 +33,7 @@ use crate::{
 
 pub use budget::{Budget, BudgetOutcome, Budgets, UnknownLabel};
 use compare::Tally;
-pub use explain::{Again, Explanation};
+pub use explain::{Again, Explanation, Listed, latest};
 pub use report::{Example, Fuel, Group, LabelCount, Report, Side};
 use runner::{Answered, Runner};
 pub use stepper::{Stepped, Stepper};

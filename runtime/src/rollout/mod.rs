@@ -204,6 +204,9 @@ struct OnTrial {
     failures: u64,
 }
 
+/// The reason of a step back that an operator ordered: no harm was done, and nobody need be told.
+pub(crate) const BY_HAND: &str = "an operator took it back by hand";
+
 /// Steps of generations that a slot remembers.
 const HISTORY_MAX: usize = 256;
 /// Quarantined bytes that it remembers, and as many quarantined configurations.
@@ -279,6 +282,11 @@ impl Machine {
             let reason = Some(reason.to_owned());
             self.note(Transition { phase: Phase::Retired, reason, at_ms: now_ms, ..live });
         }
+    }
+
+    /// Whether the node is stopping.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.stopped
     }
 
     pub(crate) fn kept(&self) -> Kept {

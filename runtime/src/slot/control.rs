@@ -23,7 +23,8 @@ use crate::{
     load::{MemoryId, Plugin, Rejection, Stage},
     memory::Remembered,
     rollout::{
-        Evidence, Input, Kept as KeptMachine, Machine, Phase, Picture, Probation, Refused, Rollout, Transition, Trial,
+        BY_HAND, Evidence, Input, Kept as KeptMachine, Machine, Phase, Picture, Probation, Refused, Rollout,
+        Transition, Trial,
     },
     shadow::{Call, Divergence, Shadow},
     store::Good,
@@ -43,6 +44,8 @@ pub(super) struct Control<K: Kind> {
     pub(super) rejected: Option<Rejection>,
     /// Why what is wanted does not serve, and is not on its way either.
     pub(super) refused: Option<String>,
+    /// Whether that is because an operator took it back.
+    pub(super) by_hand: bool,
     /// Whose memory could not be handed to which generation; each is told once.
     pub(super) lost: HashSet<(MemoryId, u64)>,
     /// The memory that is about, also while the built-in serves.
@@ -107,6 +110,7 @@ impl<K: Kind> Control<K> {
             last_error: None,
             rejected: None,
             refused: None,
+            by_hand: false,
             lost: HashSet::new(),
             memory_id: MemoryId::BUILTIN,
             divergence: None,
@@ -282,6 +286,7 @@ impl<K: Kind> Inner<K> {
             let told = format!("generation {} of {} is not taken: {reason}", step.generation, step.plugin);
             control.last_error.get_or_insert_with(|| told.clone());
             control.refused = Some(told);
+            control.by_hand = reason == BY_HAND;
         }
         // One pointer. Whoever is in the middle of a call ends it where it began; the last of them frees the old one.
         let before = match flag {
@@ -331,7 +336,8 @@ impl<K: Kind> Inner<K> {
                         Phase::Quarantined | Phase::Rejected => step.reason.clone(),
                         _ => None,
                     });
-                    Change::RolledBack { from: former_number, reason: why.unwrap_or_default() }
+                    let reason = why.unwrap_or_default();
+                    Change::RolledBack { from: former_number, by_hand: reason == BY_HAND, reason }
                 }
                 Phase::Live => {
                     let version = generation.as_ref().map(|live| live.plugin.description.version.clone());
@@ -339,8 +345,11 @@ impl<K: Kind> Inner<K> {
                 }
                 Phase::Shadow => Change::Shadow,
                 Phase::Canary => Change::Canary { percent },
-                Phase::Quarantined => Change::Condemned { reason: reason() },
+                Phase::Quarantined => {
+                    Change::Condemned { reason: reason(), by_hand: step.reason.as_deref() == Some(BY_HAND) }
+                }
                 Phase::Rejected => Change::CalledOff { reason: reason() },
+                Phase::Retired if control.machine.is_stopped() && step.generation == former_number => Change::Stopped,
                 Phase::Retired if next.live.is_none() && step.generation == former_number => {
                     Change::Retired { reason: reason() }
                 }
@@ -540,6 +549,7 @@ impl<K: Kind> Receiver for Inner<K> {
         let told = format!("no file that is taken holds the plugin {plugin}{instead}");
         control.last_error = Some(told.clone());
         control.refused = Some(told);
+        control.by_hand = false;
     }
 
     fn wanted_serves(&self) {
@@ -596,6 +606,7 @@ impl<K: Kind> Receiver for Inner<K> {
         }
         control.last_error = Some(rejection.to_string());
         control.refused = Some(rejection.to_string());
+        control.by_hand = rejection.stage == Stage::Quarantine && rejection.reason.contains(BY_HAND);
         control.rejected = Some(rejection);
     }
 

@@ -33,6 +33,8 @@ pub struct Status {
     pub candidate: Option<Rejection>,
     /// Why what is wanted of the slot does not serve, where it is not on trial either; none where it does.
     pub refused: Option<String>,
+    /// Whether that is because an operator took it back, and so what an operator wants all the same.
+    pub by_hand: bool,
     /// Its configuration.
     pub settings: Value,
     /// Calls of plugins in this slot, all generations.
@@ -148,6 +150,7 @@ impl<K: Kind> Inner<K> {
             },
             candidate: control.rejected.clone(),
             refused: control.refused.clone(),
+            by_hand: control.refused.is_some() && control.by_hand,
             settings: control.settings.clone(),
             calls: calls.sum::<u64>() + self.counts.steps.load(Ordering::Relaxed),
             failures: failures.iter().sum(),

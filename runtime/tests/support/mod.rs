@@ -689,6 +689,7 @@ pub fn names(events: &[Event]) -> Vec<&'static str> {
             Change::MemoryKept { .. } => "memory-kept",
             Change::Removed { .. } => "removed",
             Change::Duplicate { .. } => "duplicate",
+            Change::Stopped => "stopped",
             Change::Shadow => "shadow",
             Change::Canary { .. } => "canary",
             Change::RolledBack { .. } => "rolled-back",

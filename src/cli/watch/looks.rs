@@ -48,6 +48,7 @@ impl Look {
         let late = || ClientError::Unreachable {
             url: node.url().to_owned(),
             cause: format!("no answer within {} s", PATIENCE.as_secs()),
+            named_by: "`--node URL` or NODE_URL",
         };
         tokio::time::timeout(PATIENCE, ask).await.unwrap_or_else(|_| Err(late()))
     }

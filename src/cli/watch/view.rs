@@ -296,7 +296,11 @@ mod tests {
     }
 
     fn unreachable() -> ClientError {
-        ClientError::Unreachable { url: "http://c:1".into(), cause: "connection refused (os error 111)".into() }
+        ClientError::Unreachable {
+            url: "http://c:1".into(),
+            cause: "connection refused (os error 111)".into(),
+            named_by: "",
+        }
     }
 
     /// The lines of a picture of this size, without spaces at their ends.
