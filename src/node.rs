@@ -123,7 +123,7 @@ impl Node {
         let auditing = auditor.clone();
         let (may, stop_audit) = (quiet(), stopped.clone());
         tasks.push(("audit", tokio::spawn(async move { auditing.run(verify_every, may, stop_audit).await })));
-        tasks.push(("memory", tokio::spawn(memory::run(follower.status(), stopped.clone()))));
+        tasks.push(("memory", tokio::spawn(memory::run(ledger.storage().clone(), follower.status(), stopped.clone()))));
         let policy: Arc<dyn Policy> = Arc::new(policy);
         let rpc_config = rpc_config(&config.rpc)?;
         let p2p = match &config.p2p {

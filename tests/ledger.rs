@@ -73,6 +73,25 @@ async fn what_is_imported_is_there_after_a_restart() {
 }
 
 #[tokio::test]
+async fn readers_whose_connections_are_closed_open_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let sample = Sample::new(1, 20);
+    let ledger = open(dir.path(), &sample);
+    let storage = ledger.storage();
+    // More readers than there are connections: some wait for one.
+    let reading = || (0..200).for_each(|_| assert!(storage.read(|reader| reader.hash_at(0)).unwrap().is_some()));
+    std::thread::scope(|scope| {
+        let readers: Vec<_> = (0..20).map(|_| scope.spawn(reading)).collect();
+        while !readers.iter().all(|reader| reader.is_finished()) {
+            storage.close_idle();
+        }
+    });
+    storage.close_idle();
+    assert!(storage.read_brief(|reader| reader.hash_at(0)).await.unwrap().is_some());
+    ledger.stop();
+}
+
+#[tokio::test]
 async fn lists_by_address_are_complete_and_cursors_neither_skip_nor_repeat() {
     let dir = tempfile::tempdir().unwrap();
     let mut sample = Sample::new(2, 6);

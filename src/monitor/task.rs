@@ -104,9 +104,13 @@ impl Monitor {
 
     /// Looks, and tells what changes.
     pub fn look(&self) {
+        self.tell(&self.observe());
+    }
+
+    /// Tells what changes with what was seen.
+    fn tell(&self, seen: &Observation) {
         let parts = &self.0.parts;
-        let seen = self.observe();
-        let findings = rules::findings(&seen, &parts.thresholds);
+        let findings = rules::findings(seen, &parts.thresholds);
         let changes = self.board().look(findings, seen.now, parts.timing);
         for change in changes {
             log(&change);
@@ -130,6 +134,7 @@ impl Monitor {
         let (mut looks, mut state, mut sync_is_there) = (1_u64, sync.borrow().state, true);
         let observer = self.0.parts.observer.clone();
         let mut refreshing = tokio::task::spawn_blocking(move || observer.refresh());
+        let is_stopping = stop.clone();
         let mut stopped = std::pin::pin!(async {
             // An error means that whoever could say it is gone, which is a stop as well.
             let _ = stop.wait_for(|stop| *stop).await;
@@ -169,7 +174,12 @@ impl Monitor {
                 refreshing = tokio::task::spawn_blocking(move || observer.refresh());
             }
             looks += u64::from(is_tick);
-            self.look();
+            let seen = self.observe();
+            // What ends in a stop is no cause for alarm. Asked after the look: whatever the stop ended was seen before.
+            if is_stopping.has_changed().is_err() || *is_stopping.borrow() {
+                return;
+            }
+            self.tell(&seen);
         }
     }
 }

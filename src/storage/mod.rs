@@ -209,6 +209,19 @@ impl Storage {
         answer
     }
 
+    /// Closes the connections that nobody uses; later ones are opened anew. With each goes what it has mapped of the file:
+    /// all accounts, say, after a start that has read them.
+    pub fn close_idle(&self) {
+        let idle = {
+            let mut pool = self.pool.idle.lock().expect("no reader panics while it holds the pool");
+            let idle = std::mem::take(&mut pool.0);
+            pool.1 -= idle.len();
+            idle
+        };
+        self.pool.returned.notify_all();
+        drop(idle);
+    }
+
     /// [`Storage::read`] from async code, for what looks at a few pages: right here where a reader is idle, since the
     /// way to another thread and back takes several times as long as the query.
     pub async fn read_brief<T: Send + 'static>(

@@ -195,12 +195,12 @@ mod tests {
         assert_eq!(memory.at_once(1), Some(1));
         answers(&mut memory, 3);
         memory.met(1);
-        assert_eq!(memory.at_once(1), Some(4), "meeting it again changes nothing");
-        memory.failed(1, &range, 1, 4, 0);
+        assert_eq!(memory.at_once(1), Some(7), "meeting it again changes nothing");
+        memory.failed(1, &range, 1, 7, 0);
         answers(&mut memory, GOOD_ANSWERS - 1);
-        assert_eq!(memory.at_once(1), Some(2));
-        answers(&mut memory, 1);
         assert_eq!(memory.at_once(1), Some(3));
+        answers(&mut memory, 1);
+        assert_eq!(memory.at_once(1), Some(4));
         answers(&mut memory, 5 * GOOD_ANSWERS);
         assert_eq!(memory.at_once(1), None, "it stands as much as is allowed");
         for at_once in [4, 2, 1, 1] {
