@@ -201,7 +201,7 @@ fn config_check_asks_the_plugins_what_they_say_to_their_settings() {
     // One that is not there may come later.
     let text = check(&[("use = \"parallel-range\"", "use = \"my-strategy\"\nconfig = { any = 1 }")], 0);
     let missing = "plugins.sync.use: slot sync: in node/plugins, no file that is taken holds the plugin my-strategy";
-    assert!(text.contains(missing) && text.ends_with("0 errors, 1 warnings\n"), "{text}");
+    assert!(text.contains(missing) && text.ends_with("0 errors, 1 warning\n"), "{text}");
     // Nor is one that is of another kind.
     assert!(check(&[("use = \"token-bucket\"", "use = \"ping-pong\"")], 0).contains("holds the plugin ping-pong"));
 

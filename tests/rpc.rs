@@ -357,7 +357,7 @@ async fn a_message_cursor_never_skips_and_never_repeats() {
     let mut nonce = next_nonce(&node, &sample).await;
     let reader = SecretKey::from_seed([77; 32]);
     let mut path = format!("/rpc/messages?address={}&limit=2", address(&reader));
-    assert_eq!(node.json(&path).await, json!({ "success": true, "messages": [], "count": 0, "next": null }));
+    assert_eq!(node.json(&path).await, json!({ "success": true, "messages": [], "count": 0, "next": null, "base": 0 }));
     let (mut sent, mut read) = (Vec::new(), Vec::new());
     for round in 0..4 {
         for at in 0..3 {

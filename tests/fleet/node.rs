@@ -430,32 +430,37 @@ impl Node {
         self.go_on(errand);
     }
 
-    /// Lets a task run until it asks a neighbour something, or is done.
+    /// Lets a task run until it waits for neighbours' answers, or is done.
     fn go_on(&mut self, errand: Errand) {
         enum Step {
             Done(Box<Wake<Blocks>>),
-            Asks(Asked),
+            /// What it asks now; nothing more where an answer is still to come.
+            Asks(Vec<Asked>),
         }
         let up = self.up.as_mut().expect("nothing happens to a node that is down");
         // It may have been ended meanwhile.
         let Some(task) = up.errands.get_mut(&errand) else { return };
         let desk = Arc::clone(&up.desk);
+        // A question that is closed was asked by an errand of this name that was ended.
+        let has_asked = up.waiting.values().any(|(asking, reply)| *asking == errand && !reply.is_closed());
         let step = self.runtime.block_on(poll_fn(|context| match task.future.as_mut().poll(context) {
             Poll::Ready(wake) => Poll::Ready(Step::Done(Box::new(wake))),
             // Else it waits for the ledger, or for a thread of its own, and is woken by that.
-            Poll::Pending => match desk.lock().expect("no step panics").take() {
-                Some(asked) => Poll::Ready(Step::Asks(asked)),
-                None => Poll::Pending,
+            Poll::Pending => match std::mem::take(&mut *desk.lock().expect("no step panics")) {
+                asked if asked.is_empty() && !has_asked => Poll::Pending,
+                asked => Poll::Ready(Step::Asks(asked)),
             },
         }));
         match step {
-            Step::Asks(Asked { to, question, reply }) => {
-                self.tickets += 1;
-                let ticket = self.tickets;
-                self.up().waiting.insert(ticket, (errand, reply));
-                self.send(to, Message::Question(ticket, question));
-                let ms = self.plan.sync.request_timeout_ms;
-                self.later(ms, ms, Event::Replied(ticket, Err(SourceError::Timeout { ms })));
+            Step::Asks(questions) => {
+                for Asked { to, question, reply } in questions {
+                    self.tickets += 1;
+                    let ticket = self.tickets;
+                    self.up().waiting.insert(ticket, (errand, reply));
+                    self.send(to, Message::Question(ticket, question));
+                    let ms = self.plan.sync.request_timeout_ms;
+                    self.later(ms, ms, Event::Replied(ticket, Err(SourceError::Timeout { ms })));
+                }
             }
             Step::Done(mut wake) => {
                 let since = task.since;
