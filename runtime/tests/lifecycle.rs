@@ -22,14 +22,9 @@ fn canary(steps: &[u8], calls: u64) -> Rollout {
     Rollout::Canary { steps: steps.to_vec(), calls, seconds: 0, max_slowdown: 1e6 }
 }
 
-/// A deadline that a call which waits for a core does not pass: one that did would be answered by the version before.
-fn patient() -> Limits {
-    Limits { deadline_ms: 10_000, ..Limits::default() }
-}
-
 fn config(rollout: Rollout) -> PluginConfig {
     let probation = Probation { max_slowdown: 1e6, ..Probation::default() };
-    PluginConfig { rollout, probation, limits: patient(), ..PluginConfig::plugin("adder") }
+    PluginConfig { rollout, probation, ..support::patient("adder") }
 }
 
 /// New bytes of the plugin, taken by a look at the directory.
@@ -495,8 +490,7 @@ fn set_bed() -> (Bed, Slot<support::Counter>, Slot<support::Counter>) {
     });
     bed.put("left.wasm", &Text::new("left", 1).counter());
     bed.put("right.wasm", &Text::new("right", 1).counter());
-    let config = |name: &str| PluginConfig { limits: patient(), ..PluginConfig::plugin(name) };
-    let slot = |name: &str| bed.host.slot(name, config(name), builtin).expect("a slot");
+    let slot = |name: &str| bed.host.slot(name, support::patient(name), builtin).expect("a slot");
     let (left, right) = (slot("left"), slot("right"));
     assert_eq!(bed.host.open().rejected, []);
     (bed, left, right)

@@ -185,7 +185,7 @@ fn orders_for_unknown_slots_and_plugins_name_the_known_ones() {
 #[test]
 fn ten_thousand_swaps_under_load_fail_no_call_and_leave_no_instance() {
     let bed = Bed::new();
-    let slot = bed.serving(&Text::new("adder", 1), PluginConfig::plugin("adder"));
+    let slot = bed.serving(&Text::new("adder", 1), support::patient("adder"));
     let (done, calls) = (AtomicBool::new(false), AtomicU64::new(0));
     let flat = std::thread::scope(|scope| {
         for client in 0..2_u64 {
