@@ -42,6 +42,15 @@ pub mod echo_world {
     });
 }
 
+/// After this a wait has failed: far longer than anything here takes.
+pub const PATIENCE: std::time::Duration = std::time::Duration::from_secs(120);
+
+/// The plugin of a slot whose deadline no call passes that only waits for a core: one that did would be answered by the
+/// generation before.
+pub fn patient(plugin: &str) -> PluginConfig {
+    PluginConfig { limits: Limits { deadline_ms: 10_000, ..Limits::default() }, ..PluginConfig::plugin(plugin) }
+}
+
 /// Counts by client.
 pub struct Counter;
 
