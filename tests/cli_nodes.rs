@@ -300,7 +300,7 @@ fn a_new_version_proves_itself_on_live_requests_and_every_refusal_can_be_explain
     let text = fs::read_to_string(&file).unwrap().replace(
         "use = \"token-bucket\"\n",
         "use = \"token-bucket\"\nrollout = { mode = \"shadow\", calls = 20, max_slowdown = 1000.0 }\n\
-         probation = { seconds = 600, max_slowdown = 1000.0 }\njournal = {}\n\
+         probation = { seconds = 600, max_slowdown = 1000.0 }\njournal = { segments = 12 }\n\
          config = { read = { capacity = 1, refill_per_second = 1 }, trusted = [] }\n",
     );
     fs::write(&file, text).unwrap();
@@ -389,13 +389,14 @@ fn a_new_version_proves_itself_on_live_requests_and_every_refusal_can_be_explain
     assert!(!ask(&node.url, "/rpc/transactions?limit=100").contains("x-tenon-decision"));
     let begun = plugin(&["journal", "rate-limit", "--on", "--sample", "1"]);
     assert_eq!((&begun["recording"], &begun["records"]), (&true.into(), &ended["records"]), "{begun}");
+    assert_eq!((&begun["segments"], &begun["sample"]), (&12.into(), &1.0.into()), "what is not said stays: {begun}");
     assert!(ask(&node.url, "/rpc/transactions?limit=100").contains("x-tenon-decision"));
     let refused =
         printed(dir, &[&["plugin", "journal", "rate-limit", "--on", "--sample", "7"], &admin[..]].concat(), 1);
     assert!(refused.contains("sample is 7, expected 0 to 1"), "{refused}");
     // As the node read it last, so that nothing else is new.
     let wide = narrow.replace("capacity = 1, refill", "capacity = 1000, refill");
-    fs::write(&file, wide.replace("journal = {}\n", "")).unwrap();
+    fs::write(&file, wide.replace("journal = { segments = 12 }\n", "")).unwrap();
     node.signal("HUP");
     node.logged("recording ended");
     assert!(!ask(&node.url, "/rpc/transactions?limit=100").contains("x-tenon-decision"));

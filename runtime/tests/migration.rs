@@ -357,7 +357,9 @@ where
     for call in 0..20 {
         slot.step(&add(1, 1), &(1_000 * call, 0, 0, 0));
         // One after the other: what is compared is what was asked.
+        let since = std::time::Instant::now();
         while divergence.compared <= call {
+            assert!(since.elapsed() < support::PATIENCE, "call {call} is not compared: {divergence:?}");
             std::thread::yield_now();
             divergence = bed.host.shadow("counter").expect("a slot").expect("a shadow");
         }

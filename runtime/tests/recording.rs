@@ -78,7 +78,9 @@ fn switched_under_load_the_journal_holds_exactly_the_calls_that_say_so() {
             let id = recorded(&slot, CLIENTS, 1).expect("it records");
             told.lock().expect("no panic").insert(id, (CLIENTS, round as u64 + 1));
             let before = bed.host.journal("counter").expect("a slot").expect("a journal").records;
+            let since = std::time::Instant::now();
             while bed.host.journal("counter").expect("a slot").expect("a journal").records < before + 50 {
+                assert!(since.elapsed() < support::PATIENCE, "nothing is recorded any more");
                 std::thread::yield_now();
             }
             let status = bed.host.stop_recording("counter").expect("a slot").expect("a journal");
@@ -150,7 +152,7 @@ fn a_recording_goes_on_as_it_was_and_a_wrong_order_changes_nothing() {
     };
     let slot = bed.serving(&Text::new("tally", 1), config);
     let status = |bed: &Bed| bed.host.journal("counter").expect("a slot").expect("a journal");
-    assert_eq!((status(&bed).recording, status(&bed).sample), (true, 0.25));
+    assert_eq!((status(&bed).recording, status(&bed).config.sample), (true, 0.25));
     let mut events = bed.host.events();
     let wrong = Some(JournalConfig { sample: 2.0, ..JournalConfig::default() });
     let refused = bed.host.record("counter", wrong).expect_err("out of range");
@@ -168,6 +170,6 @@ fn a_recording_goes_on_as_it_was_and_a_wrong_order_changes_nothing() {
     assert_eq!(told[0].change, Change::RecordingStopped { records: sampled as u64 });
     assert_eq!((told[0].slot.as_deref(), told[0].plugin.as_deref()), (Some("counter"), Some("tally")));
     let again = bed.host.record("counter", None).expect("as it was").expect("a journal");
-    assert_eq!((again.recording, again.sample), (true, 0.25));
+    assert_eq!((again.recording, again.config.sample), (true, 0.25));
     assert!(matches!(bed.host.record("nowhere", None), Err(ControlError::UnknownSlot { .. })));
 }

@@ -314,7 +314,10 @@ fn one_call_is_explained_and_made_again() {
     let failed = explain(recording.ids[9], None).expect("a call");
     assert_eq!(failed.answer, json!({ "failed": "deadline", "message": "still running after 100 ms" }));
     let error = explain("1.0.999".parse().expect("an id"), None).expect_err("no such call").to_string();
-    assert_eq!(error, "the journal has no call 1.0.999; it has 60 that can be read, and 0 that cannot (without a call, `explain` lists the latest)");
+    assert_eq!(
+        error,
+        "the journal has no call 1.0.999; it has 60 that can be read, and 0 that cannot (without a call, `explain` lists the latest)"
+    );
 }
 
 #[test]

@@ -64,12 +64,12 @@ impl Auditor {
     /// they do not make the root of the head. `took` is how long that was. Errors: the database cannot be read.
     pub fn of_opened(ledger: Ledger, took: Duration) -> Result<Self, StorageError> {
         let head = ledger.head();
-        let counts = ledger.storage().read(|reader| reader.counts())?;
+        let accounts = ledger.storage().read(|reader| reader.account_count())?;
         let check = StateCheck {
             height: head.height,
             hash: head.hash,
             ok: true,
-            accounts: counts.accounts,
+            accounts,
             state_root: head.state_root,
             duration_ms: millis(took),
             at: Time::now(),

@@ -15,7 +15,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use tenon_runtime::journal::JournalConfig;
 use tenon_runtime::{ControlError, Host, Transition};
@@ -166,8 +166,8 @@ enum Order {
     Reload,
     Use(Option<String>),
     Configure(Value),
-    /// None: no more; with nothing in it: as last time.
-    Record(Option<Option<JournalConfig>>),
+    /// With these fields of a slot's `journal`, all others as last time. None: no more.
+    Record(Option<Map<String, Value>>),
 }
 
 async fn order(
@@ -199,7 +199,10 @@ async fn order(
             Order::Reload => host.reload(&slot),
             Order::Use(plugin) => host.use_plugin(&slot, plugin.as_deref()),
             Order::Configure(settings) => host.configure(&slot, settings),
-            Order::Record(Some(config)) => return Ok(Json(host.record(&slot, config)?).into_response()),
+            Order::Record(Some(fields)) => {
+                let last = host.journal(&slot)?.map(|journal| journal.config).unwrap_or_default();
+                return Ok(Json(host.record(&slot, Some(journal_config(last, fields)?))?).into_response());
+            }
             Order::Record(None) => return Ok(Json(host.stop_recording(&slot)?).into_response()),
         };
         Ok(Json(status?).into_response())
@@ -208,7 +211,7 @@ async fn order(
 }
 
 /// The body as a JSON object.
-pub(super) fn object(body: &Bytes) -> Result<serde_json::Map<String, Value>> {
+pub(super) fn object(body: &Bytes) -> Result<Map<String, Value>> {
     let text = utf8(body)?;
     serde_json::from_str(text).map_err(|error| ApiError::invalid(format!("the body is not a JSON object: {error}")))
 }
@@ -247,20 +250,24 @@ fn configuration(body: &Bytes) -> Result<Value> {
     object(body).map(Value::Object)
 }
 
-/// `{"recording": true}`, as last time or, with some of the fields of a slot's `journal`, by those and the defaults of the
-/// others; or `{"recording": false}`.
-fn recording(body: &Bytes) -> Result<Option<Option<JournalConfig>>> {
+/// `{"recording": true}`, with any of the fields of a slot's `journal`; or `{"recording": false}`.
+fn recording(body: &Bytes) -> Result<Option<Map<String, Value>>> {
     let mut fields = object(body)?;
     let recording = fields.remove("recording").ok_or_else(|| ApiError::field("recording", "is missing"))?;
     let recording = recording.as_bool().ok_or_else(|| ApiError::field("recording", "expected true or false"))?;
     match fields.keys().next() {
-        None => Ok(recording.then_some(None)),
-        Some(_) if recording => {
-            let config = serde_json::from_value(Value::Object(fields));
-            config.map(|config| Some(Some(config))).map_err(|error| ApiError::invalid(error.to_string()))
+        Some(name) if !recording => {
+            Err(ApiError::invalid(format!("`{}` says nothing where nothing is recorded", shown(name))))
         }
-        Some(name) => Err(ApiError::invalid(format!("`{}` says nothing where nothing is recorded", shown(name)))),
+        _ => Ok(recording.then_some(fields)),
     }
+}
+
+/// `last` with other values for `fields`.
+fn journal_config(last: JournalConfig, fields: Map<String, Value>) -> Result<JournalConfig> {
+    let Value::Object(mut all) = serde_json::to_value(last).expect("plain data") else { unreachable!("a struct") };
+    all.extend(fields);
+    serde_json::from_value(Value::Object(all)).map_err(|error| ApiError::invalid(error.to_string()))
 }
 
 /// Makes a snapshot of the head, or of the block that `{"height": …}` names, and answers when it is there.

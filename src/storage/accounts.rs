@@ -33,6 +33,12 @@ impl Reader<'_> {
         Ok(row.optional()?)
     }
 
+    /// How many accounts there are.
+    pub fn account_count(&self) -> Result<u64> {
+        let mut statement = self.connection().prepare_cached("SELECT count(*) FROM account")?;
+        Ok(from_sql(statement.query_row([], |row| row.get(0))?))
+    }
+
     /// Shows `each` every account, by address.
     pub fn each_account(&self, mut each: impl FnMut(Address, Account)) -> Result<()> {
         let mut statement =

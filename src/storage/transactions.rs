@@ -255,9 +255,7 @@ impl Reader<'_> {
 
     /// How many transactions and accounts there are. Reads both indexes through.
     pub fn counts(&self) -> Result<Counts> {
-        let accounts =
-            self.connection().prepare_cached("SELECT count(*) FROM account")?.query_row([], |row| row.get(0))?;
-        Ok(Counts { transactions: index::TRANSACTIONS.rows(self.connection())?, accounts: from_sql(accounts) })
+        Ok(Counts { transactions: index::TRANSACTIONS.rows(self.connection())?, accounts: self.account_count()? })
     }
 }
 

@@ -94,10 +94,10 @@ impl Source {
         &self.about
     }
 
-    /// What a plugin might use in the slot, as the newest readable segment has it; none where that is of an older version.
+    /// What a plugin might use in the slot, as the newest file says at its beginning; none where that is of an older version.
     pub fn limits(&self) -> Option<Limits> {
         // A segment that the ring has dropped meanwhile is one less.
-        let newest = self.files.iter().rev().find_map(|file| first_slot(&fs::read(file).ok()?));
+        let newest = self.files.iter().rev().find_map(|file| beginning(file));
         newest.and_then(|slot| slot.limits)
     }
 

@@ -128,7 +128,8 @@ impl Journal {
     /// Writes all that was taken from the recorders of a slot, one after the other. Whatever is large: a new segment begins
     /// after it, once, so that what was recorded for the old one meanwhile still finds it.
     ///
-    /// Errors: as of [`write`](Self::write), the first of them; the other chunks are written.
+    /// Errors: as of [`write`](Self::write), the first of them. What comes after it was for a segment that is closed then;
+    /// it is counted as lost, too.
     pub fn write_all(&mut self, mut chunks: Vec<Chunk>) -> io::Result<()> {
         // A shard that was quiet may have begun its chunk a segment earlier than others.
         chunks.sort_by_key(|chunk| chunk.segment);

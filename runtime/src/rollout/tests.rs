@@ -37,7 +37,8 @@ fn tick(trial: Evidence, live: Evidence) -> Input {
     Input::Tick { trial, live }
 }
 
-/// Everything that can happen to a machine: these candidates in each mode, by force or not; every verdict of a trial and of a probation; failures of whoever there is; orders.
+/// Everything that can happen to a machine: these candidates in each mode, by force or not; every verdict of a trial and
+/// of a probation; failures of whoever there is; orders.
 fn inputs(machine: &Machine, candidates: &[(u8, u8)]) -> Vec<Input> {
     let mut inputs = Vec::new();
     for &(letter, number) in candidates {

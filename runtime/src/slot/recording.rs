@@ -30,8 +30,9 @@ pub struct JournalStatus {
     pub records: u64,
     /// Calls left out since the start.
     pub dropped: u64,
-    /// The share of keys that is recorded, or was last.
-    pub sample: f64,
+    /// How it is recorded, or was last.
+    #[serde(flatten)]
+    pub config: JournalConfig,
 }
 
 /// Where a slot's calls are recorded.
@@ -142,7 +143,7 @@ impl<K: Kind> Inner<K> {
             segment: journal.segment(),
             records: journal.records(),
             dropped: journal.dropped(),
-            sample: recording.config.sample,
+            config: recording.config.clone(),
         })
     }
 
