@@ -448,3 +448,56 @@ fn a_new_version_proves_itself_on_live_requests_and_every_refusal_can_be_explain
     node.signal("TERM");
     node.ended();
 }
+
+#[test]
+fn a_node_reads_its_file_anew_and_tells_of_what_it_cannot_have() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    printed(dir, &[&["init", "--dir", "authority", "--authority"], &PORTS[..]].concat(), 0);
+    let file = dir.join("authority/tenon.toml");
+    let text = fs::read_to_string(&file).unwrap();
+    let becomes = |lines: &str| fs::write(&file, text.replace("use = \"token-bucket\"\n", lines)).unwrap();
+    becomes("");
+    let mut node = Node::start(dir, "authority");
+    let slot = || {
+        let listed = json(dir, &["plugin", "list", "--dir", "authority"]);
+        listed.as_array().unwrap().iter().find(|slot| slot["slot"] == "rate-limit").unwrap().clone()
+    };
+    assert_eq!(slot()["generation"], 0, "the built-in");
+    assert!(ask(&node.url, "/rpc/transactions?limit=100").starts_with("HTTP/1.1 200"));
+
+    // The limits of the built-in, too.
+    becomes("config = { read = { capacity = 1, refill_per_second = 1 }, trusted = [] }\n");
+    node.signal("HUP");
+    node.logged("configuration taken over slot=\"rate-limit\"");
+    assert!(ask(&node.url, "/rpc/transactions?limit=100").starts_with("HTTP/1.1 413"));
+
+    // A plugin that is not there: what is wanted does not serve, and each time that the file is read it is tried again.
+    becomes("use = \"no-such\"\nconfig = { read = { capacity = 2, refill_per_second = 1 }, trusted = [] }\n");
+    for _ in 0..2 {
+        node.signal("HUP");
+        let line = node.logged("configuration not taken over");
+        assert!(line.contains("rate-limit") && line.contains("no-such"), "{line}");
+        let slot = slot();
+        assert!(slot["refused"].as_str().unwrap().contains("no-such"), "{slot}");
+        assert_eq!((&slot["by_hand"], &slot["settings"]["read"]["capacity"]), (&false.into(), &1.into()), "{slot}");
+    }
+    // It is wanted no more.
+    becomes("config = { read = { capacity = 3, refill_per_second = 1 }, trusted = [] }\n");
+    node.signal("HUP");
+    node.logged("configuration taken over slot=\"rate-limit\"");
+    assert_eq!((&slot()["refused"], &slot()["settings"]["read"]["capacity"]), (&Value::Null, &3.into()));
+
+    // Of a change that is refused in part, the part that was taken holds: the rest alone is tried again.
+    becomes("use = \"token-bucket\"\nconfig = { reed = 1 }\n");
+    node.signal("HUP");
+    node.logged("configuration not taken over");
+    let generation = slot()["generation"].clone();
+    assert_eq!((&slot()["plugin"], generation.as_u64() > Some(0)), (&"token-bucket".into(), true));
+    becomes("use = \"token-bucket\"\nconfig = { read = { capacity = 4, refill_per_second = 1 }, trusted = [] }\n");
+    node.signal("HUP");
+    node.logged("configuration taken over slot=\"rate-limit\"");
+    let slot = slot();
+    assert_eq!((&slot["refused"], &slot["settings"]["read"]["capacity"]), (&Value::Null, &4.into()));
+    assert_eq!(slot["generation"].as_u64(), generation.as_u64().map(|number| number + 1), "one swap, not two");
+}

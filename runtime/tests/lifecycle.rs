@@ -358,6 +358,38 @@ fn a_configuration_that_was_rolled_back_is_not_taken_at_the_next_start_either() 
 }
 
 #[test]
+fn what_an_operator_took_back_under_an_older_version_is_no_fault_of_the_plugin() {
+    // New bytes, and a new configuration of the same.
+    for new in [None, Some(version(2, Mode::Count))] {
+        let number = if new.is_some() { 1 } else { 2 };
+        let bed = Bed::new();
+        bed.serving(&version(1, Mode::Count), configured(1, &Rollout::Immediate));
+        match &new {
+            Some(text) => offer(&bed, text),
+            None => drop(bed.host.configure("counter", json!({ "n": 2 })).expect("both fit")),
+        }
+        bed.host.roll_back("counter").expect("a step back");
+        let dirs = bed.shut_down();
+        let path = dirs.path().join("state/record.json");
+        let text = std::fs::read_to_string(&path).expect("the record");
+        let mut record: serde_json::Value =
+            serde_json::from_str(&text.replace(" back by hand", " back")).expect("JSON");
+        let machine = record["slots"]["counter"]["machine"].as_object_mut().expect("the machine");
+        machine.remove("by_hand").expect("a field of this version");
+        for configuration in machine["configurations"].as_array_mut().expect("a list") {
+            configuration.as_object_mut().expect("one").remove("by_hand").expect("a field of this version");
+        }
+        std::fs::write(&path, record.to_string()).expect("writing");
+        let bed = Bed::again(dirs, |_| {});
+        bed.counter(configured(number, &Rollout::Immediate));
+        bed.host.open();
+        let status = bed.status();
+        assert!(status.refused.is_some_and(|reason| reason.contains("an operator took it back;")));
+        assert!(status.by_hand);
+    }
+}
+
+#[test]
 fn what_was_changed_while_the_node_was_down_proves_itself_as_any_other() {
     for (number, text) in [(2, version(1, Mode::Count)), (1, version(2, Mode::Count)), (2, version(2, Mode::Count))] {
         let rollout = shadow(1_000_000, 0.0);
@@ -458,6 +490,56 @@ fn what_is_wanted_and_does_not_serve_is_told_until_it_does() {
     bed.host.reload("counter").expect("sound");
     assert!(bed.host.use_plugin("counter", Some("other")).is_err());
     assert_eq!(bed.status().refused, None);
+}
+
+#[test]
+fn an_order_that_is_refused_says_nothing_about_what_is_wanted() {
+    let bed = Bed::new();
+    bed.put("other.wasm", &Text { configure: 1, ..Text::new("other", 1) }.counter());
+    let slot = bed.serving(&version(1, Mode::Count), config(Rollout::Immediate));
+    // What is wanted and does not serve stays told, in its own words, and by whose hand.
+    bed.host.configure("counter", json!({ "n": 2 })).expect("sound");
+    bed.host.roll_back("counter").expect("a step back");
+    let before = bed.status();
+    assert!(before.by_hand && before.refused.is_some());
+    assert!(bed.host.use_plugin("counter", Some("other")).is_err());
+    assert_eq!((bed.status().refused, bed.status().by_hand), (before.refused, true));
+    // What is wanted serves: a configuration that is not taken, another plugin and one that is not there change nothing.
+    let generation = bed.host.configure("counter", json!({ "n": 3 })).expect("sound").generation;
+    assert_eq!(bed.status().refused, None);
+    assert!(bed.host.configure("counter", json!({ "n": 2 })).is_err());
+    assert_eq!(bed.status().refused, None);
+    assert!(bed.status().candidate.is_some(), "what became of the order is there to see");
+    assert!(bed.host.use_plugin("counter", Some("other")).is_err());
+    assert!(bed.host.use_plugin("counter", Some("no-such")).is_err());
+    assert_eq!((bed.status().refused, slot.generation()), (None, generation));
+    // Where the built-in is wanted, it serves.
+    bed.host.use_plugin("counter", None).expect("the built-in");
+    assert!(bed.host.use_plugin("counter", Some("other")).is_err());
+    assert_eq!((bed.status().refused, slot.generation()), (None, 0));
+}
+
+#[test]
+fn what_an_operator_wants_in_vain_is_told_until_something_is_taken_or_it_is_wanted_no_more() {
+    let bed = Bed::new();
+    bed.serving(&version(1, Mode::Count), config(Rollout::Immediate));
+    let wants = |reason: Option<&str>| bed.host.wanted_in_vain("counter", reason.map(str::to_owned)).expect("the slot");
+    wants(Some("no such plugin"));
+    assert_eq!(bed.status().refused.as_deref(), Some("no such plugin"));
+    assert!(bed.host.use_plugin("counter", Some("other")).is_err(), "it changes nothing");
+    assert_eq!(bed.status().refused.as_deref(), Some("no such plugin"));
+    wants(None);
+    assert_eq!(bed.status().refused, None);
+    wants(Some("no such plugin"));
+    bed.host.configure("counter", json!({ "n": 2 })).expect("sound");
+    assert_eq!(bed.status().refused, None);
+    // It hides what was to tell before, and by whose hand, and no more than that.
+    bed.host.roll_back("counter").expect("a step back");
+    wants(Some("no such plugin"));
+    assert!(!bed.status().by_hand);
+    wants(None);
+    assert!(bed.status().by_hand && bed.status().refused.is_some());
+    assert!(bed.host.wanted_in_vain("no-such", None).is_err());
 }
 
 #[test]

@@ -80,9 +80,9 @@ impl Run {
         let addresses = Addresses { rpc: node.rpc_addr(), admin: node.admin_addr(), pid: std::process::id() };
         let written = addresses.write(dir);
         if written.is_ok() {
-            let mut config = config;
+            let mut held = Held { slots: slots(&config), config };
             while signals.next().await == Signal::Reload {
-                config = reload(dir, config).await;
+                held.reload(dir, &node).await;
             }
             tracing::info!("stopping");
         }
@@ -111,31 +111,46 @@ fn load(dir: &Path) -> Result<Config> {
     Ok(config)
 }
 
-/// Takes over what can change while the node runs: who serves a slot, and its configuration. Answers what holds now.
-async fn reload(dir: &Path, old: Config) -> Config {
-    let new = match load(dir) {
-        Ok(new) => new,
-        Err(error) => {
-            tracing::error!("configuration not taken over: {error:#}");
-            return old;
+/// What a running node goes by.
+struct Held {
+    /// As it was read last.
+    config: Config,
+    /// What it holds for its slots: what it was told and took.
+    slots: Vec<SlotChoice>,
+}
+
+impl Held {
+    /// Takes over what can change while the node runs: who serves a slot, and its configuration.
+    async fn reload(&mut self, dir: &Path, node: &Node) {
+        let new = match load(dir) {
+            Ok(new) => new,
+            Err(error) => {
+                tracing::error!("configuration not taken over: {error:#}");
+                return;
+            }
+        };
+        let later = differing(&without_slots(&self.config), &without_slots(&new));
+        if !later.is_empty() {
+            tracing::warn!(
+                knobs = later.join(", "),
+                "these knobs changed, and hold from the next start on; live are `use`, `handler`, `config` and `journal` of slots"
+            );
         }
-    };
-    let later = differing(&without_slots(&old), &without_slots(&new));
-    if !later.is_empty() {
-        tracing::warn!(
-            knobs = later.join(", "),
-            "these knobs changed, and hold from the next start on; live are `use`, `handler`, `config` and `journal` of slots"
-        );
-    }
-    let before = slots(&old);
-    for slot in slots(&new) {
-        let Some(other) = before.iter().find(|other| other.name == slot.name && **other != slot) else { continue };
-        match slot.apply(dir, other).await {
-            Ok(()) => tracing::info!(slot = slot.name, plugin = slot.plugin, "configuration taken over"),
-            Err(error) => tracing::error!(slot = slot.name, "configuration not taken over: {error:#}"),
+        for slot in slots(&new) {
+            let Some(held) = self.slots.iter_mut().find(|held| held.name == slot.name) else { continue };
+            let was_same = *held == slot;
+            let applied = slot.apply(dir, held).await;
+            let refusal = applied.as_ref().err().map(|error| format!("tenon.toml is not taken over: {error:#}"));
+            // An error means that the node stops.
+            let _ = node.host().wanted_in_vain(&slot.name, refusal);
+            match applied {
+                Ok(()) if was_same => {}
+                Ok(()) => tracing::info!(slot = slot.name, plugin = slot.plugin, "configuration taken over"),
+                Err(error) => tracing::error!(slot = slot.name, "configuration not taken over: {error:#}"),
+            }
         }
+        self.config = new;
     }
-    new
 }
 
 /// What a slot is to be served by, and whether its calls are recorded.
@@ -143,25 +158,36 @@ async fn reload(dir: &Path, old: Config) -> Config {
 struct SlotChoice {
     name: String,
     plugin: Option<String>,
-    config: Map<String, Value>,
+    /// None: not known to be what the file says.
+    config: Option<Map<String, Value>>,
     journal: Option<JournalConfig>,
 }
 
 impl SlotChoice {
-    /// Tells the node what is not as it was, through its own admin API, as an operator would.
-    async fn apply(&self, dir: &Path, before: &Self) -> Result<()> {
+    /// Tells the node what is not as it holds it, through its own admin API, as an operator would. What it takes of that
+    /// it holds from then on, so that the rest is tried again the next time.
+    async fn apply(&self, dir: &Path, held: &mut Self) -> Result<()> {
+        if *self == *held {
+            return Ok(());
+        }
         let node = Admin::of(dir).node()?;
-        if self.journal != before.journal {
+        if self.journal != held.journal {
             let mut recording = self.journal.as_ref().map_or_else(|| json!({}), |journal| json!(journal));
             recording["recording"] = self.journal.is_some().into();
             node.post(&path(&self.name, "journal"), &recording).await?;
+            held.journal.clone_from(&self.journal);
         }
-        let swap = self.plugin != before.plugin;
-        if swap {
+        if self.plugin != held.plugin {
             node.post(&path(&self.name, "use"), &json!({ "plugin": self.plugin })).await?;
+            held.plugin.clone_from(&self.plugin);
+            // A plugin begins with what it had last in the slot.
+            if self.plugin.is_some() {
+                held.config = None;
+            }
         }
-        if self.plugin.is_some() && (swap || self.config != before.config) {
-            node.post(&path(&self.name, "config"), &Value::Object(self.config.clone())).await?;
+        if self.config != held.config {
+            node.post(&path(&self.name, "config"), &json!(self.config)).await?;
+            held.config.clone_from(&self.config);
         }
         Ok(())
     }
@@ -169,7 +195,7 @@ impl SlotChoice {
 
 fn slots(config: &Config) -> Vec<SlotChoice> {
     let slot = |name: String, PluginConfig { plugin, settings, journal, .. }: PluginConfig| {
-        let config = settings.as_object().cloned().unwrap_or_default();
+        let config = Some(settings.as_object().cloned().unwrap_or_default());
         SlotChoice { name, plugin, config, journal }
     };
     let plugins = &config.plugins;

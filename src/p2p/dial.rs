@@ -28,6 +28,8 @@ struct Target {
     failures: u32,
     /// What came of the last attempt, while there is no connection.
     problem: Option<String>,
+    /// Who was found in its place, as the operator was told last; none since the last connection.
+    told: Option<PeerId>,
 }
 
 #[derive(Debug)]
@@ -42,8 +44,13 @@ impl Targets {
     pub fn new(peers: &[PeerAddress], pause_max: Duration, now: Instant) -> Self {
         let mut targets: BTreeMap<PeerId, Target> = BTreeMap::new();
         for PeerAddress { peer, address } in peers {
-            let fresh =
-                || Target { addresses: Vec::new(), state: State::Waits { until: now }, failures: 0, problem: None };
+            let fresh = || Target {
+                addresses: Vec::new(),
+                state: State::Waits { until: now },
+                failures: 0,
+                problem: None,
+                told: None,
+            };
             let addresses = &mut targets.entry(*peer).or_insert_with(fresh).addresses;
             if !addresses.contains(address) {
                 addresses.push(address.clone());
@@ -62,12 +69,20 @@ impl Targets {
         self.targets.keys()
     }
 
-    /// An attempt to reach a peer came to this. Answers whether that is another problem than the last one.
-    pub fn failed(&mut self, peer: &PeerId, problem: String) -> bool {
+    /// An attempt to reach a peer came to this. One beside a connection that stands says nothing: the peer is reached.
+    pub fn failed(&mut self, peer: &PeerId, problem: String) {
+        if let Some(target) = self.targets.get_mut(peer)
+            && !matches!(target.state, State::Connected { .. })
+        {
+            target.problem = Some(problem);
+        }
+    }
+
+    /// Somebody else was found where a peer should be. Answers whether the operator has yet to be told, who then is.
+    pub fn mistaken(&mut self, peer: &PeerId, found: PeerId) -> bool {
         let Some(target) = self.targets.get_mut(peer) else { return false };
-        let is_new = target.problem.as_ref() != Some(&problem);
-        target.problem = Some(problem);
-        is_new
+        let is_connected = matches!(target.state, State::Connected { .. });
+        !is_connected && target.told.replace(found) != Some(found)
     }
 
     /// Those that there is no connection with: who, where, and what came of the last attempt.
@@ -103,7 +118,7 @@ impl Targets {
             && !matches!(target.state, State::Connected { .. })
         {
             target.state = State::Connected { since: now };
-            target.problem = None;
+            (target.problem, target.told) = (None, None);
         }
     }
 
@@ -148,12 +163,11 @@ mod tests {
         let due = targets.due(now);
         assert_eq!((due.len(), due[0].1.len()), (1, 2));
         assert!(targets.due(now).is_empty() && targets.next().is_none(), "it is being dialled");
-        assert!(targets.failed(&id, "refused".into()) && !targets.failed(&id, "refused".into()), "told once");
+        targets.failed(&id, "refused".into());
         let absent: Vec<_> = targets.absent().map(|(_, addresses, problem)| (addresses.len(), problem)).collect();
         assert_eq!(absent, [(2, Some("refused"))]);
         targets.connected(&id, now);
         assert_eq!(targets.absent().count(), 0);
-        assert!(targets.failed(&id, "refused".into()), "after a connection it is news again");
         assert!(targets.due(now + MAX * 9).is_empty());
         let gone = now + MAX * 10;
         targets.lost(&id, gone);
@@ -163,6 +177,35 @@ mod tests {
         assert_eq!(targets.next(), Some(gone + MAX));
         targets.lost(&id, gone);
         assert_eq!(targets.next(), Some(gone + MAX), "who is left alone is not dialled sooner");
+    }
+
+    #[test]
+    fn an_attempt_beside_a_connection_leaves_no_problem_behind() {
+        let (id, now) = (Identity::random().peer_id(), Instant::now());
+        let mut targets = Targets::new(&[peer(id, 1), peer(id, 2)], MAX, now);
+        let problem = |targets: &Targets| targets.absent().map(|(.., problem)| problem.map(str::to_owned)).next();
+        targets.connected(&id, now);
+        targets.failed(&id, "refused".into());
+        assert!(!targets.mistaken(&id, Identity::random().peer_id()), "the peer is there");
+        targets.lost(&id, now + MAX);
+        assert_eq!(problem(&targets), Some(None));
+        targets.failed(&id, "refused".into());
+        assert_eq!(problem(&targets), Some(Some("refused".into())));
+    }
+
+    #[test]
+    fn who_is_found_in_a_peers_place_is_told_once_whatever_else_fails_meanwhile() {
+        let (id, now) = (Identity::random().peer_id(), Instant::now());
+        let (other, third) = (Identity::random().peer_id(), Identity::random().peer_id());
+        let mut targets = Targets::new(&[peer(id, 1), peer(id, 2)], MAX, now);
+        assert!(targets.mistaken(&id, other));
+        targets.failed(&id, "refused".into());
+        assert!(!targets.mistaken(&id, other), "told before");
+        assert!(targets.mistaken(&id, third), "somebody else again");
+        targets.connected(&id, now);
+        targets.lost(&id, now + MAX);
+        assert!(targets.mistaken(&id, third), "after a connection it is news again");
+        assert!(!targets.mistaken(&other, third), "nobody named that peer");
     }
 
     proptest! {

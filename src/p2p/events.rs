@@ -122,10 +122,10 @@ impl Task {
             return;
         }
         tracing::debug!(%peer, %error, "peer is not reached");
-        let is_new = self.targets.failed(peer, unreached(error));
+        self.targets.failed(peer, unreached(error));
         // A peer that does not run is no mistake; one that is somebody else is the operator's, and nothing else tells.
         if let DialError::WrongPeerId { obtained, address } = error
-            && is_new
+            && self.targets.mistaken(peer, *obtained)
         {
             let (configured, found) = (peer, obtained);
             tracing::warn!(%configured, %found, %address, "a peer has another id than the one in `p2p.peers`");

@@ -192,7 +192,7 @@ impl Inner {
                 for receiver in &concerned {
                     // At first, what is good is taken after this, and then this is noted.
                     if why != Why::First {
-                        receiver.reject(rejection.clone());
+                        receiver.reject(rejection.clone(), false);
                     }
                     self.rejected(Some(&***receiver), plugin, rejection);
                 }
@@ -293,7 +293,7 @@ impl Inner {
             match Arc::clone(&due.receiver).prepare(&due.plugin, &due.offer.1, how).and_then(|taken| taken(None)) {
                 Ok(()) => {
                     if is_first && let Some(rejection) = control.catalog.rejection(due.plugin.kind, &due.plugin.name) {
-                        due.receiver.reject(rejection.clone());
+                        due.receiver.reject(rejection.clone(), false);
                     }
                     control.takes(&*due.receiver, &due.plugin, due.offer.1);
                     self.keep(control, &*due.receiver);
@@ -319,7 +319,7 @@ impl Inner {
                 let rejection = taken.err().unwrap_or_else(|| {
                     let reason = format!("it switches together with {failed}, which was not taken");
                     let rejection = Rejection::new(Stage::Set, reason).of(due.plugin.digest);
-                    due.receiver.reject(rejection.clone());
+                    due.receiver.reject(rejection.clone(), false);
                     rejection
                 });
                 self.stand_by(control, due, rejection, looked);
@@ -342,13 +342,14 @@ impl Inner {
 
     /// A candidate was not taken; where nothing serves yet, what did before the restart may still do.
     fn stand_by(&self, control: &mut Control, due: &Due, rejection: Rejection, looked: &mut Looked) {
-        let Due { receiver, plugin, .. } = due;
+        let Due { receiver, plugin, offer } = due;
+        let by_hand = rejection.stage == Stage::Quarantine && receiver.is_taken_back(offer.0, &offer.1);
         self.rejected(Some(&**receiver), Some(&plugin.name), &rejection);
         looked.rejected.push(rejection.clone());
         let record = control.store.slot(receiver.name());
         for good in [record.good, record.before].into_iter().flatten() {
             if receiver.live().is_none() && self.serve_kept(control, due, &good) {
-                receiver.reject(rejection.clone());
+                receiver.reject(rejection.clone(), by_hand);
             }
         }
         self.keep(control, &**receiver);

@@ -53,7 +53,7 @@ impl Host {
                     return Err(ControlError::Builtin { slot: slot.into() });
                 };
                 let settings = control.wanted[slot].settings_of(&name);
-                let how = How { at_once: true, forced: true, forgets: true };
+                let how = How { at_once: true, forced: true, forgets: true, aside: false };
                 inner.put(&mut control, &receiver, &name, settings, how)?;
             }
             done => done.map_err(|refused| not_now(slot, &refused))?,
@@ -82,7 +82,7 @@ impl Host {
             let earlier = kept.find(|pair| live.as_ref() != Some(pair) && !receiver.is_quarantined(pair.0, &pair.1));
             let (digest, settings) = earlier.ok_or_else(|| not_now(slot, &refused))?;
             let plugin = inner.kept(&control, digest).ok_or_else(|| not_now(slot, &refused))?;
-            let how = How { at_once: true, forced: true, forgets: false };
+            let how = How { at_once: true, forced: true, forgets: false, aside: true };
             let taken = Arc::clone(&receiver).prepare(&plugin, &settings, how).and_then(|taken| taken(None));
             taken.map_err(ControlError::Rejected)?;
             receiver.condemn_previous(reason);
@@ -134,13 +134,7 @@ impl Host {
         match plugin {
             Some(name) => {
                 let settings = control.wanted[slot].settings_of(name);
-                if let Err(error) = inner.put(&mut control, &receiver, name, settings, How::default()) {
-                    // The order is refused; what was wanted before is still what is wanted.
-                    if receiver.live().is_some() && control.wanted[slot].offered == receiver.live() {
-                        receiver.wanted_serves();
-                    }
-                    return Err(error);
-                }
+                inner.put(&mut control, &receiver, name, settings, How::default())?;
             }
             None => {
                 receiver.retire("asked to");
@@ -150,6 +144,13 @@ impl Host {
             }
         }
         Ok(receiver.status())
+    }
+
+    /// Notes that the operator wants something else of the slot from now on than what this host tries to have, and why it
+    /// was not taken: [`Status::refused`] until something is taken. None: there is no such wish any more.
+    pub fn wanted_in_vain(&self, slot: &str, reason: Option<String>) -> Result<(), ControlError> {
+        self.0.change(slot)?.1.in_vain(reason);
+        Ok(())
     }
 
     /// Gives the slot's plugin new settings: a new generation of the same component. Where the built-in serves, they are
@@ -168,7 +169,8 @@ impl Host {
 }
 
 impl Inner {
-    /// Takes `name` with `settings`, and only then remembers both: they switch together or not at all.
+    /// Takes `name` with `settings`, and only then remembers both: they switch together or not at all. Refused, what was
+    /// wanted before is still what is wanted, and whether that serves is no other than it was.
     pub(super) fn put(
         &self,
         control: &mut Control,
@@ -186,6 +188,10 @@ impl Inner {
             });
         };
         let plugin = Arc::clone(plugin);
+        let wanted = &control.wanted[&**receiver.name()];
+        let asked = Some((plugin.digest, settings.clone()));
+        let is_wanted = wanted.plugin.as_deref() == Some(name) && wanted.offered == asked;
+        let how = How { aside: !is_wanted || receiver.live() == asked, ..how };
         let taken = Arc::clone(receiver).prepare(&plugin, &settings, how).and_then(|taken| taken(None));
         if let Err(rejection) = taken {
             self.rejected(Some(&**receiver), Some(&plugin.name), &rejection);

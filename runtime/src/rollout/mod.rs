@@ -168,6 +168,8 @@ pub(crate) struct Machine {
     last_number: u64,
     probation: Probation,
     quarantined: BTreeMap<Digest, String>,
+    /// Those of the quarantined that an operator took back.
+    by_hand: BTreeSet<Digest>,
     configurations: VecDeque<QuarantinedConfig>,
     history: VecDeque<Transition>,
     newly_proven: bool,
@@ -206,6 +208,8 @@ struct OnTrial {
 
 /// The reason of a step back that an operator ordered: no harm was done, and nobody need be told.
 pub(crate) const BY_HAND: &str = "an operator took it back by hand";
+/// By which records show it that do not say so by themselves.
+const BY_HAND_FORMERLY: [&str; 2] = [BY_HAND, "an operator took it back"];
 
 /// Steps of generations that a slot remembers.
 const HISTORY_MAX: usize = 256;
@@ -217,6 +221,8 @@ const QUARANTINED_MAX: usize = 64;
 #[serde(default)]
 pub(crate) struct Kept {
     pub(crate) quarantined: BTreeMap<Digest, String>,
+    /// Those of them that an operator took back; beside them, so that older versions read the rest.
+    pub(crate) by_hand: BTreeSet<Digest>,
     pub(crate) configurations: VecDeque<QuarantinedConfig>,
     pub(crate) history: VecDeque<Transition>,
 }
@@ -227,6 +233,9 @@ pub(crate) struct QuarantinedConfig {
     digest: Digest,
     settings: ConfigDigest,
     reason: String,
+    /// Whether an operator took it back.
+    #[serde(default)]
+    by_hand: bool,
 }
 
 impl Machine {
@@ -238,6 +247,7 @@ impl Machine {
             last_number: 0,
             probation,
             quarantined: BTreeMap::new(),
+            by_hand: BTreeSet::new(),
             configurations: VecDeque::new(),
             history: VecDeque::new(),
             newly_proven: false,
@@ -249,7 +259,12 @@ impl Machine {
     /// goes on below a step that says so.
     pub(crate) fn restore(&mut self, kept: &Kept, now_ms: u64) {
         self.quarantined = kept.quarantined.clone();
+        self.by_hand = kept.by_hand.clone();
         self.configurations = kept.configurations.clone();
+        let is_by_hand = |reason: &String| BY_HAND_FORMERLY.contains(&reason.as_str());
+        let formerly = self.quarantined.iter().filter(|(_, reason)| is_by_hand(reason));
+        self.by_hand.extend(formerly.map(|(digest, _)| *digest));
+        self.configurations.iter_mut().for_each(|one| one.by_hand |= is_by_hand(&one.reason));
         self.history = kept.history.clone();
         if self.history.is_empty() {
             return;
@@ -292,6 +307,7 @@ impl Machine {
     pub(crate) fn kept(&self) -> Kept {
         Kept {
             quarantined: self.quarantined.clone(),
+            by_hand: self.by_hand.clone(),
             configurations: self.configurations.clone(),
             history: self.history.clone(),
         }
@@ -320,6 +336,15 @@ impl Machine {
     pub(crate) fn config_quarantine(&self, digest: Digest, settings: ConfigDigest) -> Option<&str> {
         let found = self.configurations.iter().find(|one| (one.digest, one.settings) == (digest, settings));
         found.map(|one| one.reason.as_str())
+    }
+
+    /// Whether `digest` with these settings is quarantined since an operator took it back.
+    pub(crate) fn is_taken_back(&self, digest: Digest, settings: ConfigDigest) -> bool {
+        let is_same = |one: &&QuarantinedConfig| (one.digest, one.settings) == (digest, settings);
+        match self.quarantined.contains_key(&digest) {
+            true => self.by_hand.contains(&digest),
+            false => self.configurations.iter().find(is_same).is_some_and(|one| one.by_hand),
+        }
     }
 
     pub(crate) fn history(&self) -> impl Iterator<Item = &Transition> {
@@ -361,6 +386,7 @@ impl Machine {
             Input::Probed { plugin, digest, settings, mode, forced } => {
                 if forced {
                     self.quarantined.remove(&digest);
+                    self.by_hand.remove(&digest);
                     self.configurations.retain(|one| (one.digest, one.settings) != (digest, settings));
                 } else if let Some(reason) = self.quarantined.get(&digest) {
                     return Err(Refused::Quarantined(reason.clone()));
@@ -576,10 +602,17 @@ impl Machine {
     }
 
     fn condemn(&mut self, digest: Digest, reason: &str) {
-        if self.quarantined.len() >= QUARANTINED_MAX {
-            self.quarantined.pop_first();
+        if self.quarantined.len() >= QUARANTINED_MAX
+            && let Some((forgotten, _)) = self.quarantined.pop_first()
+        {
+            self.by_hand.remove(&forgotten);
         }
         self.quarantined.insert(digest, reason.to_owned());
+        if reason == BY_HAND {
+            self.by_hand.insert(digest);
+        } else {
+            self.by_hand.remove(&digest);
+        }
     }
 
     /// The bytes serve well with other settings: with these they are not taken again.
@@ -597,7 +630,8 @@ impl Machine {
         if self.configurations.len() >= QUARANTINED_MAX {
             self.configurations.pop_front();
         }
-        self.configurations.push_back(QuarantinedConfig { digest, settings, reason: reason.to_owned() });
+        let by_hand = reason == BY_HAND;
+        self.configurations.push_back(QuarantinedConfig { digest, settings, reason: reason.to_owned(), by_hand });
     }
 
     fn note(&mut self, step: Transition) {

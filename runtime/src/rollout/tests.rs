@@ -262,6 +262,36 @@ fn what_an_older_version_kept_is_read() {
 }
 
 #[test]
+fn what_an_operator_took_back_is_known_as_that_by_what_was_kept_of_any_version() {
+    let settings = |number: u8| ConfigDigest::of(&serde_json::json!({ "n": number }));
+    let kept = |reason: &str| {
+        let (bytes, other) = (digest(b'a'), digest(b'b'));
+        let (of_config, configuration) = (digest(b'c'), serde_json::to_value(settings(1)).unwrap());
+        let kept = serde_json::json!({
+            "quarantined": { bytes.to_string(): reason, other.to_string(): "an operator took it back to harm" },
+            "configurations": [{ "digest": of_config, "settings": configuration, "reason": reason }],
+        });
+        serde_json::from_value::<Kept>(kept).unwrap()
+    };
+    let is_taken_back = |kept: &Kept| {
+        let mut machine = Machine::new(Probation::default());
+        machine.restore(kept, 1);
+        let known = [(b'a', 1), (b'c', 1), (b'b', 1), (b'c', 2), (b'd', 1)]
+            .map(|(letter, number)| machine.is_taken_back(digest(letter), settings(number)));
+        (known, machine.kept())
+    };
+    let by_hand = [true, true, false, false, false];
+    for reason in [BY_HAND, "an operator took it back"] {
+        let (known, again) = is_taken_back(&kept(reason));
+        assert_eq!(known, by_hand, "{reason}");
+        // And from what is kept now, whatever the words.
+        let text = serde_json::to_string(&again).unwrap().replace(reason, "words");
+        assert_eq!(is_taken_back(&serde_json::from_str(&text).unwrap()).0, by_hand, "{text}");
+    }
+    assert_eq!(is_taken_back(&kept("it failed")).0, [false; 5]);
+}
+
+#[test]
 fn configurations_are_told_apart_whatever_the_order_of_their_keys() {
     let of = |text: &str| ConfigDigest::of(&serde_json::from_str(text).unwrap());
     assert_eq!(of(r#"{"a":1,"b":{"d":2,"c":3}}"#), of(r#"{ "b": {"c":3, "d":2}, "a": 1 }"#));

@@ -46,6 +46,8 @@ pub(super) struct Control<K: Kind> {
     pub(super) refused: Option<String>,
     /// Whether that is because an operator took it back.
     pub(super) by_hand: bool,
+    /// Why what the operator wants from now on is not even what the host tries to have; until something is taken.
+    pub(super) in_vain: Option<String>,
     /// Whose memory could not be handed to which generation; each is told once.
     pub(super) lost: HashSet<(MemoryId, u64)>,
     /// The memory that is about, also while the built-in serves.
@@ -111,6 +113,7 @@ impl<K: Kind> Control<K> {
             rejected: None,
             refused: None,
             by_hand: false,
+            in_vain: None,
             lost: HashSet::new(),
             memory_id: MemoryId::BUILTIN,
             divergence: None,
@@ -137,6 +140,8 @@ pub(crate) struct How {
     pub(crate) forced: bool,
     /// With an empty memory where it cannot read what there is, also where the kind never forgets.
     pub(crate) forgets: bool,
+    /// Refused, it says nothing about whether what is wanted serves: it is something else, or that serves already.
+    pub(crate) aside: bool,
 }
 
 /// A candidate that passed every check. Calling it takes it: at once, or, with a flag, as soon as that is up.
@@ -161,18 +166,21 @@ pub(crate) trait Receiver: Send + Sync {
     fn retire(&self, reason: &str);
     /// Configures the built-in.
     fn configure_builtin(&self, settings: &Value) -> Result<(), String>;
-    /// Notes a candidate that never came as far as an offer.
-    fn reject(&self, rejection: Rejection);
+    /// Notes a candidate that never came as far as an offer, or that something else serves in place of; `by_hand`: since an
+    /// operator took it back.
+    fn reject(&self, rejection: Rejection, by_hand: bool);
     /// No file holds the plugin that is wanted; `instead`: what there is to say of files that might.
     fn lacks(&self, plugin: &str, instead: &str);
     /// What serves is what is wanted: a candidate that was not taken is no news any more.
     fn settled(&self);
-    /// What an operator wants serves, whatever was refused since.
-    fn wanted_serves(&self);
+    /// What the operator wants from now on was not taken, and why; none: it is what is wanted again.
+    fn in_vain(&self, reason: Option<String>);
     /// Whether new versions have to prove themselves before they serve.
     fn is_gradual(&self) -> bool;
     /// Whether `digest` is not taken, or not with these settings.
     fn is_quarantined(&self, digest: Digest, settings: &Value) -> bool;
+    /// Whether that is since an operator took it back.
+    fn is_taken_back(&self, digest: Digest, settings: &Value) -> bool;
     /// The node stops: notes the end of what serves. Nothing that comes after it is noted.
     fn stop(&self);
     /// What serves: the component and its settings.
@@ -383,6 +391,28 @@ impl<K: Kind> Inner<K> {
         events
     }
 
+    /// Notes a candidate that is not taken; with `aside`, one that says nothing about whether what is wanted serves.
+    fn note_rejection(&self, rejection: &Rejection, by_hand: bool, aside: bool) {
+        let mut control = self.control();
+        if let Some(digest) = rejection.digest
+            && rejection.stage != Stage::Quarantine
+        {
+            let after = match rejection.stage {
+                Stage::Compile => Phase::Checked,
+                Stage::Settings | Stage::Configure | Stage::Probe | Stage::Migrate => Phase::Compiled,
+                _ => Phase::Candidate,
+            };
+            control.machine.rejected("", digest, after, rejection.to_string(), now_ms());
+            control.changed = true;
+        }
+        control.last_error = Some(rejection.to_string());
+        if !aside {
+            control.refused = Some(rejection.to_string());
+            control.by_hand = by_hand;
+        }
+        control.rejected = Some(rejection.clone());
+    }
+
     /// Whether the candidate can take over what there is, shown on a sample.
     fn check_migration(&self, candidate: &Generation<K>) -> Result<(), Rejection> {
         if !candidate.can_migrate() {
@@ -468,13 +498,14 @@ impl<K: Kind> Receiver for Inner<K> {
 
     fn prepare(self: Arc<Self>, plugin: &Arc<Plugin>, settings: &Value, how: How) -> Result<Taken, Rejection> {
         let configuration = ConfigDigest::of(settings);
-        let (number, quarantine) = {
+        let (number, quarantine, by_hand) = {
             let control = self.control();
             let bytes = control.machine.quarantine(plugin.digest).map(|reason| (reason, "bytes"));
             let config = control.machine.config_quarantine(plugin.digest, configuration);
             let quarantine = bytes.or(config.map(|reason| (reason, "configuration"))).filter(|_| !how.forced);
             let text = |(reason, what)| format!("{reason}; change its {what}, or promote it by force");
-            (control.machine.next_number(), quarantine.map(text))
+            let by_hand = quarantine.is_some() && control.machine.is_taken_back(plugin.digest, configuration);
+            (control.machine.next_number(), quarantine.map(text), by_hand)
         };
         let warmth = self.live.load().now().live.as_ref().map_or(1, |live| live.warmth());
         let prepared = match quarantine {
@@ -498,7 +529,7 @@ impl<K: Kind> Receiver for Inner<K> {
                 Arc::new(generation)
             }
             Err(rejection) => {
-                self.reject(rejection.clone());
+                self.note_rejection(&rejection, by_hand, how.aside);
                 return Err(rejection);
             }
         };
@@ -523,6 +554,7 @@ impl<K: Kind> Receiver for Inner<K> {
             };
             control.rejected = None;
             control.refused = None;
+            control.in_vain = None;
             control.last_error = None;
             self.show(&mut control, &steps, flag);
             drop(control);
@@ -552,8 +584,8 @@ impl<K: Kind> Receiver for Inner<K> {
         control.by_hand = false;
     }
 
-    fn wanted_serves(&self) {
-        self.control().refused = None;
+    fn in_vain(&self, reason: Option<String>) {
+        self.control().in_vain = reason;
     }
 
     fn is_gradual(&self) -> bool {
@@ -566,6 +598,10 @@ impl<K: Kind> Receiver for Inner<K> {
         machine.quarantine(digest).or(of_config).is_some()
     }
 
+    fn is_taken_back(&self, digest: Digest, settings: &Value) -> bool {
+        self.control().machine.is_taken_back(digest, ConfigDigest::of(settings))
+    }
+
     fn stop(&self) {
         let mut control = self.control();
         control.machine.stop(now_ms());
@@ -575,6 +611,7 @@ impl<K: Kind> Receiver for Inner<K> {
     fn settled(&self) {
         let mut control = self.control();
         control.refused = None;
+        control.in_vain = None;
         let forgotten = control.rejected.take().map(|rejection| rejection.to_string());
         if forgotten.is_some() && control.last_error == forgotten {
             control.last_error = None;
@@ -591,23 +628,8 @@ impl<K: Kind> Receiver for Inner<K> {
         Ok(())
     }
 
-    fn reject(&self, rejection: Rejection) {
-        let mut control = self.control();
-        if let Some(digest) = rejection.digest
-            && rejection.stage != Stage::Quarantine
-        {
-            let after = match rejection.stage {
-                Stage::Compile => Phase::Checked,
-                Stage::Settings | Stage::Configure | Stage::Probe | Stage::Migrate => Phase::Compiled,
-                _ => Phase::Candidate,
-            };
-            control.machine.rejected("", digest, after, rejection.to_string(), now_ms());
-            control.changed = true;
-        }
-        control.last_error = Some(rejection.to_string());
-        control.refused = Some(rejection.to_string());
-        control.by_hand = rejection.stage == Stage::Quarantine && rejection.reason.contains(BY_HAND);
-        control.rejected = Some(rejection);
+    fn reject(&self, rejection: Rejection, by_hand: bool) {
+        self.note_rejection(&rejection, by_hand, false);
     }
 
     fn live(&self) -> Option<(Digest, Value)> {
