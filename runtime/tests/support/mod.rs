@@ -655,12 +655,6 @@ pub fn put(dir: &Path, name: &str, bytes: &[u8]) -> PathBuf {
     path
 }
 
-/// `plugin`, with a deadline that a call which waits for a core does not pass: one that did would be a failure.
-pub fn patient(plugin: &str) -> PluginConfig {
-    let limits = Limits { deadline_ms: 10_000, ..Limits::default() };
-    PluginConfig { limits, ..PluginConfig::plugin(plugin) }
-}
-
 /// `request(client, add)`, counting only.
 pub fn add(client: u64, add: u64) -> Request {
     Request { client, add, ..Request::default() }
