@@ -309,7 +309,12 @@ async fn a_receiver_that_was_away_hears_how_things_are_now() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_nodes_alerts_reach_its_webhook_and_a_stalled_one_does_not_hold_it_up() {
     let (receiver, url) = receiver(&[Answer::Never]).await;
-    let (_, blocks, source, running) = live(|config| config.monitor.webhook = url).await;
+    let (_, blocks, source, running) = live(|config| {
+        config.monitor.webhook = url;
+        // However long the first blocks take, they are no alert.
+        (config.monitor.lag_blocks, config.monitor.lag_seconds) = (1_000, 1_000);
+    })
+    .await;
     source.replace(&blocks[..5]);
     let post = receiver.posts(1).await.remove(0);
     assert_eq!((&post["alert"]["name"], &post["alert"]["state"]), (&json!("ahead"), &json!("firing")));
