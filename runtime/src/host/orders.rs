@@ -63,8 +63,8 @@ impl Host {
     }
 
     /// Takes the last step back: a candidate on trial is called off, else the generation before the live one serves
-    /// again. Its bytes are then quarantined, or its configuration with them where the same bytes serve on. After a restart, what served well before it is loaded from the host's own
-    /// copy.
+    /// again. Its bytes are then quarantined, or its configuration with them where the same bytes serve on. After a restart,
+    /// what served well before it is loaded from the host's own copy.
     ///
     /// Errors: there is nothing to go back to.
     pub fn roll_back(&self, slot: &str) -> Result<Status, ControlError> {
