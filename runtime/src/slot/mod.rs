@@ -20,7 +20,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use foldhash::fast::RandomState;
+use foldhash::quality::RandomState;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -120,6 +120,7 @@ struct Inner<K: Kind> {
     limits: Limits,
     rollout: Rollout,
     live: ArcSwap<Serving<K>>,
+    /// One whose every bit depends on all of the key: shares of the keys, and shards, are taken from parts of the hash.
     hasher: RandomState,
     shards: Box<[Shard<K>]>,
     /// Spreads callers without a key over the benches.
