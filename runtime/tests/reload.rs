@@ -324,6 +324,26 @@ fn what_last_worked_serves_after_a_restart_with_a_version_that_refuses_its_setti
 }
 
 #[test]
+fn where_what_last_worked_does_not_serve_either_it_is_what_is_wanted_that_is_told() {
+    let bed = Bed::new();
+    bed.serving(&Text { pages: 64, ..Text::new("adder", 1) }, PluginConfig::plugin("adder"));
+    let dirs = bed.shut_down();
+    let refuses = Text { configure: 1, ..Text::new("adder", 2) };
+    put(&dirs.path().join("plugins"), "adder.wasm", &refuses.counter());
+
+    let bed = Bed::again(dirs, |_| {});
+    // Less than the version has that worked before.
+    let limits = Limits { memory_max_bytes: 1 << 20, ..Limits::default() };
+    let slot = bed.counter(PluginConfig { limits, ..PluginConfig::plugin("adder") });
+    let report = bed.host.open();
+    assert_eq!(report.rejected[0].reason, "no, thank you");
+    assert_eq!(slot.ask(&1, &add(0, 1)).by, By::Builtin);
+    let status = bed.status();
+    assert!(status.refused.as_ref().is_some_and(|refused| refused.contains("no, thank you")), "{status:?}");
+    assert_eq!(status.candidate.map(|candidate| candidate.reason), Some("no, thank you".to_owned()));
+}
+
+#[test]
 fn a_watch_never_takes_the_same_bytes_twice() {
     let bed = Bed::with(|config| {
         config.scan_interval = Duration::from_millis(10);

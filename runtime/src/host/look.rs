@@ -348,7 +348,8 @@ impl Inner {
         looked.rejected.push(rejection.clone());
         let record = control.store.slot(receiver.name());
         for good in [record.good, record.before].into_iter().flatten() {
-            if receiver.live().is_none() && self.serve_kept(control, due, &good) {
+            if receiver.live().is_none() && self.offer_kept(control, due, &good) {
+                // Whatever became of that, this is what has to be told.
                 receiver.reject(rejection.clone(), by_hand);
             }
         }
@@ -358,22 +359,24 @@ impl Inner {
     /// Lets what worked last before the restart serve, where something else is wanted now and has to prove itself first.
     fn resume(&self, control: &Control, due: &Due) -> bool {
         let record = control.store.slot(due.receiver.name());
-        record.good.is_some_and(|good| self.serve_kept(control, due, &good))
+        record.good.is_some_and(|good| self.offer_kept(control, due, &good)) && due.receiver.live().is_some()
     }
 
-    /// Lets `good` serve at once, with the configuration that it had, if it is another than what is due. A plugin whose
-    /// file is gone does not: it was taken out.
-    fn serve_kept(&self, control: &Control, due: &Due, good: &Good) -> bool {
+    /// Lets `good` serve at once, with the configuration that it had, if it is another than what is due and is taken; answers
+    /// whether that was tried. A plugin whose file is gone is not: it was taken out.
+    fn offer_kept(&self, control: &Control, due: &Due, good: &Good) -> bool {
         let Due { receiver, plugin, offer } = due;
         let settings = control.wanted[&**receiver.name()].settings_with(good);
         let is_there = good.plugin == *plugin.name || control.catalog.plugin(receiver.kind(), &good.plugin).is_some();
         if !is_there || (good.digest, &settings) == (offer.0, &offer.1) {
             return false;
         }
-        let how = How { at_once: true, ..How::default() };
-        self.kept(control, good.digest).is_some_and(|plugin| {
-            let taken = Arc::clone(receiver).prepare(&plugin, &settings, how);
-            taken.is_ok_and(|taken| taken(None).is_ok())
-        })
+        let Some(plugin) = self.kept(control, good.digest) else {
+            return false;
+        };
+        // Refused as well, it says nothing about what is wanted.
+        let how = How { at_once: true, aside: true, ..How::default() };
+        let _ = Arc::clone(receiver).prepare(&plugin, &settings, how).and_then(|taken| taken(None));
+        true
     }
 }

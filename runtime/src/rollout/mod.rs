@@ -269,7 +269,7 @@ impl Machine {
         if self.history.is_empty() {
             return;
         }
-        self.live_ended("the node was killed, or crashed; seen at its next start", now_ms);
+        self.end_of_the_killed(now_ms);
         self.note(Transition {
             generation: 0,
             plugin: String::new(),
@@ -283,18 +283,20 @@ impl Machine {
 
     /// The node stops: what serves is the last that is told of.
     pub(crate) fn stop(&mut self, now_ms: u64) {
-        self.live_ended("the node stopped", now_ms);
+        let ended =
+            self.live.as_ref().map(|live| live.step(Phase::Retired, Some("the node stopped".to_owned()), now_ms));
+        ended.into_iter().for_each(|step| self.note(step));
         self.stopped = true;
     }
 
-    /// Notes the end of the generation that is live by the history.
-    fn live_ended(&mut self, reason: &str, now_ms: u64) {
+    /// Notes the end of the generation that is live by the history of a node that had no time to.
+    fn end_of_the_killed(&mut self, now_ms: u64) {
         let mut later = BTreeSet::new();
         let own = self.history.iter().rev().take_while(|step| step.phase != Phase::Started);
         let last = own.filter(|step| step.generation > 0 && later.insert(step.generation));
         let live = last.into_iter().find(|step| step.phase == Phase::Live).cloned();
         if let Some(live) = live {
-            let reason = Some(reason.to_owned());
+            let reason = Some("the node was killed, or crashed; seen at its next start".to_owned());
             self.note(Transition { phase: Phase::Retired, reason, at_ms: now_ms, ..live });
         }
     }

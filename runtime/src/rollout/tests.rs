@@ -232,6 +232,19 @@ fn restarts(machine: &Machine, now_ms: u64) {
 }
 
 #[test]
+fn a_stop_ends_what_serves_however_long_ago_it_went_live() {
+    let mut machine = Machine::new(Probation::default());
+    machine.apply(probed(b'a', Rollout::Immediate, false), 0).unwrap();
+    for at_ms in 0..2 * HISTORY_MAX as u64 {
+        machine.rejected("p", digest(b'b'), Phase::Compiled, "no answer".to_owned(), at_ms);
+    }
+    machine.stop(9_000);
+    let last = machine.history().last().unwrap();
+    assert_eq!((last.generation, last.phase, last.at_ms), (1, Phase::Retired, 9_000));
+    assert_eq!(machine.history().count(), HISTORY_MAX);
+}
+
+#[test]
 fn a_configuration_that_was_rolled_back_is_not_taken_again_with_the_same_bytes() {
     let mut machine = Machine::new(Probation::default());
     machine.apply(configured(b'a', 1, Rollout::Immediate, false), 0).unwrap();
