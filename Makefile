@@ -32,7 +32,7 @@ bench: plugins ## measures, prints a table, writes target/bench.json
 
 soak: plugins ## the long form: thousands of kill -9, power losses and failing disks, fleets, ten thousand random reorgs
 	TENON_TEST_KILLS=1000 $(CARGO) test --workspace --test crash -- --nocapture
-	TENON_TEST_KILLS=1000 TENON_TEST_REORGS=10000 TENON_TEST_REPLAYS=10000 \
+	TENON_TEST_KILLS=1000 TENON_TEST_REORGS=10000 TENON_TEST_REPLAYS=10000 TENON_TEST_READS=200000 \
 		$(CARGO) test --workspace --test forks -- --nocapture
 	TENON_TEST_KILLS=1000 $(CARGO) test --workspace --test kills -- --nocapture
 	TENON_TEST_LOSSES=10000 TENON_TEST_FAULTS=1600 \

@@ -92,6 +92,22 @@ async fn readers_whose_connections_are_closed_open_others() {
 }
 
 #[tokio::test]
+async fn readers_that_panic_leave_their_connections_to_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let sample = Sample::new(1, 20);
+    let ledger = open(dir.path(), &sample);
+    let storage = ledger.storage();
+    // Far more than there are connections: one that was lost each time would leave none.
+    for _ in 0..50 {
+        let storage = storage.clone();
+        let panics = std::thread::spawn(move || storage.read(|_| -> Result<(), StorageError> { panic!("on purpose") }));
+        assert!(panics.join().is_err());
+    }
+    assert!(storage.read(|reader| reader.hash_at(0)).unwrap().is_some());
+    ledger.stop();
+}
+
+#[tokio::test]
 async fn lists_by_address_are_complete_and_cursors_neither_skip_nor_repeat() {
     let dir = tempfile::tempdir().unwrap();
     let mut sample = Sample::new(2, 6);

@@ -137,6 +137,18 @@ struct Pool {
     returned: Condvar,
 }
 
+/// A connection of the pool while somebody reads on it.
+struct Lent<'a> {
+    pool: &'a Pool,
+    connection: Option<Connection>,
+}
+
+impl Drop for Lent<'_> {
+    fn drop(&mut self) {
+        self.connection.take().into_iter().for_each(|connection| self.pool.give_back(connection));
+    }
+}
+
 /// Read connections at most; a reader beyond waits. Each holds a few hundred KiB of cache.
 const READERS_MAX: usize = 8;
 
@@ -199,13 +211,12 @@ impl Storage {
     }
 
     fn read_on<T>(&self, connection: Connection, f: impl FnOnce(&Reader<'_>) -> Result<T>) -> Result<T> {
-        let answer = (|| {
-            connection.prepare_cached("BEGIN")?.execute([])?;
-            let answer = f(&Reader { connection: &connection });
-            connection.prepare_cached("ROLLBACK")?.execute([])?;
-            answer
-        })();
-        self.pool.give_back(connection);
+        // Given back when this ends, and also when `f` panics: a pool that lost a connection each time would run dry.
+        let lent = Lent { pool: &self.pool, connection: Some(connection) };
+        let connection = lent.connection.as_ref().expect("there until it is given back");
+        connection.prepare_cached("BEGIN")?.execute([])?;
+        let answer = f(&Reader { connection });
+        connection.prepare_cached("ROLLBACK")?.execute([])?;
         answer
     }
 

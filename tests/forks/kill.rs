@@ -12,44 +12,15 @@ use tenon::chain::{Block, Genesis, Height, verify};
 use tenon::ledger::{Ledger, LedgerOptions, Reach, SwitchError};
 
 use super::chance::{Dice, knob};
+use super::ladder::Ladder;
 use super::rows;
-use super::tree::Tree;
 
 /// Where the child finds its ladder and keeps its database.
 const DIR: &str = "FORKS_CHILD_DIR";
 /// What the child's environment says when it takes orders instead of climbing on by itself.
 const ORDERS: &str = "FORKS_CHILD_ORDERS";
 
-/// A tree, and the branches in it, each better than the one before.
-struct Ladder {
-    tree: Tree,
-    rungs: Vec<usize>,
-}
-
 impl Ladder {
-    /// So many rungs, each one block higher than the last and leaving it up to `depth` blocks below its head, with
-    /// `transactions` in each block.
-    fn new(dice: &mut Dice, rungs: usize, depth: u64, transactions: usize) -> Self {
-        let mut tree = Tree::new(2, 5, 3);
-        let mut at = tree.grow_empty(0, 2, 1);
-        let mut ladder = vec![at];
-        for _ in 1..rungs {
-            let back = (1 + dice.roll(depth)).min(tree.height(at));
-            let parent = (0..back).fold(at, |at, _| tree.nodes[at].parent);
-            let mut slots = 1 + dice.roll(3);
-            at = parent;
-            for _ in 0..=back {
-                let some: Vec<_> = (0..transactions)
-                    .map(|from| tree.transaction(at, from, from + 1 + dice.roll(6) as usize, 1 + dice.roll(90), None))
-                    .collect();
-                at = tree.grow(at, slots, &some);
-                slots = 1;
-            }
-            ladder.push(at);
-        }
-        Self { tree, rungs: ladder }
-    }
-
     /// Writes it where the child reads it: the blocks of each branch that the one before has not, in hexadecimal, a line a
     /// branch.
     fn write(&self, dir: &Path) {
