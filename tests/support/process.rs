@@ -2,8 +2,10 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use notify::{RecursiveMode, Watcher as _};
 use serde_json::Value;
 use tenon::chain::{Address, Genesis, SecretKey};
 use tenon::ledger::{Ledger, LedgerOptions};
@@ -104,6 +106,7 @@ impl Process {
         let client = reqwest::Client::new();
         let mut command = tenon();
         command.args(["run", "--dir"]).arg(dir).envs(environment.iter().copied());
+        let changes = Changes::under(dir);
         let mut child = command.spawn().expect("the binary is built");
         let started = Instant::now();
         let addresses = loop {
@@ -117,7 +120,7 @@ impl Process {
                 break addresses;
             }
             assert!(started.elapsed() < PATIENCE, "the node in {} does not serve", dir.display());
-            std::thread::yield_now();
+            changes.wait();
         };
         let url = |name: &str| format!("http://{}", addresses[name].as_str().unwrap());
         let (rpc, admin) = (url("rpc"), url("admin"));
@@ -193,6 +196,31 @@ impl Process {
             }
             assert!(started.elapsed() < PATIENCE, "{}{path} stays at {answer}", self.rpc);
         }
+    }
+}
+
+/// Tells when something changes in a folder, so that who waits for a node leaves it the processor.
+struct Changes {
+    changed: mpsc::Receiver<()>,
+    _watcher: notify::RecommendedWatcher,
+}
+
+impl Changes {
+    fn under(dir: &Path) -> Self {
+        let (send, changed) = mpsc::sync_channel(1);
+        let mut watcher = notify::recommended_watcher(move |_| {
+            // Full: whoever waits is told once for all that came in between.
+            let _ = send.try_send(());
+        })
+        .expect("a watcher");
+        watcher.watch(dir, RecursiveMode::Recursive).expect("the folder can be watched");
+        Self { changed, _watcher: watcher }
+    }
+
+    /// Returns at the next change, or after a while: a process that ends changes nothing.
+    fn wait(&self) {
+        // Either is a reason to look again.
+        let _ = self.changed.recv_timeout(Duration::from_millis(250));
     }
 }
 
