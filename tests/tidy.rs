@@ -175,3 +175,23 @@ fn nothing_is_left_to_do_later() {
         }
     }
 }
+
+/// A table that promises a test for each of its lines is worth as much as the tests are there.
+#[test]
+fn every_test_that_is_named_as_a_promise_is_there() {
+    let sources = ["tests", "runtime", "src"].map(|dir| files(dir, "rs")).concat();
+    let promises = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/README.md")).unwrap();
+    let rows = promises.lines().filter(|line| line.starts_with("| ") && !line.contains("shown by |"));
+    let mut promised = 0;
+    for row in rows {
+        let shown_by = row.trim_end_matches(" |").rsplit(" | ").next().unwrap();
+        let names: Vec<_> = shown_by.split('`').skip(1).step_by(2).collect();
+        assert!(!names.is_empty(), "no test is named in {row}");
+        for name in names {
+            let definition = format!("fn {name}(");
+            assert!(sources.iter().any(|(_, text)| text.contains(&definition)), "there is no test {name}: {row}");
+            promised += 1;
+        }
+    }
+    assert!(promised > 50, "{promised}");
+}

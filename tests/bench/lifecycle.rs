@@ -29,6 +29,7 @@ pub async fn run(dir: &Path, report: &mut Report) {
     faults(&dir.join("faults"), report);
     disagreements(&dir.join("set"), report);
     shadow(&dir.join("shadow"), report).await;
+    compiling(&dir.join("compiling"), report).await;
 }
 
 /// A host with a rate-limit slot, served by `plugin` from the shipped components.
@@ -285,6 +286,53 @@ async fn shadow(dir: &Path, report: &mut Report) {
     report.at_most(
         "/rpc/head, 99th percentile, every call also in the shadow, over without",
         with / without,
+        "ratio",
+        1.05,
+        None,
+    );
+    node.stop();
+}
+
+/// A node that answers while it compiles one component after the other, none of which a slot uses.
+async fn compiling(dir: &Path, report: &mut Report) {
+    std::fs::create_dir_all(dir).expect("a temporary directory");
+    prepare(dir, Sample::new(4, 10).genesis(), "");
+    let node = Process::start(dir);
+    let rpc: SocketAddr = node.rpc.trim_start_matches("http://").parse().expect("an address");
+    let component = std::fs::read(tenon_build::path("sliding-window")).expect("the plugin is built");
+    let mut compiled = 0_u64;
+    let (mut without, mut with) = (Vec::new(), Vec::new());
+    for _ in 0..7 {
+        let time = Duration::from_secs(2);
+        without.push(load(rpc, "/rpc/head", "application/json", 16, time).await.p99_us);
+        let compile = async {
+            loop {
+                let bytes = tenon_build::restamp(&component, &compiled.to_string());
+                let (part, path) = (dir.join("plugins/.next.part"), dir.join("plugins/next.wasm"));
+                std::fs::write(&part, &bytes).expect("a temporary directory");
+                std::fs::rename(part, path).expect("within one directory");
+                let digest = tenon_runtime::Digest::of(&bytes).to_string();
+                let is_taken = |files: &serde_json::Value| {
+                    let files = files.as_array().into_iter().flatten();
+                    files.into_iter().any(|file| file["digest"] == digest.as_str())
+                };
+                while !is_taken(&node.admin("GET", "/admin/plugin-files", None).await.1) {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                compiled += 1;
+            }
+        };
+        let asked = load(rpc, "/rpc/head", "application/json", 16, time);
+        let answered = tokio::select! {
+            answered = asked => answered,
+            () = compile => unreachable!("it goes on and on"),
+        };
+        with.push(answered.p99_us);
+    }
+    report.note("components compiled under load", compiled as f64, "components");
+    report.at_most(
+        "/rpc/head, 99th percentile, while components are compiled, over without",
+        median(with) / median(without),
         "ratio",
         1.05,
         None,
