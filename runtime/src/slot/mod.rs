@@ -1,10 +1,13 @@
 //! A slot: the place where one plugin of a kind serves. The only place where erased ([`Receiver`]) meets typed.
 //!
 //! Here is what a call does; [`step`] has those whose memory the caller keeps, [`memories`] what happens to memories of
-//! another version, [`recording`] takes calls to the journal; [`control`] changes who answers, [`status`] says how things are.
+//! another version, [`recording`] takes calls to the journal; [`offer`] looks candidates over, [`control`] changes
+//! who answers, [`status`] says how things are. [`receiver`] is all of it without types, for the host.
 
 mod control;
 mod memories;
+mod offer;
+mod receiver;
 mod recording;
 mod status;
 mod step;
@@ -24,7 +27,7 @@ use foldhash::quality::RandomState;
 use serde::Serialize;
 use serde_json::Value;
 
-pub(crate) use self::control::{How, News, Receiver};
+pub(crate) use self::receiver::{How, News, Receiver};
 pub use self::recording::JournalStatus;
 pub use self::status::{Condition, GenerationStatus, Role, Status};
 pub use self::step::Step;
