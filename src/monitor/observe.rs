@@ -222,7 +222,7 @@ fn disk(path: &Path) -> Option<Disk> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::ledger::LedgerOptions;
     use crate::mempool::{MempoolConfig, MempoolHook};
@@ -232,8 +232,13 @@ mod tests {
         Event { slot: Some(slot.into()), plugin: Some("p".into()), generation: 1, digest: None, change }
     }
 
-    /// An observer of a node with nothing in it, whose sync says what the sender does.
     fn observer(dir: &Path, started: Time) -> (Observer, watch::Sender<SyncStatus>) {
+        let (observed, sender) = observed(dir, started);
+        (Observer::new(observed), sender)
+    }
+
+    /// A node with nothing in it, whose sync says what the sender does.
+    pub(in crate::monitor) fn observed(dir: &Path, started: Time) -> (Observed, watch::Sender<SyncStatus>) {
         let hook = MempoolHook::new();
         let handle = hook.handle();
         let options = LedgerOptions::new(dir.join("chain.db"), crate::sample::genesis(1, 1));
@@ -247,8 +252,7 @@ mod tests {
         let parked = Mutex::new(Some(vec![Parked { agent: "bob".into(), parked: 3, unheard: 2 }]));
         let agents = Arc::new(move || parked.lock().unwrap().take());
         let is_authority = false;
-        let observed = Observed { ledger, mempool, sync, auditor, is_authority, started, plugins, agents, queues };
-        (Observer::new(observed), sender)
+        (Observed { ledger, mempool, sync, auditor, is_authority, started, plugins, agents, queues }, sender)
     }
 
     #[test]

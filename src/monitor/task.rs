@@ -193,3 +193,51 @@ fn log(alert: &AlertStatus) {
         _ => tracing::info!(name, subject, %since, "alert is over: {about}: {text}"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::events::{HubLimits, Mark};
+    use crate::monitor::QueueProbe;
+    use crate::monitor::observe::tests::observed;
+
+    /// Sync ends with a node that stops: whoever looks in that moment must not say that it died.
+    #[tokio::test]
+    async fn what_ends_in_a_stop_is_no_alert_though_it_comes_in_the_middle_of_a_look() {
+        for stops in [true, false] {
+            let dir = tempfile::tempdir().unwrap();
+            let (mut observed, sync) = observed(dir.path(), Time::now());
+            let (stop, stopped) = watch::channel(false);
+            let status = observed.sync.clone();
+            let ends = Mutex::new(Some(sync));
+            let depth = move || {
+                if stops {
+                    stop.send_replace(true);
+                }
+                drop(ends.lock().unwrap().take());
+                0
+            };
+            observed.queues.push(QueueProbe { name: "asked-in-a-look", limit: None, depth: Arc::new(depth) });
+            let parts = MonitorParts {
+                observer: Observer::new(observed),
+                thresholds: Thresholds::default(),
+                timing: Timing { for_ms: 0, clear_ms: 0 },
+                hub: Hub::new(Time(1), Mark { height: 0, prefix: [0; 4] }, HubLimits::default()),
+                webhook: None,
+            };
+            let monitor = Monitor::new(parts);
+            let is_told = || monitor.alerts().alerts.iter().any(|alert| alert.name == "sync-ended");
+            let (_events, plugins) = broadcast::channel(1);
+            let looking = tokio::spawn(monitor.clone().run(status, plugins, stopped));
+            if stops {
+                looking.await.unwrap();
+            } else {
+                while !is_told() {
+                    tokio::task::yield_now().await;
+                }
+                looking.abort();
+            }
+            assert_eq!(is_told(), !stops);
+        }
+    }
+}
