@@ -2,6 +2,7 @@
 
 mod record;
 
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, VecDeque};
 
 pub use record::{Origin, Record, Standing};
@@ -50,7 +51,10 @@ struct Former {
 /// All peers, by number. What is said of one that is not there is not heard.
 #[derive(Clone, Debug)]
 pub struct PeerBook {
+    /// Changed through [`PeerBook::records_mut`] alone.
     records: BTreeMap<PeerId, Record>,
+    /// What [`PeerBook::best`] answered since the records last changed: a turn asks several times, of a thousand peers.
+    best: OnceCell<Option<(Height, Hash)>>,
     /// In the order in which they left.
     former: VecDeque<Former>,
     next_id: PeerId,
@@ -63,6 +67,7 @@ impl PeerBook {
     pub fn new(config: &SyncConfig) -> Self {
         Self {
             records: BTreeMap::new(),
+            best: OnceCell::new(),
             former: VecDeque::new(),
             next_id: 0,
             poll_ms: config.poll_ms,
@@ -85,13 +90,13 @@ impl PeerBook {
         let mut opinion = former.map_or_else(|| Opinion::new(now), |former| former.opinion);
         opinion.settle(now);
         let record = Record::new(id, name, origin, opinion, now);
-        self.records.insert(id, record);
+        self.records_mut().insert(id, record);
         Ok(id)
     }
 
     /// Forgets a peer that is gone, but for what is thought of it.
     pub fn leave(&mut self, id: PeerId, now: Time) -> Option<Record> {
-        let record = self.records.remove(&id)?;
+        let record = self.records_mut().remove(&id)?;
         let former =
             Former { id, name: record.name.clone(), opinion: record.opinion.clone(), until: now.plus_ms(FORMER_MS) };
         self.former.push_back(former);
@@ -111,6 +116,11 @@ impl PeerBook {
         self.records.len() + self.former.len()
     }
 
+    fn records_mut(&mut self) -> &mut BTreeMap<PeerId, Record> {
+        self.best.take();
+        &mut self.records
+    }
+
     /// Every peer, by number.
     pub fn iter(&self) -> impl Iterator<Item = &Record> {
         self.records.values()
@@ -123,7 +133,7 @@ impl PeerBook {
 
     /// One peer, to change what is known of it.
     pub fn get_mut(&mut self, id: PeerId) -> Option<&mut Record> {
-        self.records.get_mut(&id)
+        self.records_mut().get_mut(&id)
     }
 
     /// What people know a peer by, also one that was here lately.
@@ -135,6 +145,7 @@ impl PeerBook {
 
     /// What is thought of a peer, also of one that was here lately: it may have left before what it sent was found wrong.
     fn opinion_mut(&mut self, id: PeerId) -> Option<&mut Opinion> {
+        self.best.take();
         match self.records.get_mut(&id) {
             Some(record) => Some(&mut record.opinion),
             None => self.former.iter_mut().find(|former| former.id == id).map(|former| &mut former.opinion),
@@ -144,7 +155,7 @@ impl PeerBook {
     /// Lets time pass: points come back, doubts end, who was left alone long enough has another chance, and who left long
     /// ago is forgotten.
     pub fn settle(&mut self, now: Time) {
-        for record in self.records.values_mut() {
+        for record in self.records_mut().values_mut() {
             record.opinion.settle(now);
             if record.doubt.is_some_and(|(_, until)| until <= now) {
                 record.doubt = None;
@@ -176,6 +187,12 @@ impl PeerBook {
     /// The highest head that the peers which can be asked report. One that lately did not have what it reported only
     /// counts where there is no other, and where the operator named it.
     pub fn best(&self) -> Option<(Height, Hash)> {
+        let best = *self.best.get_or_init(|| self.find_best());
+        debug_assert_eq!(best, self.find_best(), "something changed a record and did not say so");
+        best
+    }
+
+    fn find_best(&self) -> Option<(Height, Hash)> {
         let up = || self.iter().filter(|record| record.standing == Standing::Up);
         let highest = |head: &(Height, Hash)| head.0;
         let trusted = up().filter(|record| record.opinion.is_trusted()).filter_map(|record| record.head);
@@ -362,7 +379,7 @@ impl PeerBook {
 
     /// Looks at everybody next: what was known of them may no longer hold.
     pub fn look_at_all(&mut self, now: Time) {
-        for record in self.records.values_mut().filter(|record| record.is_up() || record.diverged_at.is_some()) {
+        for record in self.records_mut().values_mut().filter(|record| record.is_up() || record.diverged_at.is_some()) {
             record.next_poll = now;
         }
     }

@@ -79,8 +79,17 @@ impl Memory {
         }
     }
 
-    /// How many requests at once a peer gets, if fewer than are allowed.
-    pub(crate) fn at_once(&self, peer: PeerId) -> Option<u32> {
+    /// Peers that get fewer requests at once than are allowed, and how many.
+    pub(crate) fn paces(&self) -> impl Iterator<Item = (PeerId, u32)> + '_ {
+        self.paces.iter().map(|pace| (pace.peer, pace.at_once))
+    }
+
+    /// Peers that are left alone, and until when.
+    pub(crate) fn rests(&self) -> impl Iterator<Item = (PeerId, Time)> + '_ {
+        self.resting.iter().map(|resting| (resting.peer, resting.until))
+    }
+
+    fn at_once(&self, peer: PeerId) -> Option<u32> {
         self.paces.iter().find(|pace| pace.peer == peer).map(|pace| pace.at_once)
     }
 
@@ -120,11 +129,6 @@ impl Memory {
     /// Whether `peer` failed to give `height`.
     pub(crate) fn has_refused(&self, peer: PeerId, height: u64) -> bool {
         self.refused.iter().any(|refused| refused.peer == peer && (refused.first..=refused.last).contains(&height))
-    }
-
-    /// Until when `peer` is left alone; 0 if it is not.
-    pub(crate) fn rests_until(&self, peer: PeerId) -> Time {
-        self.resting.iter().find(|resting| resting.peer == peer).map_or(0, |resting| resting.until)
     }
 
     /// Bytes that a block has, as far as is known; at least 1.
@@ -169,6 +173,10 @@ mod tests {
         assert!(!memory.has_refused(7, 19));
     }
 
+    fn rests_until(memory: &Memory, peer: PeerId) -> Time {
+        memory.rests().find(|(resting, _)| *resting == peer).map_or(0, |(_, until)| until)
+    }
+
     #[test]
     fn rests_grow_end_and_do_not_outlive_a_clock_that_is_set_back() {
         let range = HeightRange { first: 1, last: 1 };
@@ -176,13 +184,13 @@ mod tests {
         let now = 1_000_000_000;
         for (failures, rest_us) in [(0, 100_000), (1, 200_000), (3, 800_000), (40, REST_MAX_US)] {
             memory.failed(7, &range, failures, 4, now);
-            assert_eq!(memory.rests_until(7), now + rest_us);
+            assert_eq!(rests_until(&memory, 7), now + rest_us);
         }
         let mut set_back = memory.clone();
         set_back.tidy(0, 0, |_| true);
-        assert_eq!(set_back.rests_until(7), 0);
+        assert_eq!(rests_until(&set_back, 7), 0);
         memory.tidy(now + REST_MAX_US, 0, |_| true);
-        assert_eq!(memory.rests_until(7), 0);
+        assert_eq!(rests_until(&memory, 7), 0);
     }
 
     #[test]

@@ -22,12 +22,31 @@ pub struct Plan<'a> {
     view: &'a View,
     memory: &'a mut Memory,
     draft: Draft<'a>,
+    /// What the memory has of each peer, in the view's order: looking it up for each of a thousand peers, once for each
+    /// request, would be most of the work.
+    known: Vec<Known>,
+}
+
+/// What is remembered of a peer.
+#[derive(Clone, Copy, Debug, Default)]
+struct Known {
+    /// Requests at once, if fewer than are allowed.
+    at_once: Option<u32>,
+    /// Until when it is left alone; 0 if it is not.
+    rests_until: Time,
+}
+
+/// A peer, and what is remembered of it.
+#[derive(Clone, Copy)]
+struct Candidate<'a> {
+    peer: &'a Peer,
+    known: Known,
 }
 
 impl<'a> Plan<'a> {
     /// An empty answer.
     pub fn new(settings: &'a Settings, view: &'a View, memory: &'a mut Memory) -> Self {
-        Self { settings, view, memory, draft: Draft::new(view) }
+        Self { settings, view, memory, draft: Draft::new(view), known: Vec::new() }
     }
 
     /// Takes in what happened.
@@ -62,19 +81,30 @@ impl<'a> Plan<'a> {
         self.memory.failed(failure.peer, &failure.range, failures, requests.saturating_add(1), self.view.now);
     }
 
-    /// Forgets what is over.
+    /// Forgets what is over, and looks up the rest.
     pub fn tidy(&mut self) {
+        let draft = &self.draft;
+        self.memory.tidy(self.view.now, self.view.head.height, |id| draft.position(id).is_some());
+        self.known = vec![Known::default(); self.view.peers.len()];
+        for (peer, at_once) in self.memory.paces() {
+            draft.position(peer).into_iter().for_each(|at| self.known[at].at_once = Some(at_once));
+        }
+        for (peer, until) in self.memory.rests() {
+            draft.position(peer).into_iter().for_each(|at| self.known[at].rests_until = until);
+        }
+    }
+
+    fn candidates(&self) -> impl Iterator<Item = Candidate<'a>> + '_ {
         let view = self.view;
-        let known = |id| view.peers.iter().any(|peer| peer.id == id);
-        self.memory.tidy(view.now, view.head.height, known);
+        view.peers.iter().zip(&self.known).map(|(peer, &known)| Candidate { peer, known })
     }
 
     /// Asks for what nobody was asked for, from the bottom.
     pub fn fetch_unasked(&mut self) {
         for mut gap in self.draft.unasked() {
             while self.draft.may_ask() {
-                let Some(peer) = self.choose(gap.first, None) else { break };
-                let blocks = self.blocks_at(peer, self.draft.asked_of(peer));
+                let Some(chosen) = self.choose(gap.first, None) else { break };
+                let (peer, blocks) = (chosen.peer, self.blocks_at(chosen));
                 let mut range = gap;
                 range.last = gap.last.min(gap.first.saturating_add(blocks - 1));
                 let Some(asked) = self.draft.fetch(peer, range) else { break };
@@ -101,8 +131,8 @@ impl<'a> Plan<'a> {
         }
         // What has come of it meanwhile needs no asking.
         let Some(range) = self.draft.absent(lowest.range).into_iter().next() else { return };
-        if let Some(peer) = self.choose(range.first, Some(lowest.peer)) {
-            self.draft.fetch(peer, range);
+        if let Some(chosen) = self.choose(range.first, Some(lowest.peer)) {
+            self.draft.fetch(chosen.peer, range);
         }
     }
 
@@ -111,14 +141,26 @@ impl<'a> Plan<'a> {
         if self.settings.hedge_ms == 0 || !self.draft.unasked().is_empty() {
             return;
         }
+        // Nobody can be faster than all of them together: most requests need no look at each.
+        let idle = self.able(0).filter(|able| self.draft.asked_of(able.peer) == 0 && !is_stranger(able.peer));
+        let each = |best: Option<(u64, u64)>, Candidate { peer, .. }: Candidate<'_>| {
+            let (latency_us, throughput) = best.unwrap_or((u64::MAX, 0));
+            Some((latency_us.min(peer.latency_us), throughput.max(peer.throughput)))
+        };
+        let Some((latency_us, throughput)) = idle.fold(None, each) else { return };
         for request in &self.view.in_flight {
             let Some(left_us) = self.left_us(request) else { continue };
             let Some(range) = self.draft.absent(request.range).into_iter().next() else { continue };
-            let would_take = |peer: &&Peer| self.expected_us(peer, len(&range));
+            let is_soon = |takes_us: u64| takes_us.saturating_mul(FASTER) <= left_us;
+            if !self.transfer_us(throughput, len(&range)).is_some_and(|us| is_soon(us.saturating_add(latency_us))) {
+                continue;
+            }
+            let would_take = |peer: &Peer| self.expected_us(peer, len(&range));
             let idle = |peer: &&Peer| peer.id != request.peer && self.draft.asked_of(peer) == 0;
-            let fastest = self.able(range.first).filter(idle).filter_map(|peer| Some((would_take(&peer)?, peer)));
+            let able = self.able(range.first).map(|able| able.peer).filter(idle);
+            let fastest = able.filter_map(|peer| Some((would_take(peer)?, peer)));
             let Some((takes_us, peer)) = fastest.min_by_key(|(takes_us, peer)| (*takes_us, peer.id)) else { continue };
-            if takes_us.saturating_mul(FASTER) > left_us {
+            if !is_soon(takes_us) {
                 continue;
             }
             match self.draft.may_double_at(request) {
@@ -132,12 +174,9 @@ impl<'a> Plan<'a> {
     /// The answer.
     pub fn finish(mut self) -> Vec<Action> {
         if let Some(wanted) = self.draft.wanted() {
-            for peer in &self.view.peers {
-                let free_at = self.free_at(peer);
-                if free_at > self.view.now && peer.score > 0 {
-                    self.draft.wake_at(free_at);
-                }
-            }
+            let rest = self.candidates().filter(|candidate| candidate.peer.score > 0).map(free_at);
+            let next = rest.filter(|at| *at > self.view.now).min();
+            next.into_iter().for_each(|at| self.draft.wake_at(at));
             if self.draft.request_count() == 0 {
                 self.draft.report(format!("no peer can be asked now for {} to {}", wanted.first, wanted.last));
             }
@@ -175,39 +214,37 @@ impl<'a> Plan<'a> {
     ///
     /// Who failed to give this height comes after all others, but is asked when nobody else is free: it has rested, and
     /// the others may be busy for ever.
-    fn choose(&self, height: Height, other_than: Option<PeerId>) -> Option<&'a Peer> {
+    fn choose(&self, height: Height, other_than: Option<PeerId>) -> Option<Candidate<'a>> {
         let curious = self.may_try_a_stranger();
-        let free = self.able(height).filter(|peer| Some(peer.id) != other_than);
-        let order = |peer: &&Peer| (self.memory.has_refused(peer.id, height), self.cost(peer, curious), peer.id);
+        let free = self.able(height).filter(|able| Some(able.peer.id) != other_than);
+        let order = |able: &Candidate<'_>| {
+            let Candidate { peer, .. } = able;
+            (self.memory.has_refused(peer.id, height), self.cost(peer, curious), peer.id)
+        };
         free.min_by_key(order)
     }
 
     /// The peers that may get one more request for `height` now.
-    fn able(&self, height: Height) -> impl Iterator<Item = &'a Peer> + '_ {
-        let view = self.view;
-        view.peers.iter().filter(move |peer| self.draft.can_ask(peer, height) && self.is_free(peer))
+    fn able(&self, height: Height) -> impl Iterator<Item = Candidate<'a>> + '_ {
+        let is_free = move |candidate: &Candidate<'_>| {
+            let Candidate { peer, .. } = candidate;
+            self.draft.can_ask(peer, height)
+                && free_at(*candidate) <= self.view.now
+                && self.draft.asked_of(peer) < self.most(*candidate)
+        };
+        self.candidates().filter(is_free)
     }
 
-    /// Whether one more request may go to this peer now, as far as this strategy is concerned.
-    fn is_free(&self, peer: &Peer) -> bool {
-        self.free_at(peer) <= self.view.now && self.draft.asked_of(peer) < self.most(peer)
-    }
-
-    /// Requests that may be under way to this peer; at least 1.
-    fn most(&self, peer: &Peer) -> u32 {
+    /// Requests that may be under way to this peer, as far as this strategy is concerned; at least 1.
+    fn most(&self, Candidate { peer, known }: Candidate<'_>) -> u32 {
         // A peer that nothing is known of, or that failed last, first has to answer one request.
         let few = is_stranger(peer) || peer.failures > 0;
-        if few { 1 } else { self.memory.at_once(peer.id).unwrap_or(u32::MAX).min(self.requests_max()).max(1) }
+        if few { 1 } else { known.at_once.unwrap_or(u32::MAX).min(self.requests_max()).max(1) }
     }
 
     /// Requests to one peer at once, where it stands them.
     fn requests_max(&self) -> u32 {
         self.settings.requests_per_peer.min(self.view.limits.in_flight_per_peer_max)
-    }
-
-    /// When a peer may be asked again: it said so, or has to rest.
-    fn free_at(&self, peer: &Peer) -> Time {
-        peer.not_before.max(self.memory.rests_until(peer.id))
     }
 
     /// Whether it is worth finding out how fast one more peer is: not for the lowest range, and while many are known,
@@ -233,17 +270,21 @@ impl<'a> Plan<'a> {
 
     /// How long `blocks` take from a peer; none before its first answer.
     fn expected_us(&self, peer: &Peer, blocks: u64) -> Option<u64> {
-        let bytes = blocks.saturating_mul(self.memory.block_bytes());
-        let transfer_us = bytes.saturating_mul(1_000_000).checked_div(peer.throughput)?;
-        Some(peer.latency_us.saturating_add(transfer_us))
+        Some(peer.latency_us.saturating_add(self.transfer_us(peer.throughput, blocks)?))
     }
 
-    /// How many blocks the request after `asked` others has. The first ones are shorter: answers share a line, and those
-    /// that are as long as each other would all end at once, after which the line stands still until the next begin.
-    fn blocks_at(&self, peer: &Peer, asked: u32) -> u64 {
-        let most = u64::from(self.most(peer));
+    /// How long they take on the line alone; none where it has no speed.
+    fn transfer_us(&self, throughput: u64, blocks: u64) -> Option<u64> {
+        let bytes = blocks.saturating_mul(self.memory.block_bytes());
+        bytes.saturating_mul(1_000_000).checked_div(throughput)
+    }
+
+    /// How many blocks the next request has. The first ones are shorter: answers share a line, and those that are as long
+    /// as each other would all end at once, after which the line stands still until the next begin.
+    fn blocks_at(&self, chosen: Candidate<'_>) -> u64 {
+        let (most, asked) = (u64::from(self.most(chosen)), self.draft.asked_of(chosen.peer));
         let part = u64::from(asked).saturating_add(1).min(most);
-        (u64::from(self.blocks(peer)) * part).div_ceil(most).max(1)
+        (u64::from(self.blocks(chosen.peer)) * part).div_ceil(most).max(1)
     }
 
     /// How many blocks to ask of a peer at once: what it sends in the time that a range should take. At least 1.
@@ -260,6 +301,11 @@ impl<'a> Plan<'a> {
         };
         blocks.clamp(1, self.view.limits.range_blocks_max.max(1))
     }
+}
+
+/// When a peer may be asked again: it said so, or has to rest.
+fn free_at(Candidate { peer, known }: Candidate<'_>) -> Time {
+    peer.not_before.max(known.rests_until)
 }
 
 /// Whether nothing is known of a peer's speed.

@@ -1,5 +1,6 @@
 //! Ranges on their way: asked for, answered, verified; and what a failure costs.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::{Blocks, Command, Engine, Fetched, Request, Segment, Verifying};
@@ -169,7 +170,10 @@ impl<B: Blocks> Engine<B> {
         self.block_bytes.unwrap_or(BLOCK_BYTES_FIRST)
     }
 
-    pub(super) fn in_flight_of(&self, peer: PeerId) -> u32 {
-        u32::try_from(self.requests.values().filter(|request| request.peer == peer).count()).unwrap_or(u32::MAX)
+    /// How many requests are under way to a peer. Counted once, here: there may be a thousand peers to be asked about.
+    pub(super) fn in_flight(&self) -> impl Fn(PeerId) -> u32 + use<B> {
+        let mut counts = HashMap::<PeerId, u32>::new();
+        self.requests.values().for_each(|request| *counts.entry(request.peer).or_default() += 1);
+        move |peer| counts.get(&peer).copied().unwrap_or(0)
     }
 }

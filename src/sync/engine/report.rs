@@ -61,7 +61,7 @@ impl<B: Blocks> Engine<B> {
             best_height,
             lag_blocks,
             lag_seconds: if lag_blocks == 0 { 0 } else { self.now.ms_since(self.head.timestamp) / 1_000 },
-            peers: status::peers(&self.peers, |peer| self.in_flight_of(peer)),
+            peers: status::peers(&self.peers, self.in_flight()),
             in_flight: u32::try_from(self.requests.len() + usize::from(self.is_fetching_branch())).unwrap_or(u32::MAX),
             waiting: merged(self.here()).iter().map(HeightRange::count).sum(),
             verifying: self.verifying.values().map(|verifying| verifying.range.count()).sum(),

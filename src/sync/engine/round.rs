@@ -132,7 +132,7 @@ impl<B: Blocks> Engine<B> {
     pub(super) fn view(&self) -> View {
         let head = self.head.height;
         let above = |range: HeightRange| HeightRange { first: range.first.max(head + 1), last: range.last };
-        let mut peers = self.peers.view(|peer| self.in_flight_of(peer));
+        let mut peers = self.peers.view(self.in_flight());
         if !self.shows_snapshots() {
             peers.iter_mut().for_each(|peer| peer.snapshot = None);
         }
