@@ -154,6 +154,11 @@ impl<K: Kind> Inner<K> {
         forms.get(form as usize).cloned().unwrap_or(MemoryId::BUILTIN)
     }
 
+    /// Whether there was ever a memory in a form that is `such`.
+    pub(super) fn has_form(&self, such: impl Fn(&MemoryId) -> bool) -> bool {
+        self.forms.lock().unwrap_or_else(PoisonError::into_inner).iter().any(such)
+    }
+
     /// The number of the form of `id`.
     pub(super) fn form_of(&self, id: &MemoryId) -> u32 {
         let mut forms = self.forms.lock().unwrap_or_else(PoisonError::into_inner);

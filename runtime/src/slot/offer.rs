@@ -13,7 +13,7 @@ use crate::{
     digest::ConfigDigest,
     generation::{Generation, Place, Way},
     kind::Kind,
-    load::{Plugin, Rejection, Stage},
+    load::{MemoryId, Plugin, Rejection, Stage},
     rollout::{Input, Phase, Rollout},
 };
 
@@ -120,6 +120,11 @@ impl<K: Kind> Inner<K> {
             return Ok(());
         }
         let own = &candidate.memory_id;
+        let is_older = |id: &MemoryId| id.plugin == own.plugin && id.version < own.version;
+        // Where no memory can be of an older version there is nothing to show, and no call has to wait for the look.
+        if !self.has_form(is_older) {
+            return Ok(());
+        }
         let mut sample = Vec::new();
         for shard in &self.shards {
             // Waits for a call under way, a deadline at most: what is skipped under load is missed when it matters.
@@ -127,7 +132,7 @@ impl<K: Kind> Inner<K> {
         }
         for kept in sample {
             let id = self.form(kept.form);
-            if id.plugin == own.plugin && id.version < own.version {
+            if is_older(&id) {
                 candidate.migrate(0, Way::Up, id.version, &kept.memory).map_err(|problem| {
                     Rejection::new(Stage::Migrate, format!("a live memory of {id}: {problem}"))
                         .of(candidate.plugin.digest)
