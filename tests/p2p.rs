@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use tenon::chain::{Block, Hash, Head, Header, Payload, Time, Transaction, format, merkle};
+use tenon::mempool::Pending;
 use tenon::p2p::book::Direction;
 use tenon::p2p::gossip::Topic;
 use tenon::p2p::wire::{Answer, Hello, Request, TRANSACTION_BYTES_MAX};
@@ -470,13 +471,17 @@ async fn a_source_over_libp2p_gives_whole_blocks_within_the_room_there_is() {
         blocks += frames(&answer.body).count();
     }
     assert_eq!((blocks, tight.used()), (60, 0));
-    // A transaction that gossip does not know is handed over; one that it brought is not.
+    // A transaction that this node publishes is not handed over; one that waits since before the start is.
+    let id = &chain.genesis.chain_id;
+    let waiting = |transaction: Transaction, received| Pending { hash: transaction.hash(id), transaction, received };
     let fresh = chain.transfers(0, 100, 1).remove(0);
-    source.submit(&chain.genesis.chain_id, &fresh).await.unwrap();
+    source.submit(id, &waiting(fresh.clone(), Time::now())).await.unwrap();
+    assert_eq!(server.mempool.len(), 0);
+    source.submit(id, &waiting(fresh, Time(0))).await.unwrap();
     assert_eq!(server.mempool.len(), 1);
     let mut wrong = chain.transfers(1, 100, 1).remove(0);
     wrong.signature.0[0] ^= 1;
-    let refused = source.submit(&chain.genesis.chain_id, &wrong).await.unwrap_err();
+    let refused = source.submit(id, &waiting(wrong, Time(0))).await.unwrap_err();
     assert!(
         matches!(&refused, SourceError::Status { status: 400, detail } if detail.contains("signature")),
         "{refused}"

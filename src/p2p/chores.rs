@@ -155,7 +155,8 @@ impl Task {
 
     /// Makes a peer known to sync.
     pub(super) fn meet(&mut self, peer: PeerId) {
-        let source = P2pSource::new(peer, self.commands.clone(), Arc::clone(&self.recent_transactions));
+        let source =
+            P2pSource::new(peer, self.commands.clone(), Arc::clone(&self.recent_transactions), self.publishing_since);
         let head = self.book.get(&peer).and_then(|record| record.head);
         self.met.send_modify(|met| _ = met.insert(peer, MetPeer { source: Arc::new(source), head }));
     }

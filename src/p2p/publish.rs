@@ -6,14 +6,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::sync::broadcast::error::RecvError;
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 
 use super::gossip::Topic;
 use super::handle::{Command, Commands};
 use super::recent::{Recent, Way};
 use crate::chain::{Hash, Header, Height, Time};
 use crate::ledger::Ledger;
-use crate::mempool::Mempool;
+use crate::mempool::Pending;
 use crate::storage::{Reader, StorageError};
 
 /// How old a block may be to be news: whoever lacks an older one is catching up, and asks.
@@ -73,14 +73,13 @@ pub fn news(reader: &Reader<'_>, first: Height, last: Height, now: Time) -> Resu
     Ok(fresh)
 }
 
-/// Pushes every transaction that is added to the mempool, until `stop` says true.
+/// Pushes every transaction that arrives in the mempool, until `stop` says true.
 pub(super) async fn transactions(
-    mempool: Mempool,
+    mut arrivals: broadcast::Receiver<Pending>,
     recent: Arc<Recent>,
     commands: Commands,
     mut stop: watch::Receiver<bool>,
 ) {
-    let mut arrivals = mempool.arrivals();
     loop {
         let arrival = tokio::select! {
             arrival = arrivals.recv() => arrival,

@@ -12,7 +12,8 @@ use super::codec::{Answered, Call, Room};
 use super::handle::{Command, Commands};
 use super::recent::{Recent, Way};
 use super::wire::{Answer, Request};
-use crate::chain::Transaction;
+use crate::chain::Time;
+use crate::mempool::Pending;
 use crate::sync::HeightRange;
 use crate::sync::budget::Reservation;
 use crate::sync::source::{RangeAnswer, Source, SourceError, SourceHead, SourceInfo};
@@ -29,12 +30,14 @@ pub struct P2pSource {
     name: String,
     commands: Commands,
     transactions: Arc<Recent>,
+    publishing_since: Time,
 }
 
 impl P2pSource {
-    /// The peer with this id, known as `p2p:ID`. `transactions` are those that went over gossip lately.
-    pub(super) fn new(peer: PeerId, commands: Commands, transactions: Arc<Recent>) -> Self {
-        Self { peer, name: format!("p2p:{peer}"), commands, transactions }
+    /// The peer with this id, known as `p2p:ID`. `transactions` are those that went over gossip lately; what this node
+    /// received at `publishing_since` or later it publishes itself.
+    pub(super) fn new(peer: PeerId, commands: Commands, transactions: Arc<Recent>, publishing_since: Time) -> Self {
+        Self { peer, name: format!("p2p:{peer}"), commands, transactions, publishing_since }
     }
 
     /// Which peer it is.
@@ -106,20 +109,46 @@ impl Source for P2pSource {
         self.fetch(range, room).boxed()
     }
 
-    /// Gossip has brought most transactions to everybody by then: what came over it is its sender's to care for, and
-    /// what this node has pushed is handed over directly only when it still waits after a while.
-    fn submit<'a>(&'a self, chain_id: &'a str, transaction: &'a Transaction) -> BoxFuture<'a, Result<(), SourceError>> {
+    fn submit<'a>(&'a self, _: &'a str, pending: &'a Pending) -> BoxFuture<'a, Result<(), SourceError>> {
         async move {
-            match self.transactions.get(&transaction.hash(chain_id), Instant::now()) {
-                Some((Way::In, _)) => return Ok(()),
-                Some((Way::Out, age)) if age < GOSSIP_TIME => return Ok(()),
-                Some((Way::Out, _)) | None => {}
+            let way = self.transactions.get(&pending.hash, Instant::now());
+            if is_left_to_gossip(way, pending.received, self.publishing_since, Time::now()) {
+                return Ok(());
             }
-            match self.ask(Request::Submit(transaction.to_bytes()), None).await?.answer {
+            match self.ask(Request::Submit(pending.transaction.to_bytes()), None).await?.answer {
                 Answer::Submitted(_) => Ok(()),
                 _ => Err(unexpected()),
             }
         }
         .boxed()
+    }
+}
+
+/// Whether gossip brings a transaction to everybody: what came over it is its sender's to care for, and what this node
+/// publishes is handed over directly only when it still waits after a while. It may be seen here before it is published.
+fn is_left_to_gossip(way: Option<(Way, Duration)>, received: Time, publishing_since: Time, now: Time) -> bool {
+    match way {
+        Some((Way::In, _)) => true,
+        Some((Way::Out, age)) => age < GOSSIP_TIME,
+        None => received >= publishing_since && u128::from(now.ms_since(received)) < GOSSIP_TIME.as_millis(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gossip_has_its_time_and_what_it_does_not_bring_is_handed_over() {
+        let (since, time) = (Time(100_000), GOSSIP_TIME);
+        let late = time.as_millis() as u64;
+        let left = |way, received: u64, now: u64| is_left_to_gossip(way, Time(received), since, Time(now));
+        assert!(left(Some((Way::In, time * 9)), 100_000, 900_000), "its sender cares for it");
+        assert!(left(Some((Way::Out, time / 2)), 100_000, 105_000));
+        assert!(!left(Some((Way::Out, time)), 100_000, 110_000), "it waits still");
+        // Those who hand over look before those who publish have taken note.
+        assert!(left(None, 100_000, 100_000) && left(None, 200_000, 200_000 + late - 1));
+        assert!(!left(None, 200_000, 200_000 + late), "it was missed, or is forgotten");
+        assert!(!left(None, 99_999, 100_000), "it waits since before the start: nobody publishes it");
     }
 }

@@ -29,6 +29,7 @@ use super::recent::Recent;
 use super::serve::{Prices, Server};
 use super::status::P2pStatus;
 use super::wire::Hello;
+use crate::chain::Time;
 use crate::ledger::Ledger;
 use crate::mempool::Mempool;
 use crate::rate_limit::{Callers, Policy};
@@ -96,6 +97,8 @@ pub(super) struct Task {
     pub(super) commands: Commands,
     pub(super) recent_blocks: Arc<Recent>,
     pub(super) recent_transactions: Arc<Recent>,
+    /// What is received from then on is published.
+    pub(super) publishing_since: Time,
     pub(super) blocks: mpsc::Sender<IncomingBlock>,
     pub(super) transactions: mpsc::Sender<IncomingTransaction>,
     pub(super) server: Arc<Server>,
@@ -170,6 +173,7 @@ impl P2p {
             commands: Commands(sender),
             recent_blocks: Arc::new(Recent::new(RECENT_BLOCKS)),
             recent_transactions: Arc::new(Recent::new(RECENT_TRANSACTIONS)),
+            publishing_since: ledger.clock().now(),
             blocks,
             transactions,
             server: Arc::new(server),
@@ -215,7 +219,9 @@ impl P2p {
             stop.clone(),
         ));
         beside.spawn(publish::blocks(ledger, of_blocks(), tell(), stop.clone()));
-        beside.spawn(publish::transactions(mempool, of_transactions(), tell(), stop.clone()));
+        let arrivals = mempool.arrivals();
+        task.publishing_since = task.ledger.clock().now();
+        beside.spawn(publish::transactions(arrivals, of_transactions(), tell(), stop.clone()));
         early.into_iter().for_each(|event| task.on_event(event));
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
         housekeeping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

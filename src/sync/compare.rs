@@ -112,8 +112,9 @@ mod tests {
     use futures_util::future::BoxFuture;
 
     use super::*;
-    use crate::chain::{Transaction, VerifiedBlock};
+    use crate::chain::VerifiedBlock;
     use crate::ledger::{LedgerOptions, Reach};
+    use crate::mempool::Pending;
     use crate::sample::Sample;
     use crate::sync::budget::Reservation;
     use crate::sync::source::{RangeAnswer, SourceHead, SourceInfo};
@@ -149,7 +150,7 @@ mod tests {
             .boxed()
         }
 
-        fn submit<'a>(&'a self, _: &'a str, _: &'a Transaction) -> BoxFuture<'a, Result<(), SourceError>> {
+        fn submit<'a>(&'a self, _: &'a str, _: &'a Pending) -> BoxFuture<'a, Result<(), SourceError>> {
             unreachable!("a comparison asks for blocks")
         }
     }

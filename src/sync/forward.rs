@@ -101,7 +101,7 @@ async fn tell_group(
         if halted.load(Ordering::Relaxed) {
             break;
         }
-        match source.submit(chain_id, &pending.transaction).await {
+        match source.submit(chain_id, &pending).await {
             Ok(()) => done.push(pending.hash),
             Err(SourceError::Status { status, detail }) if (400..500).contains(&status) => {
                 // It may know more than we: the transaction in a block that is not here yet, for one.

@@ -11,7 +11,8 @@ use reqwest::{Client, RequestBuilder, Response, Url};
 use super::budget::Reservation;
 use super::source::{FrameScan, RangeAnswer, Source, SourceError, SourceHead, SourceInfo};
 use super::{HeightRange, SyncConfig};
-use crate::chain::{Hash, Height, Transaction};
+use crate::chain::{Hash, Height};
+use crate::mempool::Pending;
 use crate::snapshot::http::HttpChunks;
 use crate::snapshot::source::{ChunkSource, Offer};
 
@@ -239,9 +240,9 @@ impl Source for HttpSource {
         self.read_range(range, room).boxed()
     }
 
-    fn submit<'a>(&'a self, chain_id: &'a str, transaction: &'a Transaction) -> BoxFuture<'a, Result<(), SourceError>> {
+    fn submit<'a>(&'a self, chain_id: &'a str, pending: &'a Pending) -> BoxFuture<'a, Result<(), SourceError>> {
         async move {
-            let body = transaction.to_submission(chain_id);
+            let body = pending.transaction.to_submission(chain_id);
             let request = self.client.post(self.url("/rpc/transaction")).header(CONTENT_TYPE, "application/json");
             self.send(request.body(body)).await.map(|_| ())
         }
@@ -290,7 +291,7 @@ fn detail(body: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chain::{Kind, Payload, SecretKey, Submission};
+    use crate::chain::{Kind, Payload, SecretKey, Submission, Transaction};
 
     #[test]
     fn an_address_that_is_no_base_is_refused_by_name() {

@@ -8,7 +8,8 @@ use futures_util::future::BoxFuture;
 
 use super::HeightRange;
 use super::budget::Reservation;
-use crate::chain::{Hash, Height, Transaction};
+use crate::chain::{Hash, Height};
+use crate::mempool::Pending;
 use crate::snapshot::source::{ChunkSource, Offer};
 
 /// A node that blocks are read from.
@@ -26,8 +27,8 @@ pub trait Source: Send + Sync {
     /// block that is whole. Where none is, [`Reservation::may_exceed`] says whether the first one is read all the same.
     fn range(&self, range: HeightRange, room: Reservation) -> BoxFuture<'_, Result<RangeAnswer, SourceError>>;
 
-    /// Hands a transaction on.
-    fn submit<'a>(&'a self, chain_id: &'a str, transaction: &'a Transaction) -> BoxFuture<'a, Result<(), SourceError>>;
+    /// Hands a transaction on that waits here.
+    fn submit<'a>(&'a self, chain_id: &'a str, pending: &'a Pending) -> BoxFuture<'a, Result<(), SourceError>>;
 
     /// Where its snapshots are downloaded from; none where they cannot be.
     fn chunks(&self) -> Option<Arc<dyn ChunkSource>> {

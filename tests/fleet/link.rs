@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use tenon::chain::{Hash, Height, Transaction};
+use tenon::chain::{Hash, Height};
+use tenon::mempool::Pending;
 use tenon::sync::HeightRange;
 use tenon::sync::budget::Reservation;
 use tenon::sync::source::{RangeAnswer, Source, SourceError, SourceHead, SourceInfo};
@@ -111,7 +112,7 @@ impl Source for Link {
         .boxed()
     }
 
-    fn submit<'a>(&'a self, _: &'a str, _: &'a Transaction) -> BoxFuture<'a, Result<(), SourceError>> {
+    fn submit<'a>(&'a self, _: &'a str, _: &'a Pending) -> BoxFuture<'a, Result<(), SourceError>> {
         unreachable!("a node hands its transactions to its neighbours as messages")
     }
 }
