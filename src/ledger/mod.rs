@@ -57,7 +57,7 @@ pub struct LedgerOptions {
     pub group_blocks_max: usize,
     /// Transactions in one commit at most; a group ends after the block that reaches it.
     pub group_transactions_max: usize,
-    /// Rows in the short run of each index at most.
+    /// Rows in the short table of each index at most.
     pub index_recent_max: u64,
     /// Blocks that a switch to another branch may take back, at most 1,024: so many can be undone.
     pub max_reorg_depth: u64,

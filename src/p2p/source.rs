@@ -140,9 +140,10 @@ mod tests {
 
     #[test]
     fn gossip_has_its_time_and_what_it_does_not_bring_is_handed_over() {
-        let (since, time) = (Time(100_000), GOSSIP_TIME);
+        let at = |ms: u64| Time(0).plus_ms(ms);
+        let (since, time) = (at(100_000), GOSSIP_TIME);
         let late = time.as_millis() as u64;
-        let left = |way, received: u64, now: u64| is_left_to_gossip(way, Time(received), since, Time(now));
+        let left = |way, received: u64, now: u64| is_left_to_gossip(way, at(received), since, at(now));
         assert!(left(Some((Way::In, time * 9)), 100_000, 900_000), "its sender cares for it");
         assert!(left(Some((Way::Out, time / 2)), 100_000, 105_000));
         assert!(!left(Some((Way::Out, time)), 100_000, 110_000), "it waits still");

@@ -58,7 +58,7 @@ impl TakenBlock {
 }
 
 impl BlockRows {
-    /// None yet, for indexes whose short runs have so many rows at most.
+    /// None yet, for indexes whose short tables have so many rows at most.
     pub fn new(recent_max: u64) -> Self {
         Self { upkeep: [Upkeep::new(recent_max); 4], ..Self::default() }
     }

@@ -325,7 +325,7 @@ impl WriteConnection {
             "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA temp_store = MEMORY;
              PRAGMA cache_size = -32768; PRAGMA wal_autocheckpoint = 8000; PRAGMA foreign_keys = ON;",
         )?;
-        connection.set_prepared_statement_cache_capacity(64);
+        connection.set_prepared_statement_cache_capacity(128);
         schema::migrate(&connection, path)?;
         let found = schema::genesis(&connection, genesis)?;
         if found != *genesis {

@@ -71,7 +71,9 @@ const MIGRATIONS: &[&str] = &[
      UPDATE agent_event SET unheard = 1 WHERE reason LIKE 'no handler is loaded;%';
      CREATE INDEX agent_event_unheard ON agent_event (agent) WHERE unheard;",
     // 6: the indexes in two runs each.
-    super::index::MIGRATION,
+    super::index::TWO_RUNS,
+    // 7: the longer of them in as many as it takes.
+    super::index::MANY_RUNS,
 ];
 
 /// The version of a file.

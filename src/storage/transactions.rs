@@ -203,7 +203,7 @@ impl Reader<'_> {
     fn places_of(&self, address: &Address, messages: bool, before: i64) -> Result<(Vec<i64>, Option<Cursor>)> {
         let table = if messages { "account_message" } else { "account_transaction" };
         let mut statement = self.connection().prepare_cached(&format!(
-            "SELECT place FROM {table} WHERE prefix = ? AND place < ? ORDER BY place DESC LIMIT {SCAN_MAX}"
+            "SELECT place, run FROM {table} WHERE prefix = ? AND place < ? ORDER BY run DESC, place DESC LIMIT {SCAN_MAX}"
         ))?;
         let rows = statement.query_map([prefix(address), before], |row| row.get(0))?;
         let places = rows.collect::<Result<Vec<i64>, _>>()?;
@@ -237,9 +237,9 @@ impl Reader<'_> {
 
     /// Mail to or from `address`, oldest first, after `after`; at most `limit`.
     pub fn messages(&self, address: &Address, after: Option<Cursor>, limit: usize) -> Result<Vec<StoredTransaction>> {
-        let mut statement = self
-            .connection()
-            .prepare_cached("SELECT place FROM account_message WHERE prefix = ? AND place > ? ORDER BY place")?;
+        let mut statement = self.connection().prepare_cached(
+            "SELECT place, run FROM account_message WHERE prefix = ? AND place > ? ORDER BY run, place",
+        )?;
         let mut rows = statement.query([prefix(address), after.map_or(-1, Cursor::place)])?;
         let filter = TransactionFilter { address: Some(*address), ..TransactionFilter::default() };
         let mut found = Vec::new();

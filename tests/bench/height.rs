@@ -52,6 +52,8 @@ pub async fn run(dir: &Path, report: &mut Report) {
             prepare(&follower, &genesis, &format!("[sync]\nsources = [\"{}\"]\n", source.rpc));
             std::fs::create_dir_all(follower.join("data")).expect("a temporary directory");
             std::fs::copy(copy, database(&follower)).expect("nobody has it open");
+            // On disk, as a node's own is: else the follower's first checkpoint waits until all of the copy is.
+            std::fs::File::open(database(&follower)).and_then(|file| file.sync_all()).expect("a file");
             rates.push(rate(&follower, *height).await);
             std::fs::remove_dir_all(&follower).expect("our own folder");
         }
