@@ -92,7 +92,7 @@ fn nothing_is_asked_when_nothing_is_missing() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 1024, ..ProptestConfig::default() })]
 
     #[test]
     fn every_height_is_fetched_and_every_rule_is_kept(

@@ -219,7 +219,8 @@ impl<'a> Plan<'a> {
         let free = self.able(height).filter(|able| Some(able.peer.id) != other_than);
         let order = |able: &Candidate<'_>| {
             let Candidate { peer, .. } = able;
-            (self.memory.has_refused(peer.id, height), self.cost(peer, curious), peer.id)
+            // All that nothing is known of cost the same; who failed may have been forgotten, the host has counted it.
+            (self.memory.has_refused(peer.id, height), self.cost(peer, curious), peer.failures, peer.id)
         };
         free.min_by_key(order)
     }
@@ -261,10 +262,10 @@ impl<'a> Plan<'a> {
     }
 
     /// Orders peers, best first: who would be done soonest with one more range on top of what it has. `curious`: peers
-    /// that nothing is known of come first, else last.
+    /// that nothing is known of come first, else last, as do those that have given nothing but failures.
     fn cost(&self, peer: &Peer, curious: bool) -> u64 {
         let blocks = u64::from(self.blocks(peer)).saturating_mul(u64::from(self.draft.asked_of(peer)) + 1);
-        let unknown = if curious { 0 } else { u64::MAX };
+        let unknown = if curious && peer.failures == 0 { 0 } else { u64::MAX };
         self.expected_us(peer, blocks).unwrap_or(unknown).saturating_mul(u64::from(peer.failures) + 1)
     }
 

@@ -102,6 +102,21 @@ fn strangers_are_tried_beside_the_known_and_one_at_a_time_where_many_are_known()
 }
 
 #[test]
+fn who_failed_before_it_ever_answered_comes_after_the_others() {
+    // What the strategy remembered of the failures is gone; the host has counted them.
+    let failed = Peer { failures: 3, ..peer(2, 0) };
+    let asked = |other: Peer| fetches(&view(0, vec![failed.clone(), other])).into_iter().map(|(peer, ..)| peer);
+    assert_eq!(asked(peer(3, 0)).next(), Some(3), "of two that never answered");
+    let beside_a_known = asked(peer(3, 400_000)).collect::<Vec<_>>();
+    assert_eq!(beside_a_known[..2], [3, 3], "nobody is curious about it");
+    assert_eq!(
+        beside_a_known.iter().filter(|peer| **peer == 2).count(),
+        1,
+        "it is tried when the known ones have enough"
+    );
+}
+
+#[test]
 fn at_the_end_an_idle_faster_peer_is_asked_for_what_a_slow_one_holds() {
     // 40 blocks of 400 bytes at 2 kB/s take 8 s.
     let ending = |age_us: u64, idle: u64| {
